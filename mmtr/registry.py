@@ -1,0 +1,12 @@
+"""Child registries of mmengine's, scope ``mmtr``: write ``type='mmtr.Name'`` in a config."""
+from mmengine import registry as root
+from mmengine.registry import Registry
+
+MODELS = Registry('model', scope='mmtr', parent=root.MODELS, locations=['mmtr.models'])
+HOOKS = Registry('hook', scope='mmtr', parent=root.HOOKS, locations=['mmtr.engine.hooks'])
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper', scope='mmtr', parent=root.OPTIM_WRAPPERS, locations=['mmtr.engine'])
+DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['mmtr.datasets'])
+
+# Reducers have no counterpart in mmengine, so this registry has no parent.
+TOKEN_REDUCERS = Registry('token reducer', scope='mmtr', locations=['mmtr.reducers'])
