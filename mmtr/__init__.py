@@ -1,4 +1,5 @@
+from .apis import apply_token_reduction
 from .errors import UserError
 from .version import __version__
 
-__all__ = ['UserError', '__version__']
+__all__ = ['UserError', '__version__', 'apply_token_reduction']

@@ -1,0 +1,39 @@
+"""Token reduction for a model that already exists."""
+from typing import Optional
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from mmtr.errors import UserError
+from mmtr.models.twins import make_twin, replace_with_twins
+from mmtr.ops.attention import check_backend
+
+
+def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], attn_backend: str = 'auto') -> nn.Module:
+    """Reduce tokens in a stock or mmtr model, in place; all attention that can be fused is.
+
+    Args:
+        model: A segmentor or detector, or a backbone by itself (then use what is returned).
+        token_reduction: ``dict(type=..., **settings)``, or None to take a reduction away.
+        attn_backend: ``auto | sdpa | xformers | math``, for modules that are stock until now.
+
+    Returns:
+        ``model``, or the mmtr backbone that shares the weights of a stock backbone.
+
+    Raises:
+        UserError: No backbone in it can be reduced; or as the backbone.
+    """
+    check_backend(attn_backend)
+    if is_model_wrapper(model):
+        apply_token_reduction(model.module, token_reduction, attn_backend)
+        return model
+    model = make_twin(model, attn_backend) or model
+    replace_with_twins(model, attn_backend)
+    backbones = [module for module in model.modules() if hasattr(module, 'set_token_reduction')]
+    if not backbones:
+        found = type(getattr(model, 'backbone', model)).__name__
+        raise UserError(f'Tokens cannot be reduced in a {found}: use a model with the backbone VisionTransformer '
+                        'of mmseg or mmtr.')
+    for backbone in backbones:
+        backbone.set_token_reduction(token_reduction)
+    return model

@@ -1,0 +1,48 @@
+"""Turn stock modules into their mmtr counterparts, sharing every weight.
+
+A twin is an instance of a subclass with the stock instance's own content: no parameter is copied, no
+key of the ``state_dict`` changes, and the stock instance stays what it was.
+"""
+from typing import Callable, Optional
+
+from torch import nn
+
+#: Stock class -> function of (module, attn_backend) that returns its twin.
+_TWINS: dict[type, Callable] = {}
+
+
+def twin_of(stock: type):
+    """Decorator: the function that makes the twin of exactly this class (a subclass may differ in more)."""
+
+    def register(make):
+        _TWINS[stock] = make
+        return make
+
+    return register
+
+
+def share(cls: type, module: nn.Module) -> nn.Module:
+    """An instance of ``cls``, a subclass of ``type(module)``, with the parameters and children of ``module``."""
+    twin = cls.__new__(cls)
+    twin.__dict__ = {key: value.copy() if isinstance(value, dict) else value
+                     for key, value in module.__dict__.items()}
+    return twin
+
+
+def make_twin(module: nn.Module, attn_backend: str) -> Optional[nn.Module]:
+    """The twin of ``module``, or None if its class has none."""
+    make = _TWINS.get(type(module))
+    return None if make is None else make(module, attn_backend)
+
+
+def replace_with_twins(module: nn.Module, attn_backend: str = 'auto') -> list[nn.Module]:
+    """Put twins in the place of all descendants of ``module`` that have one, and return these."""
+    twins = []
+    for name, child in module.named_children():
+        twin = make_twin(child, attn_backend)
+        if twin is not None:
+            setattr(module, name, twin)
+            twins.append(twin)
+        else:
+            twins += replace_with_twins(child, attn_backend)
+    return twins

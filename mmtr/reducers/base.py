@@ -1,0 +1,160 @@
+"""The contract that every token reducer keeps."""
+import inspect
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmtr.errors import UserError
+from mmtr.registry import TOKEN_REDUCERS
+from mmtr.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens."""
+    depth: int
+    embed_dims: int
+    num_prefix: int
+
+
+class TokenReducer(BaseModule):
+    """Reduces tokens at any of five moments of a layer, and restores them. This one does nothing.
+
+    Layers are counted from 0. No method may leave state on the module: what a forward pass must
+    remember goes into ``tokens.memo``. ``attention``, ``between`` and ``ffn`` can run twice for one
+    layer (activation checkpointing) and must then give the same.
+
+    Args:
+        backbone: The backbone it is built for. Settings are checked against it at once.
+    """
+    #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
+    nothing: dict = {}
+    #: Whether the number of tokens in each layer depends on the settings and the grid alone.
+    fixed_count = True
+
+    def __init__(self, backbone: BackboneShape):
+        super().__init__()
+        self.backbone = backbone
+
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Before layer ``i``."""
+        return tokens
+
+    def attention(self, i: int, attn, x: Tensor, tokens: Tokens) -> Tensor:
+        """The attention branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
+
+        Args:
+            attn: The attention module, with ``branch(x)``, ``qkv(x)`` and ``attend(q, k, v)``.
+            x: (B, P + N, C), normalised ``tokens.x``.
+        """
+        return attn.branch(x)
+
+    def between(self, i: int, tokens: Tokens) -> Tokens:
+        """After the attention of layer ``i``, before its FFN."""
+        return tokens
+
+    def ffn(self, i: int, ffn: Callable[[Tensor], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
+        """The FFN branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
+
+        Args:
+            ffn: The FFN, any (..., C) -> (..., C).
+            x: (B, P + N, C), normalised ``tokens.x``.
+        """
+        return ffn(x)
+
+    def after_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """After layer ``i``."""
+        return tokens
+
+    def restore(self, tokens: Tokens) -> Tokens:
+        """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
+        return tokens
+
+    def losses(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Auxiliary training losses."""
+        return {}
+
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """How many patch tokens each layer computes on, prefix tokens not counted.
+
+        Args:
+            grid: (H, W) of the patch grid.
+            depth: Layers of the backbone.
+        """
+        return [grid[0] * grid[1]] * depth
+
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
+        """What happened to each patch, for pictures; None where nothing is reduced at this point.
+
+        Returns:
+            The group of each patch (B, H * W): 0 normal, 1 representative, 2 unique; and the raster
+            position of the patch that stands for it (B, H * W).
+        """
+        return None
+
+
+def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenReducer:
+    """Build the reducer of a backbone from the value of its key ``token_reduction``.
+
+    Args:
+        cfg: ``dict(type=..., **settings)``, or None for the reducer that does nothing.
+
+    Raises:
+        UserError: The method or one of its settings does not exist, or a setting cannot work.
+    """
+    if cfg is None:
+        return TokenReducer(backbone)
+    TOKEN_REDUCERS.import_from_location()
+    known = ', '.join(sorted(TOKEN_REDUCERS.module_dict))
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise UserError(f"token_reduction={cfg!r} must be None or dict(type='...', ...) with one of: {known}.")
+    settings = dict(cfg)
+    name = settings.pop('type')
+    method = TOKEN_REDUCERS.module_dict.get(str(name).removeprefix('mmtr.'))
+    if method is None:
+        raise UserError(f'token_reduction.type={name!r} is unknown: choose one of {known}.')
+    allowed = [key for key in inspect.signature(method).parameters if key != 'backbone']
+    for key in settings:
+        if key not in allowed:
+            raise UserError(f'token_reduction of type {name} has no setting {key!r}: it has {", ".join(allowed)}.')
+    return method(backbone=backbone, **settings)
+
+
+def check_choice(key: str, value, choices) -> None:
+    """Raise a ``UserError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise UserError(f'token_reduction.{key}={value!r} is unknown: choose one of {", ".join(choices)}.')
+
+
+def check_layers(key: str, layers, depth: int) -> tuple[int, int]:
+    """Return ``layers`` as a span (a, b), the layers a to b - 1 counted from 0.
+
+    Raises:
+        UserError: It is no pair of whole numbers with 0 <= a <= b <= depth.
+    """
+    try:
+        start, stop = layers
+        fits = int(start) == start and int(stop) == stop and 0 <= start <= stop <= depth
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UserError(f'token_reduction.{key}={layers!r} is no span of layers: give (a, b) with '
+                        f'0 <= a <= b <= {depth}, the depth of this backbone; layers a to b - 1, counted from 0, '
+                        'are reduced.')
+    return int(start), int(stop)
+
+
+def check_pair(key: str, value) -> tuple[float, float]:
+    """Return ``value``, one number or a pair, as the pair (rows, columns).
+
+    Raises:
+        UserError: It is neither.
+    """
+    pair = (value, value) if isinstance(value, (int, float)) else value
+    try:
+        rows, columns = (float(v) for v in pair)
+    except (TypeError, ValueError):
+        raise UserError(f'token_reduction.{key}={value!r} must be one number, or two for (rows, columns).') from None
+    return rows, columns

@@ -1,0 +1,187 @@
+"""Token Adapter: merge rows and columns of tokens, restore them after a span of layers."""
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from mmtr.errors import UserError
+from mmtr.ops.attention import received_attention
+from mmtr.ops.matching import METRICS
+from mmtr.ops.rows_columns import (MERGES, REFERENCES, SCORES, Assignment, Groups, assign, eject,
+                                   group_rows_columns, inject, match_normal, row_column_scores)
+from mmtr.registry import TOKEN_REDUCERS
+from mmtr.tokens import Tokens
+
+from .base import TokenReducer, check_choice, check_layers, check_pair
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One injection: how to undo it, and what pictures of it need."""
+    groups: Groups
+    assignment: Optional[Assignment]
+    match: Optional[Tensor]
+
+
+@TOKEN_REDUCERS.register_module()
+class TokenAdapter(TokenReducer):
+    """Token Adapter (Su et al., "Removing Rows and Columns of Tokens in Vision Transformer", Sec. 3.2).
+
+    Args:
+        backbone: See ``TokenReducer``.
+        ratio: Share of rows and of columns that become normal, r_h and r_w; one number for both.
+        unique: Share of rows and of columns that are kept as they are, u_h and u_w.
+        layers: The span (a, b): tokens are injected before layer a and ejected after layer b - 1,
+            layers counted from 0, so a layers see every token. None: from 10/24 of the depth to its end.
+        per_layer: Merge this many (rows, columns) before each layer of the span but the first, in
+            place of ``ratio``, as long as a representative remains (the dagger of Tab. 3).
+        score: Importance of rows and columns (Tab. 4a): ``max | sum | range | attn | random | alternating``.
+        metric: Similarity of tokens (Tab. 4b): ``cosine | dot | euclidean | manhattan``.
+        merge: How tokens are merged (Tab. 4d): ``average | keep | max_pool | avg_pool | bilinear``.
+        reference: What the original tokens are matched with (Tab. 4c): ``reduced_merged | reduced |
+            representative_merged | representative``.
+        mode: Which matches are averaged (Tab. 4e): ``max`` the best one, ``threshold`` it and all that
+            reach ``tau``.
+        tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
+        restore: ``copy`` the refined tokens back to the full grid, or ``none``: hand on the smaller
+            dense grid, for a head that takes any.
+        seed: Of ``score='random'``.
+
+    Raises:
+        UserError: A setting cannot work, alone, with another one or with this backbone.
+    """
+    nothing = dict(ratio=0.)
+
+    def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='max', metric='cosine',
+                 merge='average', reference='reduced_merged', mode='threshold', tau=0.9, restore='copy', seed=0):
+        super().__init__(backbone)
+        for key, value, choices in (('score', score, SCORES), ('metric', metric, METRICS),
+                                    ('merge', merge, MERGES), ('reference', reference, REFERENCES),
+                                    ('mode', mode, ('max', 'threshold')), ('restore', restore, ('copy', 'none'))):
+            check_choice(key, value, choices)
+        if layers is None:
+            layers = (round(backbone.depth * 10 / 24), backbone.depth)
+        self.layers = check_layers('layers', layers, backbone.depth)
+        self.unique = check_pair('unique', unique)
+        if ratio is not None and per_layer is not None:
+            raise UserError(f'token_reduction.ratio={ratio!r} and per_layer={per_layer!r} exclude each other: '
+                            'give one of them.')
+        self.per_layer = None if per_layer is None else self._check_per_layer(per_layer)
+        self.ratio = check_pair('ratio', 0.3 if ratio is None else ratio)
+        if per_layer is None:
+            self._check_shares()
+        if metric == 'cosine' and not -1 <= tau <= 1:
+            raise UserError(f'token_reduction.tau={tau!r} is no cosine similarity: choose -1 to 1.')
+        if score == 'attn' and self.layers[0] == 0:
+            raise UserError(f"token_reduction.score='attn' uses the attention of the layer before the span, and "
+                            f'layers={self.layers} has none: start at layer 1 or later.')
+        self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
+        self.tau = tau if mode == 'threshold' else None
+        self.restores, self.seed = restore == 'copy', seed
+
+    def _check_shares(self):
+        for axis, ratio, unique in zip(('rows', 'columns'), self.ratio, self.unique):
+            if not (0 <= ratio < 1 and 0 <= unique < 1 and ratio + unique < 1):
+                raise UserError(f'token_reduction.ratio={ratio:g} and unique={unique:g} leave no representative '
+                                f'{axis}: both must be at least 0, and their sum below 1.')
+
+    @staticmethod
+    def _check_per_layer(per_layer):
+        rows, columns = check_pair('per_layer', per_layer)
+        if rows != int(rows) or columns != int(columns) or min(rows, columns) < 0:
+            raise UserError(f'token_reduction.per_layer={per_layer!r} must be whole numbers of (rows, columns), '
+                            'at least 0.')
+        return int(rows), int(columns)
+
+    def _counts(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """How many rows and columns of ``grid`` become normal, and how many are unique."""
+        unique = tuple(round(share * n) for share, n in zip(self.unique, grid))
+        if self.per_layer is not None:
+            return tuple(k if n - u - k >= 1 else 0 for k, u, n in zip(self.per_layer, unique, grid)), unique
+        normal = tuple(round(share * n) for share, n in zip(self.ratio, grid))
+        for axis, n, k, u, ratio in zip(('rows', 'columns'), grid, normal, unique, self.ratio):
+            if k > 0 and n - k - u < 1:
+                raise UserError(
+                    f'token_reduction.ratio={ratio:g} takes {k} of {n} {axis} of the {grid[0]}x{grid[1]} patch grid '
+                    f'with {u} unique ones, and no representative remains: the largest ratio that fits is '
+                    f'{max(n - u - 1, 0) / n:.3g}.')
+        return normal, unique
+
+    def _injects(self, i: int) -> bool:
+        start, stop = self.layers
+        return start < i < stop if self.per_layer is not None else i == start < stop
+
+    @staticmethod
+    def _grid(tokens: Tokens) -> tuple[int, int]:
+        levels = tokens.memo.get('levels')
+        return levels[-1].groups.reduced_grid if levels else tokens.grid
+
+    def before_layer(self, i, tokens):
+        """Token Injector."""
+        if not self._injects(i):
+            return tokens
+        grid = self._grid(tokens)
+        normal, unique = self._counts(grid)
+        if normal == (0, 0):
+            return tokens
+        x = tokens.patches
+        scores = row_column_scores(x.unflatten(1, grid), self.score, normal, tokens.memo.get('received'), self.seed)
+        groups = group_rows_columns(scores, normal, unique)
+        match = match_normal(x, groups, self.metric) if self.merge == 'average' else None
+        merged, count = inject(x, groups, self.merge, match)
+        assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if self.restores else None
+        index = groups.kept if tokens.index is None else tokens.index.gather(1, groups.kept)
+        return tokens.replace(
+            x=torch.cat([tokens.prefix, merged], 1), index=index, size=count,
+            memo={**tokens.memo, 'levels': (*tokens.memo.get('levels', ()), _Level(groups, assignment, match))})
+
+    def attention(self, i, attn, x, tokens):
+        """The layer's own; with ``score='attn'`` what the next injection needs is noted."""
+        if self.score != 'attn' or not self._injects(i + 1):
+            return attn.branch(x)
+        q, k, v = attn.qkv(x)
+        received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix:]
+        tokens.memo['received'] = received.unflatten(1, self._grid(tokens))
+        return attn.attend(q, k, v)
+
+    def after_layer(self, i, tokens):
+        """Token Ejector, at the end of the span."""
+        return self.restore(tokens) if self.restores and i == self.layers[1] - 1 else tokens
+
+    def restore(self, tokens):
+        """Undo every injection, the last one first; with ``restore='none'`` the reduced grid as it is."""
+        levels = tokens.memo.get('levels', ())
+        if not levels:
+            return tokens
+        memo = {key: value for key, value in tokens.memo.items() if key != 'levels'}
+        if not self.restores:
+            return tokens.replace(grid=levels[-1].groups.reduced_grid, memo=memo)
+        x = tokens.patches
+        for level in reversed(levels):
+            x = eject(x, level.assignment)
+        return tokens.replace(x=torch.cat([tokens.prefix, x], 1), index=None, size=None, memo=memo)
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``; raises ``UserError`` where the grid is too small for the ratio."""
+        schedule, current = [], grid
+        for i in range(depth):
+            if self._injects(i):
+                current = tuple(n - k for n, k in zip(current, self._counts(current)[0]))
+            schedule.append(current[0] * current[1])
+            if self.restores and i == self.layers[1] - 1:
+                current = grid
+        return schedule
+
+    def token_map(self, tokens):
+        """See ``TokenReducer``; for merges that match nothing, the token that each is restored from stands for it."""
+        levels = tokens.memo.get('levels')
+        if not levels:
+            return None
+        group = slot = None
+        for level in levels:
+            label = level.groups.labels()
+            slots = level.assignment.slots() if level.match is None else level.groups.slots(level.match)
+            group = label if group is None else torch.where(group == 0, 0, label.gather(1, slot))
+            slot = slots if slot is None else slots.gather(1, slot)
+        return group, tokens.index.gather(1, slot)
