@@ -1,0 +1,105 @@
+"""Count the multiply-adds of a forward pass with fvcore, fused attention included."""
+import copy
+from dataclasses import dataclass
+from math import prod
+from typing import Union
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import bmm_flop_jit, elementwise_flop_counter, get_shape
+from torch import Tensor, nn
+
+
+def _fused_attention(inputs, outputs):
+    # (B, heads, N, D) queries, (B, heads, M, D) keys, (B, heads, M, E) values: q k^T, then the sum of values.
+    query, key, value = (get_shape(v) for v in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _fused_attention_heads_last(inputs, outputs):
+    query, key, value = (get_shape(v) for v in inputs[:3])
+    return prod(query[:-1]) * key[1] * (query[-1] + value[-1])
+
+
+def _native_multi_head_attention(inputs, outputs):
+    batch, queries, channels = get_shape(inputs[0])
+    keys = get_shape(inputs[1])[1]
+    projections = 2 * queries * channels**2 + 2 * keys * channels**2
+    return batch * (projections + 2 * queries * keys * channels)
+
+
+def _cdist(inputs, outputs):
+    return prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
+
+
+_HANDLERS = {
+    **dict.fromkeys((
+        'aten::scaled_dot_product_attention',
+        'aten::_scaled_dot_product_flash_attention',
+        'aten::_scaled_dot_product_flash_attention_for_cpu',
+        'aten::_scaled_dot_product_efficient_attention',
+        'aten::_scaled_dot_product_cudnn_attention'), _fused_attention),
+    **dict.fromkeys(('aten::_flash_attention_forward', 'aten::_efficient_attention_forward'),
+                    _fused_attention_heads_last),
+    'aten::_native_multi_head_attention': _native_multi_head_attention,
+    'aten::baddbmm': lambda inputs, outputs: bmm_flop_jit(inputs[1:3], outputs),
+    'aten::cdist': _cdist,
+    'aten::upsample_bicubic2d': elementwise_flop_counter(0, 16),
+}
+
+# A few operations per element, or none: nothing beside products over channels or tokens. What is
+# neither here nor counted is reported, so that a kernel that fvcore does not know is never overlooked.
+_NEGLIGIBLE = [f'aten::{name}' for name in '''
+    _softmax abs adaptive_max_pool2d add add_ alias all amax amin any argmax argmin argsort as_strided
+    avg_pool2d bernoulli bernoulli_ bitwise_and bitwise_or broadcast_tensors ceil clamp_max clamp_min
+    clone copy cos count_nonzero cumsum diff div div_ dropout_ elu empty_like equal erf exp expand_as
+    feature_dropout fill fill_ flip floor_divide_ fmod frac full gelu gt hardsigmoid hardswish hardtanh
+    index_add index_copy index_fill index_put index_select isfinite isnan leaky_relu leaky_relu_
+    linalg_vector_norm lift_fresh log log_softmax logical_and logical_not logical_or logsumexp lt le
+    masked_fill_ masked_scatter masked_select max_pool2d maximum mean meshgrid min minimum mish movedim
+    mul mul_ ne neg new_ones norm not numel numpy_T one_hot ones_like pad pixel_shuffle pow prod rand
+    rand_like randn randn_like reciprocal repeat repeat_interleave reshape_as resolve_conj rsqrt rsub
+    scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted
+    sigmoid sign silu silu_ sin softmax softplus sort sqrt square std sub sub_ sum swapaxes take
+    take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk
+    unsafe_split var view_as where zero_
+    '''.split()]
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Multiply-adds of one forward pass.
+
+    Args:
+        total: All of them.
+        by_module: Of each submodule, by its name; ``''`` is the whole.
+        by_operator: Of each kind of operator.
+        unsupported: How often each operator was called that is not counted and might matter.
+    """
+    total: int
+    by_module: dict[str, int]
+    by_operator: dict[str, int]
+    unsupported: dict[str, int]
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, inputs: Union[Tensor, tuple[Tensor, ...]]) -> FlopCount:
+    """Count the multiply-adds of ``model(*inputs)`` in eval mode; ``model`` stays as it is.
+
+    Args:
+        model: Any module that takes tensors. It is run once, on the values given.
+        inputs: A tensor, or all positional arguments.
+    """
+    # fvcore leaves its hooks behind when a forward pass fails, so it works on a copy that shares all tensors.
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    analysis = FlopCountAnalysis(copy.deepcopy(model, tensors).eval(), inputs)
+    analysis.set_op_handle(**_HANDLERS, **dict.fromkeys(_NEGLIGIBLE))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    # fvcore gives numpy numbers for some operators.
+    counts = {name: {operator: int(n) for operator, n in operators.items()}
+              for name, operators in analysis.by_module_and_operator().items()}
+    return FlopCount(
+        total=sum(counts[''].values()),
+        by_module={name: sum(operators.values()) for name, operators in counts.items()},
+        by_operator=counts[''],
+        unsupported=dict(analysis.unsupported_ops()))
