@@ -1,0 +1,9 @@
+"""Official checkpoints -> OpenMMLab keys, one file a source.
+
+A source is a module with ``read(path)``, which returns the arguments of its pure function
+``convert(state, ...) -> (state_dict, Notes)``. A new one is a file here and a line in ``SOURCES``.
+"""
+
+from . import augreg_npz, segmenter, timm_vit
+
+SOURCES = {'segmenter': segmenter, 'timm_vit': timm_vit, 'augreg_npz': augreg_npz}

@@ -1,0 +1,160 @@
+"""The official Segmenter release (ICCV 2021) -> a stock ``EncoderDecoder``.
+
+It differs from stock mmseg in four things that this file settles: ``proj_patch`` and
+``proj_classes`` multiply from the right, the linear head is a Linear and not a 1x1 convolution, the
+patch embedding has a bias, and every LayerNorm has eps 1e-5. Token order is the same, classes last.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.errors import UserError
+
+from .vit import SIZES, Notes, backbone_settings, block_table, depth, fold_patch_bias, need, rename, vit_table
+
+KIND = 'an official Segmenter'
+DROPPED = ('encoder.head.weight', 'encoder.head.bias')
+DATASETS = {'ade20k': 'ade20k', 'pascal_context': 'pascal-context', 'cityscapes': 'cityscapes'}
+NORMALIZATIONS = {
+    'vit': ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    'deit': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+
+
+class _VariantLoader(yaml.SafeLoader):
+    """Safe YAML that also knows tuples, which the release writes its image size as."""
+
+
+_VariantLoader.add_constructor(
+    'tag:yaml.org,2002:python/tuple', lambda loader, node: tuple(loader.construct_sequence(node))
+)
+
+
+def read(path):
+    """(state, variant) of a release folder, or of a checkpoint with its ``variant.yml`` beside it."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / 'checkpoint.pth'
+    state = read_checkpoint(path).get('model')
+    if not isinstance(state, dict):
+        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
+    file = path.with_name('variant.yml')
+    if not file.is_file():
+        raise UserError(
+            f'{file} is not there: the release comes with it, and it says how the images were '
+            'normalised and how many heads the model has.'
+        )
+    try:
+        variant = yaml.load(file.read_text(), Loader=_VariantLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'{file} cannot be read as YAML: {reason}.') from error
+    return state, variant
+
+
+def convert(state, variant):
+    """The release's keys -> ``backbone.*`` and ``decode_head.*``; raises ``UserError``.
+
+    ``variant`` is the content of ``variant.yml``. The encoder's unused classifier is dropped.
+    """
+    if 'encoder.dist_token' in state:
+        raise UserError(
+            'The encoder is a distilled DeiT with two class tokens (encoder.dist_token), '
+            'which the stock ViT, with one, cannot hold.'
+        )
+    table = vit_table(state, KIND, 'encoder.', 'backbone.')
+    dim = len(need(state, 'encoder.patch_embed.proj.weight', KIND))
+    linear = 'decoder.head.weight' in state
+    if linear:
+        classes = len(state['decoder.head.weight'])
+        table['decoder.head.weight'] = ('decode_head.conv_seg.weight', (classes, dim))
+        table['decoder.head.bias'] = ('decode_head.conv_seg.bias', (classes,))
+    else:
+        classes = need(state, 'decoder.cls_emb', KIND).numel() // dim
+        hidden = len(need(state, 'decoder.blocks.0.mlp.fc1.weight', KIND))
+        table.update(_mask_head_table(classes, dim))
+        for i in range(depth(state, r'decoder\.blocks\.(\d+)\.')):
+            table.update(block_table(f'decoder.blocks.{i}', f'decode_head.layers.{i}', dim, hidden))
+    converted = rename(state, table, KIND, DROPPED)
+
+    if linear:
+        converted['decode_head.conv_seg.weight'] = converted['decode_head.conv_seg.weight'][:, :, None, None]
+    else:
+        for key in ('decode_head.patch_proj.weight', 'decode_head.classes_proj.weight'):
+            converted[key] = converted[key].t().contiguous()
+    fold_patch_bias(converted, 'backbone.')
+    settings = backbone_settings(converted, KIND, eps=1e-5, prefix='backbone.')
+    if not linear:
+        settings['decode_head.num_layers'] = depth(converted, r'decode_head\.layers\.(\d+)\.')
+        settings['decode_head.num_heads'] = dim // 64
+        settings['decode_head.mlp_ratio'] = hidden // dim
+    settings['decode_head.num_classes'] = classes
+    return converted, _notes(converted, settings, variant, linear)
+
+
+def _mask_head_table(classes, dim):
+    return {
+        'decoder.cls_emb': ('decode_head.cls_emb', (1, classes, dim)),
+        'decoder.proj_dec.weight': ('decode_head.dec_proj.weight', (dim, dim)),
+        'decoder.proj_dec.bias': ('decode_head.dec_proj.bias', (dim,)),
+        'decoder.proj_patch': ('decode_head.patch_proj.weight', (dim, dim)),
+        'decoder.proj_classes': ('decode_head.classes_proj.weight', (dim, dim)),
+        'decoder.decoder_norm.weight': ('decode_head.decoder_norm.weight', (dim,)),
+        'decoder.decoder_norm.bias': ('decode_head.decoder_norm.bias', (dim,)),
+        'decoder.mask_norm.weight': ('decode_head.mask_norm.weight', (classes,)),
+        'decoder.mask_norm.bias': ('decode_head.mask_norm.bias', (classes,)),
+    }
+
+
+def _notes(state, settings, variant, linear):
+    """Settings and remarks from ``variant.yml``; raises ``UserError`` where it is not of these weights."""
+    try:
+        net = variant['net_kwargs']
+        size, heads = tuple(net['image_size']), net['n_heads']
+        mean, std = NORMALIZATIONS[net['normalization']]
+        said = (net['d_model'], net['n_layers'], net['patch_size'], net['n_cls'])
+        dataset = (variant.get('dataset_kwargs') or {}).get('dataset')
+        inference = variant.get('inference_kwargs') or {}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            'variant.yml lacks what describes the model, or names a normalisation other than '
+            f'{", ".join(NORMALIZATIONS)}: {error}.'
+        ) from error
+    keys = ('backbone.embed_dims', 'backbone.num_layers', 'backbone.patch_size', 'decode_head.num_classes')
+    found = tuple(settings[key] for key in keys)
+    if said != found:
+        raise UserError(
+            f'variant.yml is of another model: it says {said} for channels, layers, patch size and classes, '
+            f'the weights have {found}.'
+        )
+    patch = settings['backbone.patch_size']
+    patches = state['backbone.pos_embed'].shape[1] - 1
+    if len(size) != 2 or (size[0] // patch) * (size[1] // patch) != patches:
+        raise UserError(
+            f'variant.yml is of another model: image_size {size} does not give the {patches} patches of the '
+            'position table.'
+        )
+
+    settings.update(
+        {
+            'backbone.img_size': size,
+            'backbone.num_heads': heads,
+            'data_preprocessor.mean': mean,
+            'data_preprocessor.std': std,
+        }
+    )
+    if 'window_size' in inference and 'window_stride' in inference:
+        settings['test_cfg.crop_size'] = (inference['window_size'],) * 2
+        settings['test_cfg.stride'] = (inference['window_stride'],) * 2
+    remarks = [f'The position table stays at {size[0]}x{size[1]}: the config must have that img_size.']
+    if 'im_size' in inference:
+        remarks.append(f'It was tested on images resized to a shorter side of {inference["im_size"]} pixels.')
+
+    letter, usual_heads = SIZES.get(found[:2], (None, None))
+    fits = None
+    if heads == usual_heads and dataset in DATASETS:
+        fits = f'segmenter_vit-{letter}{"_linear" if linear else ""}_{DATASETS[dataset]}.py'
+    meta = dict(source='segmenter', dataset=dataset, normalization=net['normalization'], settings=settings)
+    return Notes(meta, settings, fits, remarks)

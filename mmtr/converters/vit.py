@@ -1,0 +1,160 @@
+"""What the sources share: a plain ViT's keys, and the check that all of it arrived."""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+from mmtr.errors import UserError
+
+# (embed_dims, num_layers) -> the letter in the names of our configs, num_heads.
+SIZES = {(192, 12): ('t', 3), (384, 12): ('s', 6), (768, 12): ('b', 12), (1024, 24): ('l', 16)}
+
+
+@dataclass
+class Notes:
+    """What a conversion found out beside the weights.
+
+    ``settings`` maps keys of a config's ``model``, dotted, to the values that the weights need.
+    ``fits`` is the name of the config in ``configs/`` (or a pattern, for a backbone), None if there
+    is none. ``meta`` is stored with the weights; ``remarks`` are sentences for the user.
+    """
+
+    meta: dict
+    settings: dict
+    fits: 'str | None' = None
+    remarks: list = field(default_factory=list)
+
+
+def need(state, key, kind):
+    """The tensor ``key`` of ``state``; raises ``UserError`` when it is not there."""
+    if not isinstance(state.get(key), torch.Tensor):
+        raise UserError(f'The file lacks {key!r}, so it is not {kind}.')
+    return state[key]
+
+
+def depth(state, pattern):
+    """Number of layers, from the highest that ``pattern`` (a regex with one group) finds in the keys."""
+    return max((int(m[1]) for m in map(re.compile(pattern).match, state) if m), default=-1) + 1
+
+
+def rename(state, table, kind, dropped=()):
+    """The tensors of ``state`` under new names, as float32.
+
+    ``table`` maps each source key to (new key, shape); ``dropped`` are the only keys left behind.
+    Raises ``UserError``, naming keys, when one is unknown, missing or of another shape.
+    """
+
+    def name(keys):
+        keys = sorted(keys)
+        return ', '.join(keys[:4]) + (f' and {len(keys) - 4} more' if len(keys) > 4 else '')
+
+    unknown = state.keys() - table.keys() - set(dropped)
+    if unknown:
+        raise UserError(f'The file holds keys that {kind} does not have: {name(unknown)}.')
+    missing = table.keys() - state.keys()
+    if missing:
+        raise UserError(f'The file lacks keys that {kind} has: {name(missing)}.')
+    renamed = {}
+    for key, (new_key, shape) in table.items():
+        if tuple(state[key].shape) != tuple(shape):
+            raise UserError(
+                f'{key!r} has shape {tuple(state[key].shape)}; {kind} of this size has {tuple(shape)}.'
+            )
+        renamed[new_key] = state[key].float()
+    return renamed
+
+
+def block_table(source, target, dim, hidden):
+    """The table for ``rename`` of one timm transformer block: key prefixes, embedding and FFN widths."""
+    shapes = {
+        ('norm1', 'ln1.'): (dim,),
+        ('attn.qkv', 'attn.attn.in_proj_'): (3 * dim, dim),
+        ('attn.proj', 'attn.attn.out_proj.'): (dim, dim),
+        ('norm2', 'ln2.'): (dim,),
+        ('mlp.fc1', 'ffn.layers.0.0.'): (hidden, dim),
+        ('mlp.fc2', 'ffn.layers.1.'): (dim, hidden),
+    }
+    table = {}
+    for (old, new), shape in shapes.items():
+        table[f'{source}.{old}.weight'] = (f'{target}.{new}weight', shape)
+        table[f'{source}.{old}.bias'] = (f'{target}.{new}bias', shape[:1])
+    return table
+
+
+def vit_table(state, kind, source='', target=''):
+    """The table for ``rename`` of a timm ViT whose keys begin with ``source``."""
+    kernel = need(state, f'{source}patch_embed.proj.weight', kind)
+    positions = need(state, f'{source}pos_embed', kind)
+    hidden = len(need(state, f'{source}blocks.0.mlp.fc1.weight', kind))
+    dim = len(kernel)
+    table = {
+        f'{source}cls_token': (f'{target}cls_token', (1, 1, dim)),
+        f'{source}pos_embed': (f'{target}pos_embed', (1, positions.numel() // dim, dim)),
+        f'{source}patch_embed.proj.weight': (
+            f'{target}patch_embed.projection.weight',
+            (dim, *kernel.shape[1:]),
+        ),
+        f'{source}patch_embed.proj.bias': (f'{target}patch_embed.projection.bias', (dim,)),
+        f'{source}norm.weight': (f'{target}ln1.weight', (dim,)),
+        f'{source}norm.bias': (f'{target}ln1.bias', (dim,)),
+    }
+    for i in range(depth(state, re.escape(source) + r'blocks\.(\d+)\.')):
+        table.update(block_table(f'{source}blocks.{i}', f'{target}layers.{i}', dim, hidden))
+    return table
+
+
+def fold_patch_bias(state, prefix=''):
+    """Move the patch embedding's bias into the position table, in place.
+
+    The sum is the same at any resolution, and the model is one that the stock configs, with
+    ``patch_bias=False``, hold: mmseg would otherwise drop the bias without a word.
+    """
+    bias = state.pop(f'{prefix}patch_embed.projection.bias')
+    positions = state[f'{prefix}pos_embed'].clone()
+    positions[:, 1:] += bias
+    state[f'{prefix}pos_embed'] = positions
+
+
+def backbone_settings(state, kind, eps, prefix=''):
+    """The ``backbone`` keys that converted weights need; raises ``UserError`` for another kind of ViT."""
+    dim, channels, *patch = state[f'{prefix}patch_embed.projection.weight'].shape
+    hidden = len(state[f'{prefix}layers.0.ffn.layers.0.0.weight'])
+    if len(patch) != 2 or patch[0] != patch[1]:
+        raise UserError(f'The patches of {kind} in this file are {tuple(patch)}; they must be square.')
+    if hidden % dim:
+        raise UserError(f'The FFN is {hidden} wide, which is no multiple of the {dim} channels (mlp_ratio).')
+    return {
+        'backbone.patch_size': patch[0],
+        'backbone.in_channels': channels,
+        'backbone.embed_dims': dim,
+        'backbone.num_layers': depth(state, re.escape(prefix) + r'layers\.(\d+)\.'),
+        'backbone.mlp_ratio': hidden // dim,
+        'backbone.patch_bias': False,
+        'backbone.final_norm': True,
+        'backbone.norm_cfg.eps': eps,
+    }
+
+
+def backbone_notes(state, source, kind, num_heads=None):
+    """The ``Notes`` of a converted backbone without a head; ``num_heads`` where the file tells it."""
+    settings = backbone_settings(state, kind, eps=1e-6)
+    size = (settings['backbone.embed_dims'], settings['backbone.num_layers'])
+    letter, heads = SIZES.get(size, (None, None))
+    settings['backbone.num_heads'] = num_heads or heads
+    patches = state['pos_embed'].shape[1] - 1
+    side = math.isqrt(patches)
+    remarks = [f'The position table stays at its {patches} patches; the backbone resizes it to its img_size.']
+    if math.isqrt(patches + 1) ** 2 == patches + 1:
+        raise UserError(f'The position table has {patches + 1} entries, none of them for the class token.')
+    if side * side != patches:
+        remarks = [
+            f'The position table is of {patches} patches, not a square, so it is not resized: '
+            'img_size must give exactly as many.'
+        ]
+    if settings['backbone.num_heads'] is None:
+        del settings['backbone.num_heads']
+        remarks.append('The number of heads is not in the file: set backbone.num_heads.')
+    meta = dict(source=source, patches=patches, settings=settings)
+    return Notes(meta, settings, letter and f'segmenter_vit-{letter}_*.py', remarks)

@@ -1,0 +1,111 @@
+"""Convert a released checkpoint to OpenMMLab keys, and say which config it fits."""
+
+import argparse
+import json
+import os
+import shlex
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from safetensors.torch import save_file
+
+from mmtr.converters import SOURCES
+from mmtr.errors import UserError, command
+
+SUFFIXES = ('.pth', '.safetensors')
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+# What mmseg's classes take where a config says nothing.
+DEFAULTS = {
+    'backbone.in_channels': 3,
+    'backbone.mlp_ratio': 4,
+    'backbone.norm_cfg.eps': 1e-5,
+    'backbone.patch_bias': False,
+    'decode_head.mlp_ratio': 4,
+}
+
+
+def write_checkpoint(path, state_dict, meta):
+    """Write weights and ``meta`` in the format that the suffix of ``path`` names.
+
+    An earlier file stays until the new one is whole. Raises ``UserError`` when it cannot be written.
+    """
+    # Under another name on the same disk first: only then is the replacement one step.
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == '.safetensors':
+            save_file(state_dict, partial, metadata={'format': 'pt', 'meta': json.dumps(meta)})
+        else:
+            torch.save({'state_dict': state_dict, 'meta': meta}, partial)
+        os.replace(partial, path)
+    # torch and safetensors tell of a full disk by errors of their own.
+    except Exception as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(f"'{path}' cannot be written: {reason}.") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+
+
+def deviations(settings, model):
+    """Those of ``settings`` (dotted keys) that a config's ``model`` does not have already."""
+    differing = {}
+    for key, value in settings.items():
+        found = model
+        for name in key.split('.'):
+            found = found.get(name) if isinstance(found, dict) else None
+        if found is None:
+            found = DEFAULTS.get(key)
+        if isinstance(value, tuple):
+            # A single number stands for height and width.
+            found = tuple(found) if isinstance(found, (list, tuple)) else (found,) * len(value)
+        if found != value:
+            differing[key] = value
+    return differing
+
+
+def advice(notes, out, whole_model):
+    """The lines that tell the user how to use ``out``."""
+    lines = []
+    configs = sorted(CONFIGS.glob(notes.fits)) if notes.fits else []
+    # Of a pattern, any will do: the backbone is the same in all of them.
+    differing = deviations(notes.settings, Config.fromfile(configs[0]).model) if configs else notes.settings
+    options = [f'model.{key}={str(value).replace(" ", "")}' for key, value in differing.items()]
+    if not whole_model:
+        options.insert(0, f'model.pretrained={out}')
+    if configs:
+        tool = f'test.py configs/{notes.fits} {out}' if whole_model else f'train.py configs/{notes.fits}'
+        lines.append(f'It fits configs/{notes.fits}. To use it:')
+        lines.append(f'  python tools/{tool}' + (' --cfg-options ' + shlex.join(options) if options else ''))
+    else:
+        absent = f' (there is no {notes.fits})' if notes.fits else ''
+        lines.append(f'No config in configs/ is for it{absent}; yours needs:')
+        lines += [f'  {option}' for option in options]
+    return lines + notes.remarks
+
+
+@command
+def main(argv=None):
+    """Run the command line; prints what was written and how to use it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--source', required=True, choices=SOURCES, help='where the checkpoint comes from')
+    parser.add_argument('input', metavar='IN', help='its file; for segmenter also the folder of the release')
+    parser.add_argument('output', metavar='OUT', help=f'the file to write: {" or ".join(SUFFIXES)}')
+    args = parser.parse_args(argv)
+    out = Path(args.output)
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"OUT must end in {' or '.join(SUFFIXES)}, and '{out.name}' does not.")
+    if os.path.realpath(args.input) == os.path.realpath(out):
+        raise UserError(f"OUT is IN ('{out}'), and the original is not overwritten: give another name.")
+
+    source = SOURCES[args.source]
+    state, notes = source.convert(*source.read(args.input))
+    write_checkpoint(out, state, notes.meta)
+    count = sum(tensor.numel() for tensor in state.values())
+    print(f'Wrote {out}: {len(state)} tensors, {count / 1e6:.1f} M parameters.')
+    print(*advice(notes, out, any(key.startswith('decode_head.') for key in state)), sep='\n')
+
+
+if __name__ == '__main__':
+    main()
