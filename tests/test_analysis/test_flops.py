@@ -5,7 +5,8 @@ from mmseg.models.decode_heads import SegmenterMaskTransformerHead
 from torch import nn
 from torch.nn import functional as F
 
-from mmtr.analysis.flops import count_flops
+from mmtr.analysis.flops import _HANDLERS, count_flops
+from mmtr.apis import apply_token_reduction
 
 CLASSES = 7
 
@@ -58,7 +59,6 @@ def test_stock_segmenter_equals_the_formula():
 
 
 def test_fused_segmenter_counts_as_stock():
-    from mmtr.apis import apply_token_reduction
     model, image = segmenter(48, 3, 4, (64, 96)), torch.randn(1, 3, 64, 96)
     stock = count_flops(model, image)
     model[0] = apply_token_reduction(model[0], None)
@@ -75,10 +75,9 @@ def test_fused_attention_counts_both_products():
 
 
 def test_kernels_with_heads_last_count_the_same():
-    from mmtr.analysis.flops import _HANDLERS
     # These kernels run on CUDA only, so their inputs are given as a graph holds them.
     tensors = dict(q='2, 5, 3, 8', k='2, 11, 3, 8', v='2, 11, 3, 16')
-    graph = torch._C.parse_ir('graph({}): return (%q)'.format(', '.join(
+    graph = torch._C.parse_ir('graph({}):\n  return (%q)\n'.format(', '.join(
         f'%{name} : Float({shape}, strides=[1, 1, 1, 1], requires_grad=0, device=cpu)'
         for name, shape in tensors.items())))
     for kernel in ('aten::_flash_attention_forward', 'aten::_efficient_attention_forward'):
