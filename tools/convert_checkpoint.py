@@ -75,7 +75,8 @@ def advice(notes, out, whole_model):
     if not whole_model:
         options.insert(0, f'model.pretrained={out}')
     if configs:
-        tool = f'test.py configs/{notes.fits} {out}' if whole_model else f'train.py configs/{notes.fits}'
+        config = f'configs/{configs[0].name}'
+        tool = f'test.py {config} {out}' if whole_model else f'train.py {config}'
         lines.append(f'It fits configs/{notes.fits}. To use it:')
         lines.append(f'  python tools/{tool}' + (' --cfg-options ' + shlex.join(options) if options else ''))
     else:
