@@ -1,0 +1,141 @@
+"""Reading checkpoints without running what is in them. Importing this module puts it in force.
+
+mmengine's own checkpoints hold a few classes that ``torch.load(weights_only=True)`` does not know;
+they are declared safe here, so that no file needs to be trusted. The loaders below take the place of
+mmengine's, some of which fall back to unpickling anything.
+"""
+import os
+import re
+import urllib.error
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlsplit
+
+import mmengine.runner.checkpoint as stock
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+from mmtr.errors import UserError
+
+_METHODS = {
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _method(owner, name):
+    # Stands in for builtins.getattr, by which pickle finds methods and a hostile file finds anything.
+    if name not in _METHODS.get(owner, ()):
+        raise UnpicklingError(f'GLOBAL builtins.getattr({owner!r}, {name!r})')
+    return getattr(owner, name)
+
+
+def _safe_globals():
+    reconstruct, _ = np.zeros(1).__reduce__()[:2]
+    scalar, _ = np.float64(0).__reduce__()
+    # numpy 2 renamed the module of these two; each release must read what the other wrote.
+    numpy = [(function, f'numpy.{core}.multiarray.{function.__name__}')
+             for function in (reconstruct, scalar) for core in ('core', '_core')]
+    dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
+    return [HistoryBuffer, OneCycleParamScheduler, (_method, 'builtins.getattr'), np.ndarray, np.dtype,
+            *numpy, *dtypes]
+
+
+def read_checkpoint(path, map_location=None):
+    """The dict in a local checkpoint file (``torch.save`` or ``.safetensors``), read as data only.
+
+    Raises:
+        UserError: The file is not there, is corrupt, holds code, or holds no dict.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"Checkpoint '{path}' is {'a folder, not a file' if path.is_dir() else 'not there'}.")
+    try:
+        if path.suffix == '.safetensors':
+            return _read_safetensors(path, map_location)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        code = re.search(r'GLOBAL (\S+)', str(error)) or re.search(r'unrecognized function (.+)', str(error))
+        if code is None:
+            raise _corrupt(path, 'what it holds is not what torch.save writes') from error
+        raise UserError(
+            f"Checkpoint '{path}' is refused, nothing in it was run: it holds '{code[1]}', which is code, "
+            'and only tensors and plain values are loaded.') from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        raise _corrupt(path, str(error).split('. ')[0] or 'it ends too early') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"Checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict of weights.")
+    return checkpoint
+
+
+def _corrupt(path, why):
+    size = path.stat().st_size
+    return UserError(
+        f"Checkpoint '{path}' ({size} bytes) cannot be read, it is corrupt or no checkpoint: {why}.")
+
+
+def _read_safetensors(path, map_location):
+    from safetensors.torch import load_file
+    weights = load_file(path)
+    if isinstance(map_location, (str, torch.device)):
+        weights = {name: tensor.to(map_location) for name, tensor in weights.items()}
+    return weights
+
+
+def load_from_local(filename, map_location=None):
+    """Loader of mmengine's ``CheckpointLoader`` for local paths; see :func:`read_checkpoint`."""
+    return read_checkpoint(filename, map_location)
+
+
+def load_from_http(filename, map_location=None):
+    """Loader for ``http(s)://``: downloads once into torch's hub folder, then reads as a local file.
+
+    Raises:
+        UserError: The download failed, or see :func:`read_checkpoint`.
+    """
+    folder = Path(torch.hub.get_dir(), 'checkpoints')
+    path = folder / os.path.basename(urlsplit(filename).path)
+    rank, _ = get_dist_info()
+    if rank == 0:
+        _download(filename, path)
+    barrier()
+    # Other machines may not share rank 0's folder.
+    _download(filename, path)
+    return read_checkpoint(path, map_location)
+
+
+def _download(url, path):
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"Checkpoint '{url}' could not be downloaded: {error}.") from error
+
+
+def load_from_zoo(filename, map_location=None):
+    """Loader for the names ``torchvision://`` and ``open-mmlab://``, which stand for an ``http(s)://``.
+
+    Raises:
+        UserError: The name stands for nothing, or see :func:`load_from_http`.
+    """
+    scheme, name = filename.split('://', 1)
+    name = stock.get_deprecated_model_names().get(name, name)
+    urls = stock.get_torchvision_models() if scheme in ('torchvision', 'modelzoo') else (
+        stock.get_external_models())
+    if name not in urls:
+        raise UserError(f"'{filename}' is no checkpoint that mmengine knows.")
+    return stock.CheckpointLoader.load_checkpoint(urls[name], map_location)
+
+
+torch.serialization.add_safe_globals(_safe_globals())
+stock.CheckpointLoader.register_scheme('', load_from_local, force=True)
+stock.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+stock.CheckpointLoader.register_scheme(
+    ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://'), load_from_zoo, force=True)
