@@ -1,0 +1,8 @@
+from .checkpoint import CheckpointHook
+from .coverage import CheckpointCoverageHook
+from .labels import LabelCheckHook
+from .seed import IterationSeedHook
+from .token_reduction import TokenReductionHook
+
+__all__ = [
+    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'TokenReductionHook']

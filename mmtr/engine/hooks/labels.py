@@ -1,0 +1,58 @@
+"""Labels must be classes."""
+from mmengine.hooks import Hook
+
+from mmtr.errors import UserError
+from mmtr.registry import HOOKS
+
+from .coverage import unwrap
+
+
+@HOOKS.register_module()
+class LabelCheckHook(Hook):
+    """Checks the label maps of each batch before the model sees them; models without classes are left alone.
+
+    Out of range, a label is an unreadable assertion on a GPU, and in evaluation it silently drops out.
+
+    Raises:
+        UserError: A label is neither in 0 ... num_classes - 1 nor the ignored one.
+    """
+
+    def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
+        head = getattr(unwrap(runner.model), 'decode_head', None)
+        head = head[-1] if hasattr(head, '__getitem__') else head  # a cascade
+        num_classes = getattr(head, 'num_classes', None)
+        if num_classes is None or not isinstance(data_batch, dict):
+            return
+        ignored = {getattr(head, 'ignore_index', 255)}
+        if mode != 'train':
+            evaluator = getattr(runner, f'{mode}_loop').evaluator
+            ignored |= {getattr(metric, 'ignore_index', 255) for metric in evaluator.metrics}
+        for sample in _flat(data_batch.get('data_samples', ())):
+            if 'gt_sem_seg' in sample:
+                _check(sample, num_classes, ignored)
+
+
+def _flat(samples):
+    for sample in samples:  # test-time augmentation nests them
+        if isinstance(sample, (list, tuple)):
+            yield from _flat(sample)
+        else:
+            yield sample
+
+
+def _check(sample, num_classes, ignored):
+    labels = sample.gt_sem_seg.data
+    wrong = (labels < 0) | (labels >= num_classes)
+    for value in ignored:
+        wrong &= labels != value
+    if not wrong.any():
+        return
+    label = int(labels[wrong].max())
+    reduced = sample.get('reduce_zero_label', False)
+    hint = ('reduce_zero_label took 1 off every label in the file; set it to False where the first class is 0'
+            if reduced else "set reduce_zero_label=True in the data set where 0 stands for 'no class'")
+    path = sample.get('seg_map_path', None) or sample.get('img_path', 'a label map')
+    ignored = ' or '.join(map(str, sorted(ignored)))
+    raise UserError(
+        f"'{path}' holds the label {label}, but labels must be 0 to {num_classes - 1}, for the {num_classes} "
+        f"classes of the model, or {ignored} for 'ignored'; {hint}.")
