@@ -26,14 +26,18 @@ def in_words(error):
 
 
 def command(main):
-    """Decorator for a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2."""
+    """Decorator for a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2.
+
+    Ctrl-C gives exit status 130, and a line that says how to go on where the tool has put one into the
+    ``KeyboardInterrupt``.
+    """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except KeyboardInterrupt:
-            print('Interrupted.', file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            print(stop.args[0] if stop.args else 'Interrupted.', file=sys.stderr)
             sys.exit(130)
         except Exception as error:
             said = in_words(error)

@@ -1,0 +1,110 @@
+"""Data sets are looked at before anything is built, so that a wrong path is one sentence, at once."""
+import inspect
+import os
+import os.path as osp
+
+from mmengine.registry import DATASETS
+
+from mmtr.errors import UserError
+
+PAGE = 'docs/datasets.md'
+
+
+def check_data(cfg, loaders):
+    """Check every data set of the given loaders of a config.
+
+    Args:
+        cfg: mmengine ``Config``.
+        loaders: Names like ``('train_dataloader', 'val_dataloader')``; those the config lacks are skipped.
+
+    Raises:
+        UserError: A folder or annotation file is not there, or images lack annotations. It says which
+            path, the layout that the data set reads, and the page that tells how to prepare it.
+    """
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+        for loader in loaders:
+            for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+                _check(registry, dataset)
+
+
+def _datasets(cfg):
+    # Wrappers (RepeatDataset, ConcatDataset, ...) hold others under one of these two keys.
+    if isinstance(cfg, (list, tuple)):
+        for each in cfg:
+            yield from _datasets(each)
+    elif isinstance(cfg, dict):
+        inner = [cfg[key] for key in ('dataset', 'datasets') if key in cfg]
+        if inner:
+            yield from _datasets(inner)
+        else:
+            yield cfg
+
+
+def _settings(kind, cfg):
+    """The config over the defaults in the signatures of the class and its parents."""
+    settings = {}
+    for base in reversed(kind.__mro__):
+        if '__init__' in vars(base):
+            for name, parameter in inspect.signature(base.__init__).parameters.items():
+                if parameter.default is not parameter.empty:
+                    settings[name] = parameter.default
+    return {**settings, **cfg}
+
+
+def _check(registry, cfg):
+    kind = registry.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
+    if not inspect.isclass(kind):
+        return  # an unknown type is the registry's to report
+    settings = _settings(kind, cfg)
+    root = settings.get('data_root') or ''
+    remote = (settings.get('backend_args') or {}).get('backend', 'local') != 'local'
+    if remote or '://' in root or not settings.get('data_prefix'):
+        return
+    prefixes = settings['data_prefix']
+    folders = {key: osp.join(root, prefix) for key, prefix in prefixes.items() if prefix is not None}
+    if 'Annotations' not in str(settings.get('pipeline')):  # nothing reads them, e.g. in a bare test split
+        folders.pop('seg_map_path', None)
+    names = osp.join(root, settings['ann_file']) if settings.get('ann_file') else None
+    layout = _layout(kind.__name__, folders, names, settings)
+
+    if root and not osp.isdir(root):
+        raise UserError(f"The data root '{root}' is not there: {layout}.")
+    for folder in folders.values():
+        if folder and not osp.isdir(folder):
+            raise UserError(f"The folder '{folder}' is not there: {layout}.")
+    if names and not osp.exists(names):
+        raise UserError(f"The annotation file '{names}' is not there: {layout}.")
+    if 'img_suffix' in settings and 'img_path' in folders:
+        _check_pairs(kind, cfg, settings, folders, layout)
+
+
+def _layout(name, folders, names, settings):
+    suffix = dict(img_path=settings.get('img_suffix', ''), seg_map_path=settings.get('seg_map_suffix', ''))
+    what = dict(img_path='images', img='images', seg_map_path='annotations', seg='annotations')
+    reads = [f"{what.get(key, key)} from '{osp.join(folder, '*' + suffix.get(key, ''))}'"
+             for key, folder in folders.items()]
+    if names:
+        reads.append(f"{'image names' if 'img_suffix' in settings else 'annotations'} from '{names}'")
+    return f'{name} reads {" and ".join(reads)}; {PAGE} tells how to get and lay out the data'
+
+
+def _check_pairs(kind, cfg, settings, folders, layout):
+    bare = {key: value for key, value in cfg.items() if key not in ('type', 'pipeline', 'lazy_init')}
+    pairs = kind(**bare, pipeline=[], lazy_init=True).load_data_list()
+    if not pairs:
+        raise UserError(f"'{folders['img_path']}' holds no image '*{settings['img_suffix']}': {layout}.")
+    keys = [('img_path', 'image')] + [('seg_map_path', 'annotation')] * ('seg_map_path' in folders)
+    listed = {}  # one listing of each folder instead of a question for each file
+    for key, what in keys:
+        paths = [pair[key] for pair in pairs if key in pair]
+        absent = [path for path in paths if not _is_listed(path, listed)]
+        if absent:
+            raise UserError(f'{len(absent)} of {len(paths)} {what} files are not there, the first is '
+                            f"'{absent[0]}': {layout}.")
+
+
+def _is_listed(path, listed):
+    folder, name = osp.split(path)
+    if folder not in listed:
+        listed[folder] = set(os.listdir(folder)) if osp.isdir(folder) else set()
+    return name in listed[folder]

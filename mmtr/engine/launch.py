@@ -1,0 +1,188 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: from the command line to a running ``Runner``."""
+import argparse
+import os
+import os.path as osp
+import shutil
+import subprocess
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.hub import get_config
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
+from mmtr.errors import UserError, in_words
+
+from .data_check import check_data
+
+# Where each launcher other than torchrun says who a process is.
+LAUNCHER_ENV = dict(
+    pytorch=dict(RANK='RANK', LOCAL_RANK='LOCAL_RANK', WORLD_SIZE='WORLD_SIZE'),
+    slurm=dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS'),
+    mpi=dict(RANK='OMPI_COMM_WORLD_RANK', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK',
+             WORLD_SIZE='OMPI_COMM_WORLD_SIZE'))
+
+
+def parser(description):
+    """``ArgumentParser`` with the options that training and testing share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help="config file, or a packaged one like 'mmseg::segmenter/...'")
+    parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='settings that replace those of the config, e.g. train_cfg.max_iters=100')
+    parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
+    return parser
+
+
+def parse(parser, argv=None):
+    """Parse the command line.
+
+    Raises:
+        UserError: ``--cfg-options`` is not a list of key=value.
+    """
+    try:
+        return parser.parse_args(argv)
+    except (ValueError, AssertionError) as error:  # what mmengine's DictAction raises
+        raise UserError(f'--cfg-options takes key=value, and lists as key="[a,b]" ({error}).') from error
+
+
+def read_config(args):
+    """Config of a run, with the command line merged in and mmengine's checkpoint hook replaced by ours.
+
+    Raises:
+        UserError: The config cannot be read, or an option does not fit it.
+    """
+    try:
+        cfg = get_config(args.config) if '::' in args.config else Config.fromfile(args.config)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"Config '{args.config}' cannot be read: {error}.") from error
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError) as error:
+        raise UserError(f'--cfg-options does not fit the config: {error}.') from error
+    cfg.launcher = args.launcher
+    name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
+    if hook and hook['type'] == 'CheckpointHook':
+        hook['type'] = 'mmtr.CheckpointHook'
+    add_hook(cfg, type='mmtr.LabelCheckHook')
+    return cfg
+
+
+def add_hook(cfg, **hook):
+    """Append a custom hook to a config."""
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
+
+
+def writable(path, option):
+    """Check, without writing, that ``path`` is or can become a folder in which this user may write.
+
+    Raises:
+        UserError: It cannot; names the option that gave the path.
+    """
+    parent = osp.abspath(path)
+    while not osp.lexists(parent):
+        parent = osp.dirname(parent)
+    if not osp.isdir(parent):
+        raise UserError(f"{option} '{path}' cannot be a folder: '{parent}' is a file.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} '{path}' is not writable: this user may not write in '{parent}'.")
+
+
+def start_processes(cfg):
+    """Join the process group of the launcher; on a CPU with gloo, which mmengine's own start-up cannot do.
+
+    Raises:
+        UserError: The processes were not started by that launcher.
+    """
+    if cfg.launcher == 'none':
+        return
+    names = LAUNCHER_ENV[cfg.launcher]
+    absent = [name for name in names.values() if name not in os.environ]
+    if absent:
+        raise UserError(f"--launcher {cfg.launcher}, but {absent[0]} is not set: start the processes with "
+                        'tools/dist_*.sh, tools/slurm_*.sh or mpirun.')
+    # mmengine reads LOCAL_RANK for every launcher but sets it for slurm alone.
+    os.environ.update({key: os.environ[name] for key, name in names.items()})
+    if torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        show = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        os.environ['MASTER_ADDR'] = subprocess.check_output(show, text=True).split()[0]
+    os.environ.setdefault('MASTER_ADDR', 'localhost')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    torch.distributed.init_process_group('gloo')
+    # On a CPU a data-parallel model has no device number; mmengine would pass one.
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+        **{**(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None})
+
+
+@contextmanager
+def runner(cfg, loaders, folders=()):
+    """Context that yields the ``Runner`` of a config once its data have been checked.
+
+    A run that a ``UserError`` stops before its first training iteration leaves no folder behind.
+
+    Args:
+        cfg: mmengine ``Config``.
+        loaders: Names of the data loaders that the run uses.
+        folders: Output folders besides the work folder.
+
+    Raises:
+        UserError: See :func:`mmtr.engine.data_check.check_data` and :func:`start_processes`.
+    """
+    check_data(cfg, loaders)
+    # The tools load nothing but tensors, whichever of mmengine's loaders a checkpoint comes through.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    start_processes(cfg)
+    built = None
+    clean = _cleaner(cfg, [cfg.work_dir, *folders])
+    try:
+        built = Runner.from_cfg(cfg)
+        yield built
+    except Exception as error:
+        if in_words(error) and (built is None or built.iter == 0) and is_main_process():
+            clean()
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _cleaner(cfg, folders):
+    """Function that removes what this run has written so far, and nothing that was there before."""
+    dumped = osp.join(cfg.work_dir, osp.basename(cfg.filename)) if cfg.filename else None
+    fresh = [folder for folder in map(osp.abspath, folders) if not osp.exists(folder)]
+    keep_dump = dumped is None or osp.exists(dumped)
+    stops = {folder: _existing_parent(folder) for folder in fresh}
+    before = MMLogger.get_current_instance()
+
+    def clean():
+        # Another run may share the work folder: only the log folder of this one goes.
+        logger = MMLogger.get_current_instance()
+        for handler in logger.handlers if logger is not before else ():
+            if hasattr(handler, 'baseFilename'):
+                handler.close()
+                shutil.rmtree(osp.dirname(handler.baseFilename), ignore_errors=True)
+        if not keep_dump and osp.exists(dumped):
+            os.remove(dumped)
+        for folder, stop in stops.items():
+            shutil.rmtree(osp.join(folder, 'vis_data'), ignore_errors=True)
+            while folder != stop and osp.isdir(folder) and not os.listdir(folder):
+                os.rmdir(folder)
+                folder = osp.dirname(folder)
+
+    return clean
+
+
+def _existing_parent(path):
+    while not osp.exists(path):
+        path = osp.dirname(path)
+    return path

@@ -1,0 +1,93 @@
+"""Shared fixtures: a data set drawn on the spot and the smallest stock Segmenter that trains on it."""
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+import mmtr  # noqa: F401
+
+CLASSES = ('sky', 'grass', 'sand', 'lake')
+torch.set_num_threads(1)
+
+
+def draw_data(root, images=6, size=64, seed=0):
+    """Images of coloured stripes with their label maps, in the folders of ADE20K."""
+    rng = np.random.default_rng(seed)
+    for split in ('training', 'validation'):
+        for kind in ('images', 'annotations'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(images):
+            labels = np.repeat(rng.integers(0, len(CLASSES), 4), size // 4).astype(np.uint8)
+            labels = np.broadcast_to(labels if i % 2 else labels[:, None], (size, size))
+            pixels = labels[..., None] * np.array([60, 20, 40]) + rng.integers(0, 40, (size, size, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / 'images' / split / f'{i}.png')
+            Image.fromarray(labels).save(root / 'annotations' / split / f'{i}.png')
+
+
+def segmenter_cfg(root, work_dir):
+    """Config of a stock mmseg Segmenter (width 32, two layers), with stochastic depth and augmentation."""
+    meta = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+
+    def loader(split, pipeline, sampler, batch_size):
+        dataset = dict(
+            type='BaseSegDataset', data_root=str(root), img_suffix='.png', seg_map_suffix='.png',
+            metainfo=dict(classes=CLASSES), pipeline=meta + pipeline,
+            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+        return dict(
+            batch_size=batch_size, num_workers=0, sampler=dict(type=sampler, shuffle=split == 'training'),
+            dataset=dataset)
+
+    augment = [
+        dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]
+    val = loader('validation', [dict(type='PackSegInputs')], 'DefaultSampler', 1)
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (0., 1.)]
+    return Config(dict(
+        default_scope='mmseg',
+        work_dir=str(work_dir),
+        model=dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(
+                type='SegDataPreProcessor', size=(64, 64), mean=[127.5] * 3, std=[64.] * 3, seg_pad_val=255),
+            backbone=dict(
+                type='VisionTransformer', img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2,
+                num_heads=2, mlp_ratio=2, drop_path_rate=0.2, final_norm=True),
+            decode_head=dict(
+                type='SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=len(CLASSES),
+                num_layers=1, num_heads=2, embed_dims=32, dropout_ratio=0.,
+                loss_decode=dict(type='CrossEntropyLoss')),
+            test_cfg=dict(mode='whole')),
+        train_dataloader=loader('training', augment, 'InfiniteSampler', 2),
+        val_dataloader=val, test_dataloader=val,
+        val_evaluator=dict(type='IoUMetric'), test_evaluator=dict(type='IoUMetric'),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+        val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False),
+            dict(type='PolyLR', eta_min=0., power=0.9, begin=2, end=4, by_epoch=False)],
+        default_hooks=dict(
+            timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=1),
+            param_scheduler=dict(type='ParamSchedulerHook'),
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='mIoU'),
+            visualization=dict(type='SegVisualizationHook')),
+        visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        tta_model=dict(type='SegTTAModel'),
+        tta_pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='TestTimeAug',
+                 transforms=[flips, [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]])],
+        log_processor=dict(by_epoch=False, window_size=1)))
+
+
+@pytest.fixture
+def drawn_data(tmp_path):
+    """Folder of six training and six validation images of 64x64, four classes, labels 0 to 3."""
+    draw_data(tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+@pytest.fixture
+def tiny_segmenter(drawn_data, tmp_path):
+    """Config of a Segmenter that trains on ``drawn_data`` for four iterations, in ``tmp_path / 'work'``."""
+    return segmenter_cfg(drawn_data, tmp_path / 'work')

@@ -1,0 +1,71 @@
+"""Train a model of any mmseg, mmdet or mmtr config, with the stock mmengine runner."""
+import errno
+
+from mmengine.device import get_device
+
+import mmtr  # noqa: F401
+from mmtr.engine import launch
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
+from mmtr.errors import UserError, command
+
+
+def use_amp(cfg, wanted):
+    """Train in mixed precision if ``--amp`` or the config asks for it, on a CPU as well."""
+    wrapper = cfg.setdefault('optim_wrapper', {})
+    kind = wrapper.get('type', 'OptimWrapper')
+    if wanted and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f"--amp works with the optim_wrapper 'OptimWrapper', but the config has '{kind}'.")
+    if not wanted and kind != 'AmpOptimWrapper':
+        return
+    if get_device() == 'cpu':
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(key, None)
+        wrapper.type = 'mmtr.CPUAmpOptimWrapper'
+    else:
+        wrapper.type = 'AmpOptimWrapper'
+
+
+def resume(cfg, path):
+    """Make the run go on from a checkpoint: ``path``, or for 'auto' the last of the work folder, if any."""
+    if path == 'auto':
+        path = last_checkpoint(cfg.work_dir)
+        if path is None:
+            print(f"There is no checkpoint in '{cfg.work_dir}' to resume from, so training starts anew.")
+            return
+    checkpoint = read_checkpoint(path, map_location='meta')
+    if 'iter' not in checkpoint.get('meta', {}) or 'message_hub' not in checkpoint:
+        raise UserError(f"'{path}' holds weights but no state of a training run to resume; to start from the "
+                        f"weights use --cfg-options load_from='{path}'.")
+    cfg.load_from, cfg.resume = path, True
+    # mmengine restores the seed after the samplers have been built with another one.
+    cfg.randomness = {**cfg.get('randomness', {}), 'seed': checkpoint['meta'].get('seed')}
+
+
+@command
+def main():
+    """Run from the command line."""
+    parser = launch.parser(__doc__)
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from the last checkpoint in the work folder, or from the one given')
+    args = launch.parse(parser)
+    cfg = launch.read_config(args)
+    launch.writable(cfg.work_dir, '--work-dir')
+    use_amp(cfg, args.amp)
+    launch.add_hook(cfg, type='mmtr.IterationSeedHook')
+    if args.resume:
+        resume(cfg, args.resume)
+    with launch.runner(cfg, ('train_dataloader', 'val_dataloader')) as runner:
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f'Interrupted at iteration {runner.iter}; {how_to_go_on(cfg.work_dir)}.') from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise write_failure(error, cfg.work_dir) from error
+
+
+if __name__ == '__main__':
+    main()
