@@ -92,7 +92,9 @@ def count_flops(model: nn.Module, inputs: Union[Tensor, tuple[Tensor, ...]]) -> 
     """
     # fvcore leaves its hooks behind when a forward pass fails, so it works on a copy that shares all tensors.
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    analysis = FlopCountAnalysis(copy.deepcopy(model, tensors).eval(), inputs)
+    replica = copy.deepcopy(model, tensors)
+    replica.eval()  # mmseg's VisionTransformer returns None here
+    analysis = FlopCountAnalysis(replica, inputs)
     analysis.set_op_handle(**_HANDLERS, **dict.fromkeys(_NEGLIGIBLE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     # fvcore gives numpy numbers for some operators.

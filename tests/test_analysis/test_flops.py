@@ -56,6 +56,7 @@ def test_stock_segmenter_equals_the_formula():
     assert count.by_module['0'] + count.by_module['1'] == count.by_module[''] == count.total
     assert sum(count.by_operator.values()) == count.total
     assert count.unsupported == {}
+    assert count_flops(model[0], torch.randn(1, 3, 64, 96)).total == count.by_module['0']
 
 
 def test_fused_segmenter_counts_as_stock():

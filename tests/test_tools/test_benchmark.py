@@ -1,0 +1,173 @@
+import importlib.util
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark.py'
+CONFIG = '''
+default_scope = 'mmseg'
+model = dict(
+    type='EncoderDecoder',
+    pretrained='https://nowhere.invalid/weights.pth',
+    backbone=dict(type='{backbone}', img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2,
+                  num_heads=2, final_norm=True),
+    decode_head=dict(type='SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=5,
+                     num_layers=1, num_heads=2, embed_dims=32))
+'''
+REDUCED = '@model.backbone.token_reduction.type=TokenAdapter@model.backbone.token_reduction.layers=(1,2)'
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    spec = importlib.util.spec_from_file_location('benchmark', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(benchmark, monkeypatch):
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['tools/benchmark.py', *map(str, args)])
+        return benchmark.main()
+    return run
+
+
+@pytest.fixture
+def configs(tmp_path):
+    paths = {}
+    for name, backbone in dict(stock='VisionTransformer', ours='mmtr.VisionTransformer').items():
+        paths[name] = tmp_path / f'{name}.py'
+        paths[name].write_text(CONFIG.format(backbone=backbone))
+    return paths
+
+
+def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    run(configs['stock'], configs['ours'], '--shape', 64, 96, '--repeats', 3, '--batch-size', 2,
+        '--device', 'cpu', '--part', 'model', 'backbone', '--json', out)
+    report = json.loads(out.read_text())
+    assert report['command'].startswith('tools/benchmark.py ')
+    assert report['machine']['torch'] == torch.__version__ and report['machine']['dtype'] == 'float32'
+    assert report['settings']['batch_size'] == 2
+    assert report['configs'] == [str(configs['stock']), str(configs['ours'])]
+    assert [(r['part'], r['config']) for r in report['results']] == [
+        ('model', 'stock'), ('model', 'ours'), ('backbone', 'stock'), ('backbone', 'ours')]
+    for stock, ours in (report['results'][:2], report['results'][2:]):
+        for r in (stock, ours):
+            assert len(r['seconds']) == 3
+            assert r['ms_per_image'] == pytest.approx(1e3 * statistics.median(r['seconds']) / 2)
+            assert r['ms_per_image_quartiles'][0] <= r['ms_per_image'] <= r['ms_per_image_quartiles'][1]
+            assert r['images_per_second'] == pytest.approx(1e3 / r['ms_per_image'])
+            assert r['speed_up'] == pytest.approx(stock['ms_per_image'] / r['ms_per_image'])
+            assert r['memory_ratio'] == pytest.approx(r['peak_memory_bytes'] / stock['peak_memory_bytes'])
+            assert r['own_weights'] == [] and r['uncounted'] == {} and r['reducer_share'] is None
+        assert stock['gflops'] == ours['gflops'] and ours['gflops_ratio'] == 1
+        assert stock['parameters'] == ours['parameters']
+        assert ours['tokens_per_layer'] == [24, 24] and stock['tokens_per_layer'] is None
+    printed = capsys.readouterr()
+    assert 'tokens per layer 24 x2' in printed.out
+    lines = [line for line in printed.out.splitlines() if line.startswith(('config', 'stock ', 'ours '))]
+    assert len(lines) == 6
+    assert len({len(line) for line in lines[:3]}) == 1, 'columns are aligned'
+    assert 'Timing' in printed.err
+
+
+def test_override_of_one_config_reduces_it(run, configs, tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    run(configs['ours'], f'{configs["ours"]}{REDUCED}', '--shape', 160, 160, '--repeats', 1,
+        '--device', 'cpu', '--json', out)
+    plain, reduced = json.loads(out.read_text())['results']
+    assert reduced['config'] == 'ours@type=TokenAdapter@layers=(1,2)'
+    assert plain['tokens_per_layer'] == [100, 100] and reduced['tokens_per_layer'] == [100, 49]
+    assert reduced['gflops'] < plain['gflops'] and reduced['own_weights'] == []
+    assert plain['reducer_share'] is None and 0 < reduced['reducer_share'] < 1
+    assert 'tokens per layer 100 x1, 49 x1' in capsys.readouterr().out
+
+
+def test_hook_of_an_unmodified_config_is_applied(run, configs, tmp_path):
+    hooked, out = tmp_path / 'hooked.py', tmp_path / 'out.json'
+    hooked.write_text("_base_ = './stock.py'\ncustom_hooks = [dict(type='mmtr.TokenReductionHook', "
+                      "token_reduction=dict(type='TokenAdapter', layers=(1, 2)))]\n")
+    run(configs['stock'], hooked, '--shape', 160, 160, '--repeats', 1, '--device', 'cpu', '--json', out)
+    stock, reduced = json.loads(out.read_text())['results']
+    assert reduced['tokens_per_layer'] == [100, 49]
+    assert reduced['gflops'] < stock['gflops']
+
+
+def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_path, monkeypatch):
+    cfgs = [benchmark.read_config(str(path), None) for path in configs.values()]
+    trained = benchmark.build(cfgs[0], 'cpu')
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    monkeypatch.setattr(sys, 'argv', ['x', 'a', 'b', '--shape', '64', '64', '--device', 'cpu',
+                                      '--checkpoint', str(tmp_path / 'trained.pth')])
+    models, own = benchmark.build_all(benchmark.parse_args(), ['a', 'b'], cfgs)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = trained(image)
+        for model in models:
+            torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
+    assert own == [[], []]
+    pointers = [[p.data_ptr() for p in model.parameters()] for model in models]
+    assert pointers[0] == pointers[1], 'one copy of the weights'
+
+
+def test_tensors_that_do_not_fit_are_named(run, configs, tmp_path, capsys):
+    run(configs['ours'], f'{configs["ours"]}@model.decode_head.num_classes=7', '--shape', 64, 64,
+        '--repeats', 1, '--device', 'cpu')
+    assert 'ours@num_classes=7: 3 tensors with random weights of its own, such as decode_head.cls_emb' in \
+        capsys.readouterr().out
+
+
+def test_names_stay_apart(benchmark):
+    assert benchmark.names_of(['a/x.py', 'b/y.py']) == ['x', 'y']
+    assert benchmark.names_of(['a/x.py', 'b/x.py']) == ['a/x.py', 'b/x.py']
+    assert benchmark.names_of(['a/x.py', 'a/x.py']) == ['a/x.py #1', 'a/x.py #2']
+    assert benchmark.names_of(['x.py', 'x.py@model.a.ratio=0.3']) == ['x', 'x@ratio=0.3']
+
+
+def test_packaged_config_is_read_by_name(benchmark):
+    cfg = benchmark.read_config('mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', None)
+    assert cfg.model.backbone.embed_dims == 192
+    assert 'pretrained' not in benchmark.without_pretrained(cfg.model)
+
+
+@pytest.mark.parametrize('args, sentence', [
+    (['nowhere.py'], "Config 'nowhere.py' is not there"),
+    (['mmnothing::a/b.py'], "Config 'mmnothing::a/b.py' is not there"),
+    (['mmseg::segmenter/nothing.py'], "Config 'mmseg::segmenter/nothing.py' is not there"),
+    (['{ours}@model.backbone'], 'do not fit config'),
+    (['{ours}@model.backbone.embed_dims.wide=1'], 'do not fit config'),
+    (['{empty}'], 'has no model with a backbone'),
+    (['{broken}'], 'cannot be read'),
+    (['{ours}', '--shape', '8', '64'], '--shape 8 64 is smaller than one patch of 16x16 pixels'),
+    (['{ours}', '--device', 'cuda:99'], '--device cuda:99 cannot be used: this machine has cpu'),
+    (['{ours}', '--device', 'abacus'], '--device abacus cannot be used: this machine has cpu'),
+    (['{ours}', '--checkpoint', 'nowhere.pth'], 'nowhere.pth'),
+    (['{ours}', '--checkpoint', '{other}'], 'are missing or of another shape, such as backbone.cls_token'),
+    (['{ours}', '--json', 'nowhere/out.json'], '--json nowhere/out.json cannot be written'),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(run, configs, tmp_path, capsys, args, sentence):
+    (tmp_path / 'empty.py').write_text('a = 1\n')
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    torch.save(dict(state_dict={'backbone.cls_token': torch.zeros(1, 1, 8)}), tmp_path / 'other.pth')
+    places = dict(configs, **{path.stem: path for path in tmp_path.iterdir()})
+    args = [arg.format(**places) for arg in args]
+    defaults = ['--shape', '64', '64', '--device', 'cpu']
+    with pytest.raises(SystemExit) as stopped:
+        run(*args[:1], *defaults, *args[1:])
+    error = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert error[-1].startswith('Error: ') and sentence in error[-1]
+
+
+@pytest.mark.parametrize('option', ['--repeats', '--batch-size', '--threads'])
+def test_counts_must_be_positive(run, configs, capsys, option):
+    with pytest.raises(SystemExit) as stopped:
+        run(configs['ours'], '--shape', 64, 64, option, 0)
+    assert stopped.value.code == 2
+    assert "whole number above 0 value: '0'" in capsys.readouterr().err

@@ -1,0 +1,310 @@
+"""Speed, GFLOPs, parameters and memory of models side by side, measured in turns in one run.
+
+Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.type=TokenAdapter --shape 640 640
+"""
+import argparse
+import importlib.util
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import warnings
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from mmengine import ProgressBar
+from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmtr.analysis.flops import count_flops
+from mmtr.analysis.speed import interleave, machine, peak_memory, share
+from mmtr.apis import apply_token_reduction
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.errors import UserError, command
+from mmtr.reducers.base import TokenReducer
+
+WARMUP = 2
+PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
+# The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
+REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore')
+COLUMNS = ('config', 'ms/image', 'quartiles', 'images/s', 'GFLOPs', 'M params', 'peak MB',
+           'speed-up', 'x GFLOPs', 'x memory')
+
+
+def positive(text):
+    """A whole number above 0, from the command line."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+positive.__name__ = 'whole number above 0'  # argparse names the type in its error
+
+
+def parse_args():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', metavar='CONFIG',
+                        help='file or mmseg::name; CONFIG@key=value[@key=value] overrides its settings')
+    parser.add_argument('--shape', nargs=2, type=positive, required=True, metavar=('H', 'W'), help='pixels')
+    parser.add_argument('--checkpoint', help='weights of all models; else random ones, the same for all')
+    parser.add_argument('--batch-size', type=positive, default=1)
+    parser.add_argument('--repeats', type=positive, default=10,
+                        help=f'timed rounds, after {WARMUP} of warm-up')
+    parser.add_argument('--threads', type=positive, help='CPU threads of torch')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
+                        help='other than float32: autocast')
+    parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='override settings of every config')
+    parser.add_argument('--json', metavar='F', help='write all results there, single durations included')
+    return parser.parse_args()
+
+
+def check_settings(args):
+    """Raise a ``UserError`` for what would fail only after models are built and timed."""
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+        raise UserError(f'--device {args.device} cannot be used: '
+                        f'this machine has {", ".join(devices)}.') from error
+    if args.json and (Path(args.json).is_dir() or not os.access(Path(args.json).absolute().parent, os.W_OK)):
+        raise UserError(f'--json {args.json} cannot be written: give a file in a folder that exists.')
+
+
+def read_config(spec, options):
+    """The config of ``FILE_OR_NAME[@key=value...]``, with ``options`` merged in first.
+
+    Raises:
+        UserError: It is not there or cannot be read, an override does not fit, or it holds no model.
+    """
+    path, *overrides = spec.split('@')
+    package = path.split('::')[0] if '::' in path else None
+    try:
+        # get_config would install a package that is missing.
+        if package and importlib.util.find_spec(package) is None:
+            raise FileNotFoundError
+        cfg = get_config(path) if package else Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise UserError(f"Config '{path}' is not there: give a file, or a name such as "
+                        'mmseg::segmenter/segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py.') from error
+    except Exception as error:  # a config is a program, and can fail in any way
+        raise UserError(f"Config '{path}' cannot be read: {error}") from error
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--set', nargs='*', action=DictAction, default={})
+    try:
+        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(parser.parse_args(['--set', *overrides]).set)
+    except Exception as error:
+        raise UserError(f"Settings {' '.join([*(options or {}), *overrides])} do not fit config '{path}': "
+                        f'{error}') from error
+    if 'backbone' not in cfg.get('model', {}):
+        raise UserError(f"Config '{path}' has no model with a backbone: "
+                        'give the config of a segmentor or detector.')
+    return cfg
+
+
+def check_shape(shape, cfg, spec):
+    """Raise a ``UserError`` if an image of ``shape`` (H, W) is smaller than a patch of the backbone."""
+    patch = cfg.model.backbone.get('patch_size', 1)
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    if shape[0] < height or shape[1] < width:
+        raise UserError(f"--shape {shape[0]} {shape[1]} is smaller than one patch of {height}x{width} pixels "
+                        f"of '{spec}': give a larger shape.")
+
+
+def without_pretrained(node):
+    """The config without the weights that it would download: they come from ``--checkpoint``."""
+    if isinstance(node, (list, tuple)):
+        return type(node)(without_pretrained(value) for value in node)
+    if not isinstance(node, dict):
+        return node
+    dropped = {key for key, value in node.items() if key == 'pretrained' and isinstance(value, str)
+               or key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'}
+    return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
+
+
+def build(cfg, device):
+    """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode."""
+    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+        warnings.simplefilter('ignore')
+        model = MODELS.build(without_pretrained(cfg.model))
+    for hook in cfg.get('custom_hooks', []):
+        if hook['type'] in ('TokenReductionHook', 'mmtr.TokenReductionHook'):
+            apply_token_reduction(model, hook['token_reduction'], hook.get('attn_backend', 'auto'))
+    model.to(device).eval()
+    return model
+
+
+def share_weights(weights, model):
+    """Give ``model`` the tensors of ``weights`` that fit; return the names of its own that are left."""
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in weights.items()
+               if name in own and own[name].shape == tensor.shape}
+    # assign: no second copy of the weights, however many models there are.
+    model.load_state_dict(fitting, strict=False, assign=True)
+    return sorted(own.keys() - fitting.keys())
+
+
+def build_all(args, specs, configs):
+    """All models with the same weights where names and shapes agree, and what each could not take over."""
+    weights = None
+    if args.checkpoint:
+        checkpoint = read_checkpoint(args.checkpoint, args.device)
+        weights = {name.removeprefix('module.'): value
+                   for name, value in checkpoint.get('state_dict', checkpoint).items()}
+    models, kept = [], []
+    for spec, cfg in zip(specs, configs):
+        print(f'Building {spec}', file=sys.stderr)
+        model = build(cfg, args.device)
+        kept.append(share_weights(weights, model) if weights else [])
+        if args.checkpoint and not models and kept[0]:
+            raise UserError(f"Checkpoint '{args.checkpoint}' does not fit '{spec}': {len(kept[0])} tensors "
+                            f'are missing or of another shape, such as {kept[0][0]}.')
+        weights = weights or model.state_dict()
+        models.append(model)
+    return models, kept
+
+
+def measure(args, names, models):
+    """One result for each part and model, as it goes into the JSON file."""
+    shape = (args.batch_size, 3, *args.shape)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
+    dtype = getattr(torch, args.dtype)
+
+    def forward(module):
+        def call():
+            with torch.inference_mode(), torch.autocast(torch.device(args.device).type, dtype,
+                                                        enabled=dtype is not torch.float32):
+                module(images)
+        return call
+
+    results, calls, modules = {}, {}, {}
+    for part in args.part:
+        for name, model in zip(names, models):
+            print(f'Counting {name}, {part}', file=sys.stderr)
+            modules[part, name] = model if part == 'model' else model.backbone
+            calls[part, name] = forward(modules[part, name])
+            flops = count_flops(modules[part, name], images[:1])
+            results[part, name] = dict(
+                part=part, config=name, gflops=flops.total / 1e9, uncounted=flops.unsupported,
+                parameters=sum(p.numel() for p in modules[part, name].parameters()),
+                peak_memory_bytes=peak_memory(calls[part, name], args.device),
+                tokens_per_layer=token_schedule(model.backbone, args.shape), reducer_share=None)
+    print(f'Timing {len(calls)} in turns', file=sys.stderr)
+    bar = ProgressBar(WARMUP + args.repeats, file=sys.stderr)
+    timings = interleave(calls, args.repeats, WARMUP, progress=lambda done, of: bar.update())
+    print(file=sys.stderr)
+    for (part, name), result in results.items():
+        timing = timings[part, name]
+        median, low, high = (1e3 * t / args.batch_size for t in (timing.median, *timing.quartiles))
+        result.update(seconds=timing.seconds, ms_per_image=median, ms_per_image_quartiles=[low, high],
+                      images_per_second=1e3 / median)
+        backbone = models[names.index(name)].backbone
+        if reduces(backbone):
+            result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS)
+    for (part, _), result in results.items():
+        first = results[part, names[0]]
+        result.update(speed_up=first['ms_per_image'] / result['ms_per_image'],
+                      gflops_ratio=result['gflops'] / first['gflops'],
+                      memory_ratio=result['peak_memory_bytes'] / first['peak_memory_bytes'])
+    return list(results.values())
+
+
+def reduces(backbone):
+    """Whether ``backbone`` has a reducer that does something."""
+    return type(getattr(backbone, 'token_reducer', None)) not in (type(None), TokenReducer)
+
+
+def token_schedule(backbone, shape):
+    """Patch tokens that each layer computes on, or None for a stock backbone."""
+    if not hasattr(backbone, 'token_reducer'):
+        return None
+    grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, backbone.patch_embed.projection.kernel_size))
+    return backbone.token_reducer.token_schedule(grid, backbone.token_reducer.backbone.depth)
+
+
+def table(results):
+    """Results of one part as aligned text."""
+    rows = [COLUMNS]
+    for r in results:
+        low, high = r['ms_per_image_quartiles']
+        rows.append((r['config'], f'{r["ms_per_image"]:.1f}', f'{low:.1f}-{high:.1f}',
+                     f'{r["images_per_second"]:.2f}', f'{r["gflops"]:.2f}', f'{r["parameters"] / 1e6:.2f}',
+                     f'{r["peak_memory_bytes"] / 1e6:.1f}', f'{r["speed_up"]:.2f}x',
+                     f'{r["gflops_ratio"]:.3f}', f'{r["memory_ratio"]:.3f}'))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
+                                                          zip(row[1:], widths[1:]))]) for row in rows)
+
+
+def notes(results):
+    """What a reader must know beside the table of one part, one line each."""
+    for r in results:
+        if r['tokens_per_layer']:
+            runs = ((tokens, len(list(layers))) for tokens, layers in groupby(r['tokens_per_layer']))
+            yield f'{r["config"]}: tokens per layer ' + ', '.join(f'{n} x{layers}' for n, layers in runs)
+        if r['reducer_share'] is not None:
+            yield f'{r["config"]}: reducer {r["reducer_share"]:.1%} of the forward pass'
+        if r['uncounted']:
+            yield (f'{r["config"]}: not in GFLOPs: '
+                   + ', '.join(f'{operator} x{n}' for operator, n in r['uncounted'].items()))
+        if r['own_weights']:
+            yield (f'{r["config"]}: {len(r["own_weights"])} tensors with random weights of its own, such as '
+                   f'{r["own_weights"][0]}')
+
+
+def names_of(specs):
+    """Names for the table: as short as keeps them apart, numbered where a config is repeated."""
+    short = []
+    for spec in specs:
+        path, *overrides = spec.split('@')
+        file = path.rsplit('/', 1)[-1].removesuffix('.py')
+        short.append('@'.join([file, *(re.sub(r'^[^=]*\.', '', override) for override in overrides)]))
+    names = [name if short.count(name) == 1 else spec for name, spec in zip(short, specs)]
+    return [name if names.count(name) == 1 else f'{name} #{names[:i + 1].count(name)}'
+            for i, name in enumerate(names)]
+
+
+@command
+def main():
+    """Measure, print and write."""
+    args = parse_args()
+    check_settings(args)
+    configs = [read_config(spec, args.cfg_options) for spec in args.configs]
+    for cfg, spec in zip(configs, args.configs):
+        check_shape(args.shape, cfg, spec)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = names_of(args.configs)
+    models, kept = build_all(args, args.configs, configs)
+    results = measure(args, names, models)
+    for result in results:
+        result['own_weights'] = kept[names.index(result['config'])]
+    used = dict(machine(args.device), dtype=args.dtype)
+    for part in args.part:
+        of_part = [r for r in results if r['part'] == part]
+        print(f'\n{PARTS[part]}, batch of {args.batch_size}, {args.shape[0]}x{args.shape[1]} pixels')
+        print(table(of_part), *notes(of_part), sep='\n')
+    print(f'\nTimes: median and quartiles of {args.repeats} rounds in turns. Ratios: to {names[0]}.\n'
+          'GFLOPs: multiply-adds of one image. Peak memory: of a forward pass, without weights and images.\n'
+          f"Weights: {args.checkpoint or 'random'}, the same in all models.\n"
+          'Machine: ' + ', '.join(f'{key} {value}' for key, value in used.items()))
+    if args.json:
+        report = dict(command=shlex.join(sys.argv), configs=args.configs, machine=used, settings=vars(args),
+                      results=results)
+        temporary = Path(f'{args.json}.part')
+        temporary.write_text(json.dumps(report, indent=1))
+        temporary.replace(args.json)
+
+
+if __name__ == '__main__':
+    main()
