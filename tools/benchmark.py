@@ -210,7 +210,8 @@ def measure(args, names, models):
                       images_per_second=1e3 / median)
         backbone = models[names.index(name)].backbone
         if reduces(backbone):
-            result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS)
+            result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS,
+                                            args.repeats)
     for (part, _), result in results.items():
         first = results[part, names[0]]
         result.update(speed_up=first['ms_per_image'] / result['ms_per_image'],
@@ -296,7 +297,7 @@ def main():
         print(table(of_part), *notes(of_part), sep='\n')
     print(f'\nTimes: median and quartiles of {args.repeats} rounds in turns. Ratios: to {names[0]}.\n'
           'GFLOPs: multiply-adds of one image. Peak memory: of a forward pass, without weights and images.\n'
-          f"Weights: {args.checkpoint or 'random'}, the same in all models.\n"
+          f"Weights: {args.checkpoint or 'random'}, the same in all models where names and shapes agree.\n"
           'Machine: ' + ', '.join(f'{key} {value}' for key, value in used.items()))
     if args.json:
         report = dict(command=shlex.join(sys.argv), configs=args.configs, machine=used, settings=vars(args),

@@ -95,7 +95,7 @@ def _timed(owner, names):
             delattr(owner, name)
 
 
-def share(call: Callable[[], object], owner: object, names: Iterable[str], repeats: int = 3) -> float:
+def share(call: Callable[[], object], owner: object, names: Iterable[str], repeats: int = 5) -> float:
     """The part of ``call()``'s time, 0 to 1, that some methods of ``owner`` take; median of ``repeats``.
 
     Args:
