@@ -1,0 +1,212 @@
+"""The nine promises of DESIGN section 3, for every registered reducer: registering one is enough to be tested."""
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from mmseg.models.backbones import VisionTransformer as Stock
+
+from mmtr.models.backbones import VisionTransformer
+from mmtr.registry import TOKEN_REDUCERS
+
+TOKEN_REDUCERS.import_from_location()
+#: More settings than the defaults, for methods with several ways to work.
+MORE = dict(TokenAdapter=[
+    dict(per_layer=(1, 0)), dict(unique=0.2, mode='max', reference='representative', layers=(1, 3)),
+    dict(score='attn', metric='euclidean', tau=-1.), dict(score='random', merge='bilinear'),
+    dict(score='alternating', merge='keep', layers=(0, 4))])
+CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict)
+         for settings in [{}, *MORE.get(name, [])]]
+every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
+
+
+def backbone(cfg, patch_size=16, with_cls_token=True, **kwargs):
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4, final_norm=True,
+        out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs)
+    model.init_weights()
+    # Fresh weights are so small that layers hardly change a token: a mistake would not show.
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def images(batch=2, height=80, width=112, seed=1):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@every_reducer
+@pytest.mark.parametrize('height, width, patch_size, with_cls_token', [
+    (64, 64, 16, True), (80, 112, 16, True), (57, 130, 16, False), (84, 70, 14, True), (48, 48, 8, False)])
+def test_heads_receive_the_full_grid(cfg, height, width, patch_size, with_cls_token):
+    model = backbone(cfg, patch_size, with_cls_token)
+    with torch.no_grad():
+        outs = model(images(2, height, width))
+    grid = (-(-height // patch_size), -(-width // patch_size))
+    assert [tuple(out.shape) for out in outs] == [(2, 32, *grid)] * 2
+    assert all(out.isfinite().all() for out in outs)
+
+
+@every_reducer
+def test_positions_are_in_raster_order(cfg):
+    # With attention and FFN silenced, a token is its patch: what is restored must resemble its own place.
+    model = backbone(cfg)
+    for layer in model.layers:
+        for linear in (layer.attn.attn.out_proj, layer.ffn.layers[1]):
+            torch.nn.init.zeros_(linear.weight)
+            torch.nn.init.zeros_(linear.bias)
+    plain = copy.deepcopy(model)
+    plain.set_token_reduction(None)
+    smooth = torch.linspace(-1, 1, 112).expand(80, 112) + torch.linspace(-2, 2, 80).unsqueeze(1)
+    with torch.no_grad():
+        out, own = (m(smooth.expand(1, 3, 80, 112))[1].flatten(2)[0] for m in (model, plain))
+    distance = torch.cdist(out.T, own.T)
+    at_home = distance.diagonal().mean()
+    shuffled = distance[torch.arange(35), torch.randperm(35, generator=torch.Generator().manual_seed(0))].mean()
+    assert at_home < 0.6 * shuffled
+
+
+@every_reducer
+def test_prefix_tokens_are_never_reduced(cfg):
+    seen = []
+    model = backbone(cfg)
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        model(images())
+    schedule = model.token_reducer.token_schedule((5, 7), 4)
+    assert all(tokens.num_prefix == 1 for tokens in seen)
+    if model.token_reducer.fixed_count:
+        # A layer's output may be restored already, never smaller than what it computed on.
+        assert all(tokens.patches.shape[1] >= count for tokens, count in zip(seen, schedule))
+    assert min(schedule) < 35
+
+
+@every_reducer
+def test_an_image_does_not_depend_on_its_batch(cfg):
+    model = backbone(cfg)
+    batch = images(4)
+    with torch.no_grad():
+        together = model(batch)
+        for i in range(4):
+            for out, alone in zip(together, model(batch[i:i + 1])):
+                torch.testing.assert_close(out[i:i + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+@every_reducer
+def test_nothing_to_reduce_is_the_plain_model(cfg):
+    reducing = TOKEN_REDUCERS.module_dict[cfg['type']]
+    settings = {k: v for k, v in cfg.items() if k != 'per_layer'}
+    model = backbone({**settings, **reducing.nothing})
+    stock = Stock(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, final_norm=True, out_indices=(1, 3))
+    own = {id(p) for p in model.token_reducer.parameters()}
+    state = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in own}
+    stock.load_state_dict(state, strict=True)
+    stock.eval()
+    with torch.no_grad():
+        for out, expected in zip(model(images()), stock(images())):
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_reducer
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_dtype_in_is_dtype_out(cfg, dtype):
+    model = backbone(cfg)
+    plain = backbone(None)
+    with torch.no_grad(), torch.autocast('cpu', dtype):
+        assert [o.dtype for o in model(images())] == [o.dtype for o in plain(images())]
+    with torch.no_grad():
+        outs = model.to(dtype)(images().to(dtype))
+    assert all(out.dtype == dtype and out.isfinite().all() for out in outs)
+
+
+@every_reducer
+@pytest.mark.parametrize('value', [0., 1.])
+def test_no_nan_on_a_constant_image(cfg, value):
+    with torch.no_grad():
+        assert all(out.isfinite().all() for out in backbone(cfg)(torch.full((1, 3, 64, 64), value)))
+    blank = backbone(cfg)
+    torch.nn.init.zeros_(blank.pos_embed)
+    with torch.no_grad():
+        assert all(out.isfinite().all() for out in blank(torch.zeros(1, 3, 64, 64)))
+
+
+@every_reducer
+def test_no_state_is_left_on_the_module(cfg):
+    model = backbone(cfg)
+    before = {name: dict(vars(module)) for name, module in model.token_reducer.named_modules()}
+    with torch.no_grad():
+        model(images())
+    after = {name: dict(vars(module)) for name, module in model.token_reducer.named_modules()}
+    assert str(before) == str(after)
+
+
+@every_reducer
+def test_two_threads_share_a_model(cfg):
+    model = backbone(cfg)
+    inputs = [images(1, seed=i) for i in range(8)] + [images(1, 64, 144, seed=i) for i in range(8)]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+
+        def run(x):
+            with torch.no_grad():
+                return model(x)
+
+        with ThreadPoolExecutor(2) as pool:
+            for outs, own in zip(pool.map(run, inputs), expected):
+                for out, alone in zip(outs, own):
+                    torch.testing.assert_close(out, alone, atol=1e-6, rtol=1e-5)
+
+
+@every_reducer
+def test_compiles_without_a_graph_break(cfg):
+    model = backbone(cfg)
+    if not model.token_reducer.fixed_count:
+        pytest.skip('the number of tokens depends on the image')
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        for out, eager in zip(compiled(images()), model(images())):
+            torch.testing.assert_close(out, eager, atol=1e-5, rtol=1e-5)
+
+
+@every_reducer
+def test_token_schedule_is_what_the_layers_see(cfg):
+    model = backbone(cfg)
+    seen = []
+    for layer in model.layers:
+        layer.norm1.register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - 1))
+    with torch.no_grad():
+        model(images(1))
+    if model.token_reducer.fixed_count:
+        assert seen == model.token_reducer.token_schedule((5, 7), 4)
+    assert min(seen) < 35
+
+
+@every_reducer
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_gradients_flow(cfg, with_cp):
+    model = backbone(cfg, with_cp=with_cp).train()
+    x = images().requires_grad_()
+    sum(out.square().mean() for out in model(x)).backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    # A frozen parameter stays without a gradient.
+    frozen = backbone(cfg, with_cp=with_cp).train()
+    for parameter in frozen.layers.parameters():
+        parameter.requires_grad = False
+    sum(out.square().mean() for out in frozen(images())).backward()
+    assert all(p.grad is None for p in frozen.layers.parameters()) and frozen.pos_embed.grad is not None
+
+
+@every_reducer
+def test_checkpointing_changes_no_gradient(cfg):
+    grads = []
+    for with_cp in (False, True):
+        model = backbone(cfg, with_cp=with_cp).train()
+        model(images())[1].square().mean().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
