@@ -27,28 +27,27 @@ LAUNCHER_ENV = dict(
              WORLD_SIZE='OMPI_COMM_WORLD_SIZE'))
 
 
+class _Options(DictAction):
+    def __call__(self, parser, namespace, values, option_string=None):
+        for option in values:
+            name, equals, value = option.partition('=')
+            if not (name and equals) or value.count('[') != value.count(']') or (
+                    value.count('(') != value.count(')')):
+                raise UserError(
+                    f"--cfg-options takes key=value, and lists as key=[a,b] without spaces, not '{option}'.")
+        super().__call__(parser, namespace, values, option_string)
+
+
 def parser(description):
     """``ArgumentParser`` with the options that training and testing share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help="config file, or a packaged one like 'mmseg::segmenter/...'")
     parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE',
                         help='settings that replace those of the config, e.g. train_cfg.max_iters=100')
     parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
     return parser
-
-
-def parse(parser, argv=None):
-    """Parse the command line.
-
-    Raises:
-        UserError: ``--cfg-options`` is not a list of key=value.
-    """
-    try:
-        return parser.parse_args(argv)
-    except (ValueError, AssertionError) as error:  # what mmengine's DictAction raises
-        raise UserError(f'--cfg-options takes key=value, and lists as key="[a,b]" ({error}).') from error
 
 
 def read_config(args):
@@ -57,6 +56,8 @@ def read_config(args):
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
     """
+    if '::' not in args.config and not osp.isfile(args.config):
+        raise UserError(f"Config '{args.config}' is not there.")
     try:
         cfg = get_config(args.config) if '::' in args.config else Config.fromfile(args.config)
     except (OSError, SyntaxError) as error:

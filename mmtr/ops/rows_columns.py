@@ -185,7 +185,8 @@ def assign(x: Tensor, merged: Tensor, groups: Groups, metric: str, reference: st
     nearest = alike.argmax(2)
     if tau is None:
         return Assignment(nearest=groups.representative.gather(1, nearest) if representative_only else nearest)
-    chosen = (alike >= tau).scatter(2, nearest.unsqueeze(2), True).to(x.dtype)
+    # The value 1, since a jit trace knows no scatter of True.
+    chosen = (alike >= tau).scatter(2, nearest.unsqueeze(2), 1).to(x.dtype)
     weights = chosen / chosen.sum(2, keepdim=True)
     if representative_only:
         index = groups.representative.unsqueeze(1).expand_as(weights)

@@ -72,7 +72,8 @@ class VisionTransformer(vit.VisionTransformer):
             x = x[:, 1:]
         if self.pre_norm:
             x = self.pre_ln(x)
-        return Tokens(x, grid, num_prefix=int(self.with_cls_token))
+        # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; reducers count with ints.
+        return Tokens(x, (int(grid[0]), int(grid[1])), num_prefix=int(self.with_cls_token))
 
     def _output(self, tokens):
         out = tokens.patches.transpose(1, 2).unflatten(2, tokens.grid).contiguous()

@@ -1,0 +1,74 @@
+"""Accuracy and speed of several token reductions of one trained model, side by side."""
+import argparse
+import copy
+import json
+import logging
+import sys
+from pathlib import Path
+
+import mmengine
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from mmseg.registry import MODELS
+
+import mmtr  # noqa: F401  registers what configs name
+from mmtr.analysis.compare import compare_reductions, markdown_table
+from mmtr.apis import apply_token_reduction
+from mmtr.errors import command
+
+
+def parse_args():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of the plain model, with its test data')
+    parser.add_argument('checkpoint')
+    parser.add_argument('reductions', help="Python file with reductions = dict(name=dict(type='TokenAdapter', ...))")
+    parser.add_argument('--out', help='write results to OUT.json and OUT.md')
+    parser.add_argument('--threads', type=int, help='CPU threads of torch')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    return parser.parse_args()
+
+
+@command
+def main():
+    """Measure and print."""
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    reductions = {'plain': None, **Config.fromfile(args.reductions).reductions.to_dict()}
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    cfg.model.pretrained = None
+    model = MODELS.build(cfg.model)
+    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+    reducers = {}
+    for name, reduction in reductions.items():
+        reducers[name] = apply_token_reduction(model, reduction).backbone.token_reducer
+    model = model.to(args.device).eval()
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    evaluators = {}
+    for name in reducers:
+        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
+        evaluators[name].dataset_meta = loader.dataset.metainfo
+    bar = mmengine.ProgressBar(len(loader), file=sys.stderr)
+    with torch.inference_mode():
+        results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
+    for name, result in results.items():
+        result['token_reduction'] = reductions[name]
+    table = markdown_table(results)
+    print(f'\n{table}')
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(f'{args.out}.json').write_text(json.dumps(results, indent=1, default=float))
+        Path(f'{args.out}.md').write_text(table + '\n')
+
+
+if __name__ == '__main__':
+    main()
