@@ -1,0 +1,36 @@
+"""Keeps of a checkpoint the weights, in half precision, and the classes: what is needed to test it."""
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.errors import UserError, command
+
+
+@command
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('checkpoint', help='written by tools/train.py')
+    parser.add_argument('out', type=Path)
+    args = parser.parse_args()
+    checkpoint = read_checkpoint(args.checkpoint, map_location='cpu')
+    if 'state_dict' not in checkpoint or 'dataset_meta' not in checkpoint.get('meta', {}):
+        raise UserError(f"'{args.checkpoint}' was not written by tools/train.py: "
+                        'it lacks state_dict or dataset_meta.')
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in checkpoint['state_dict'].items()}
+    # Replaced when whole: a full disk must not cost the file that is there.
+    work = args.out.with_name(args.out.name + '.part')
+    try:
+        torch.save(dict(state_dict=weights, meta=dict(dataset_meta=checkpoint['meta']['dataset_meta'])), work)
+        os.replace(work, args.out)
+    finally:
+        work.unlink(missing_ok=True)
+    print(f'{args.out}: {args.out.stat().st_size / 1e6:.2f} MB')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,252 @@
+"""What stands in the scenes of demo/draw_scenes.py; ``u`` and ``z`` are metres to the right and away."""
+import cv2
+import numpy as np
+from scene_canvas import KINDS
+
+WALLS = ((.72, .66, .56), (.62, .36, .28), (.80, .78, .74), (.52, .53, .56), (.56, .60, .46), (.70, .58, .42),
+         (.46, .54, .62))
+PAINTS = ((.75, .12, .10), (.85, .85, .86), (.12, .13, .15), (.15, .28, .55), (.55, .57, .60),
+          (.20, .38, .24), (.80, .65, .20), (.42, .30, .24))
+
+
+def facade(s, floors, bays, wall):
+    """(h, w, 3) front of a house: courses of brick or plaster, windows of which some are lit."""
+    rng, cell = s.rng, 16
+    h, w = floors * cell, bays * cell
+    front = wall * (.82 + .3 * s.noise(h, w, .7))[..., None]
+    if rng.random() < .5:
+        front[::4] *= .86
+    y, x = np.arange(h) % cell, np.arange(w) % cell
+    tall, wide = rng.uniform(5, 9), rng.uniform(4, 11)
+    pane = (y > 3)[:, None] & (y < 3 + tall)[:, None] & (np.abs(x - 8) < wide / 2)
+    glass = s.zenith * .35 + rng.uniform(.02, .2)
+    glass = np.tile(np.float32(glass), (floors, bays, 1)) * rng.uniform(.6, 1.3, (floors, bays, 1))
+    lit = rng.random((floors, bays)) < (.45 if s.light_name in ('night', 'dusk') else .04)
+    glass[lit] = np.array((1., .85, .5)) / s.light * .9
+    panes = np.kron(glass, np.ones((cell, cell, 1)))
+    front[pane] = panes[pane]
+    front[-int(tall) - 3:, w // 2 - 3:w // 2 + 4] = s.colour((.3, .2, .15), .08)
+    return front.astype(np.float32)
+
+
+def draw_building(s, u, z):
+    """A house (gabled) or a block (flat), its near corner at (u, z), showing the side towards the road."""
+    rng, wall = s.rng, s.colour(WALLS[s.rng.integers(len(WALLS))])
+    gabled = rng.random() < (.75 if s.kind is not KINDS['street'] else .25)
+    floors = int(rng.integers(1, 3) if gabled else rng.integers(2, 9))
+    width, depth, height = rng.uniform(5, 13), rng.uniform(5, 14), floors * rng.uniform(2.6, 3.4)
+    out = 1 if s.at(u, 0, z)[0] > s.vanish else -1
+    inner, outer, back = u, u + out * width, z + depth
+
+    def wall_between(texture, *points):
+        s.quad(texture, [s.at(*point) for point in points], 'building', z)
+
+    side = facade(s, floors, max(1, int(depth / 3)), wall * rng.uniform(.6, .8))
+    roof = s.colour(((.50, .24, .18), (.34, .30, .30), (.42, .36, .28))[rng.integers(3)])
+    roof = np.tile(roof, (24, 24, 1))
+    roof[::4] *= .8
+    top, middle = height + width * rng.uniform(.25, .5), (inner + outer) / 2
+    if gabled:
+        wall_between(roof, (middle, top, z), (middle, top, back), (inner, height, back), (inner, height, z))
+    wall_between(side, (inner, height, z), (inner, height, back), (inner, 0, back), (inner, 0, z))
+    front = facade(s, floors, max(1, int(width / 3)), wall)
+    wall_between(front, (inner, height, z), (outer, height, z), (outer, 0, z), (inner, 0, z))
+    if gabled:
+        tip = out * width * .02  # of no width, the quadrilateral would have no perspective
+        wall_between(np.tile(wall, (16, 16, 1)), (middle - tip, top, z), (middle + tip, top, z),
+                     (outer, height, z), (inner, height, z))
+
+
+def draw_tree(s, u, z):
+    """A round tree or a conifer: foliage with a ragged edge and holes."""
+    rng, scale = s.rng, s.focal / z
+    height = rng.uniform(2.5, 9)
+    x, y = s.at(u, 0, z)
+    h = min(int(height * scale), 3 * s.h)
+    conifer = rng.random() < .35
+    w = int(h * (rng.uniform(.3, .5) if conifer else rng.uniform(.55, 1.)))
+    if h < 6 or w < 4:
+        return
+    v, t = np.mgrid[0:h, 0:w].astype(np.float32)
+    v, t = v / h, (t + .5) / w * 2 - 1
+    n, fine = s.noise(h, w, max(h / 160, .3)), s.noise(h, w, .35)
+    if conifer:
+        inside = np.abs(t) < (v - .02) / .9 * (.75 + .25 * np.sin(v * 38)) * (.6 + .7 * n)
+        inside &= v < .9
+    else:
+        crown = np.zeros((h, w), np.float32)
+        for _ in range(rng.integers(5, 12)):
+            r, angle = rng.uniform(.13, .24) * min(w, h * .8), rng.uniform(0, 2 * np.pi)
+            out = rng.random() ** .5
+            centre = (.5 + .27 * out * np.cos(angle)) * w, (.37 + .19 * out * np.sin(angle)) * h
+            cv2.circle(crown, [int(c) for c in centre], int(r) + 1, 1, -1)
+        crown = cv2.GaussianBlur(crown, (0, 0), max(w * .035, .5))
+        inside = crown + .9 * (n - .5) + .45 * (fine - .5) > .5
+        inside[0] = inside[:, 0] = inside[:, -1] = False
+    inside &= fine + n > rng.uniform(.4, .68)
+    green = s.colour(((.22, .36, .14), (.30, .42, .16), (.16, .27, .17), (.55, .38, .14), (.48, .46, .20))[
+        rng.choice(5, p=(.3, .25, .25, .1, .1))])
+    clump = s.noise(h, w, max(h / 240, .3))
+    # Leaves face the light in clumps.
+    lit = np.clip((clump - np.roll(clump, (-3, -2), (0, 1))) * 3, -.35, .35)
+    patch = green * (.32 + .8 * fine + .4 * n + lit - .3 * v - .2 * t)[..., None]
+    trunk = (np.abs(t + .06 * np.sin(v * 9)) < rng.uniform(.05, .09)) & (v > .5) & ~inside
+    patch[trunk] = s.colour((.32, .24, .17)) * (.6 + .7 * fine[trunk])[:, None]
+    s.shadow(x, y, w * .5, max(h * .05, 2))
+    s.paste(patch.astype(np.float32), inside | trunk, x - w / 2, y - h, 'tree', z)
+
+
+def draw_shapes(s, u, z, width, height, name, shapes):
+    """Polygons and discs in a box ``width`` x ``height`` m on the ground; coordinates in shares of the box.
+
+    ``shapes``: (colour, points) or (colour, (x, y, radius in m)).
+    """
+    scale = s.focal / z
+    w, h = int(width * scale) + 1, int(height * scale) + 1
+    if h < 5 or h > 3 * s.h:
+        return
+    patch, mask = np.zeros((h, w, 3), np.float32), np.zeros((h, w), np.uint8)
+    for colour, points in shapes:
+        points = np.array(points, np.float32)
+        for canvas, value in ((patch, [float(c) for c in colour]), (mask, 1)):
+            if points.ndim == 1:
+                centre = int(points[0] * w), int(points[1] * h)
+                cv2.circle(canvas, centre, max(int(points[2] * scale), 1), value, -1)
+            else:
+                cv2.fillPoly(canvas, [np.int32(np.round(points * (w - 1, h - 1)))], value)
+    x, y = s.at(u, 0, z)
+    patch *= (.75 + .35 * s.noise(h, w, .5) + .2 * (.5 - np.linspace(0, 1, h)[:, None]))[..., None]
+    s.shadow(x, y, w * .6, max(w * .12, 2))
+    s.paste(patch, mask > 0, x - w / 2, y - h + 1, name, z)
+
+
+def box(x0, y0, x1, y1):
+    """The rectangle as a polygon."""
+    return (x0, y0), (x1, y0), (x1, y1), (x0, y1)
+
+
+def draw_car(s, u, z):
+    """A car or van seen from the side or from behind."""
+    rng, paint = s.rng, s.colour(PAINTS[s.rng.integers(len(PAINTS))])
+    glass, tyre = np.array((.16, .20, .25)) + s.zenith * .2, (.06, .06, .07)
+    if rng.random() < .5:
+        high = rng.uniform(1.4, 2.2)
+        lamp = (.85, .1, .08) if rng.random() < .6 else (.98, .95, .8)
+        draw_shapes(s, u, z, 1.8, high, 'car', [
+            (tyre, box(.06, .75, .24, 1)), (tyre, box(.76, .75, .94, 1)),
+            (paint, ((.14, .06), (.24, 0), (.76, 0), (.86, .06), (.98, .46), (1, .86), (0, .86), (.02, .46))),
+            (glass, ((.22, .1), (.78, .1), (.86, .42), (.14, .42))),
+            (lamp, box(.04, .5, .18, .62)), (lamp, box(.82, .5, .96, .62)),
+            ((.9, .9, .85), box(.38, .62, .62, .72))])
+    else:
+        back, nose = rng.uniform(.02, .25), rng.uniform(.68, .9)
+        cabin = [(back, .45), (back + .1, .03), (nose - .2, 0), (nose, .45)]
+        panes = [(back + .06, .42), (back + .13, .1), (nose - .22, .1), (nose - .06, .42)]
+        shapes = [(paint, cabin), (glass, panes), (paint, box(.44, .05, .48, .45)),
+                  (paint, ((0, .5), (.04, .42), (.9, .42), (1, .56), (1, .84), (0, .84))),
+                  (tyre, (.2, .82, .32)), (tyre, (.8, .82, .32)), ((.5, .5, .52), (.2, .82, .15)),
+                  ((.5, .5, .52), (.8, .82, .15))]
+        if rng.random() < .5:
+            shapes = [(colour, (1 - points[0], *points[1:]) if np.ndim(points) == 1 else
+                       [(1 - x, y) for x, y in points]) for colour, points in shapes]
+        draw_shapes(s, u, z, rng.uniform(3.8, 4.8), rng.uniform(1.35, 1.7), 'car', shapes)
+
+
+def draw_person(s, u, z):
+    """A standing or walking figure."""
+    rng = s.rng
+    skin = s.colour(((.86, .68, .55), (.62, .44, .32), (.38, .26, .20))[rng.integers(3)])
+    coat, legs = (s.colour(PAINTS[rng.integers(len(PAINTS))], .1) for _ in range(2))
+    step, height = rng.uniform(0, .28), rng.uniform(1.5, 1.9)
+    draw_shapes(s, u, z, .75, height, 'person', [
+        (legs, ((.34, .5), (.54, .5), (.46 - step, 1), (.26 - step, 1))),
+        (legs, ((.48, .5), (.68, .5), (.76 + step, 1), (.56 + step, 1))),
+        (coat, ((.28, .17), (.72, .17), (.92, .52), (.74, .56),
+                (.72, .6), (.28, .6), (.24, .56), (.08, .52))),
+        (skin, (.5, .085, height * .075)),
+        (s.colour((.2, .15, .1), .06), ((.40, .06), (.44, 0), (.56, 0), (.60, .06)))])
+
+
+def draw_pole(s, u, z):
+    """A street lamp, a sign or a wooden post."""
+    rng, thick = s.rng, s.rng.uniform(.14, .3)
+    metal = s.colour(((.35, .36, .38), (.62, .63, .64), (.38, .29, .20), (.16, .18, .17))[rng.integers(4)])
+    kind = rng.integers(3)
+    if kind == 0:
+        bulb = np.array((1., .93, .7)) / (s.light if s.light_name == 'night' else 1)
+        draw_shapes(s, u, z, 2.2, rng.uniform(4, 6.5), 'pole', [
+            (metal, box(.5 - thick / 4.4, 0, .5 + thick / 4.4, 1)), (metal, box(.5, 0, .95, .03)),
+            (bulb, box(.75, .03, .97, .06))])
+    elif kind == 1:
+        face = s.colour(((.80, .15, .12), (.15, .30, .70), (.92, .80, .20))[rng.integers(3)])
+        draw_shapes(s, u, z, .9, rng.uniform(2.3, 3.2), 'pole', [
+            (metal, box(.5 - thick / 2.4, 0, .5 + thick / 2.4, 1)), ((.93, .93, .93), (.5, .16, .42)),
+            (face, (.5, .16, .34))])
+    else:
+        draw_shapes(s, u, z, 1.6, rng.uniform(4, 7), 'pole', [
+            (metal, box(.5 - thick / 3.2, 0, .5 + thick / 3.2, 1)), (metal, box(0, .07, 1, .1)),
+            (metal, box(.12, .15, .88, .18))])
+
+
+def draw_fence(s, u, z):
+    """A picket fence along the road or across the view; the gaps show what is behind."""
+    rng, length, height = s.rng, s.rng.uniform(5, 18), s.rng.uniform(.8, 1.5)
+    paint = s.colour(((.88, .87, .84), (.48, .36, .25), (.34, .34, .36), (.58, .50, .40))[rng.integers(4)])
+    along = rng.random() < .4
+    pitch, solid = rng.uniform(.22, .45), rng.uniform(.55, .85)
+    for k in range(int(length / pitch)):
+        a, b = k * pitch, k * pitch + pitch * solid
+        near, far = ((u, z + b), (u, z + a)) if along else ((u + a, z), (u + b, z))
+        (ua, za), (ub, zb) = near, far
+        tip = height * (1 + .08 * (k % 2))
+        s.quad(np.tile(paint, (8, 4, 1)),
+               [s.at(ua, tip, za), s.at(ub, tip, zb), s.at(ub, 0, zb), s.at(ua, 0, za)], 'fence', z)
+    ends = ((u, z + length), (u, z)) if along else ((u, z), (u + length, z))
+    for low in (.25, .65):
+        corners = (0, low + .12), (1, low + .12), (1, low), (0, low)
+        rail = [s.at(ends[i][0], y * height, ends[i][1]) for i, y in corners]
+        s.quad(np.tile(paint * .9, (4, 8, 1)).astype(np.float32), rail, 'fence', z)
+
+
+def draw_rock(s, u, z):
+    """A boulder, which has no class: its pixels are unlabelled."""
+    size = s.rng.uniform(.4, 1.4)
+    angle = np.linspace(0, 2 * np.pi, 9)[:-1]
+    reach = s.rng.uniform(.35, .5, 8)
+    outline = np.stack([.5 + reach * np.cos(angle), .55 + reach * np.sin(angle)], 1)
+    draw_shapes(s, u, z, size * 1.4, size, None, [(s.colour((.48, .46, .44)), outline)])
+
+
+def place(s):
+    """Everything that stands on the ground, as (z, draw, u), from far to near."""
+    rng, kind, things = s.rng, s.kind, []
+    nearest = s.camera * s.focal / (s.h - s.horizon)  # what stands closer has its feet below the picture
+
+    def add(draw, count, reach, spot):
+        for _ in range(rng.integers(count[0], count[1] + 1)):
+            z = nearest * np.exp(rng.uniform(*np.log(reach)))
+            things.append((z, draw, spot(z)))
+
+    def beside(z):
+        """Somewhere in view but not on the road."""
+        half = s.w / 2 / s.focal * z
+        u = (s.w / 2 - s.vanish) * z / s.focal - s.bend * z * z + rng.uniform(-1, 1) * half
+        clear = s.road + .8
+        return u if abs(u) > clear else np.copysign(clear + rng.uniform(0, 2), u)
+
+    for out in (-1, 1):
+        z, u = nearest * rng.uniform(.8, 2.5), s.road + rng.uniform(1.5, 5)
+        for _ in range(rng.integers(*kind['blocks'], endpoint=True)):
+            things.append((z, draw_building, out * (u + rng.uniform(0, 2))))
+            z += rng.uniform(12, 22)
+    add(draw_building, kind['skyline'], (6, 25), beside)
+    add(draw_tree, kind['trees'], (1, 12), beside)
+    lane = lambda z: rng.choice((-.5, .5)) * s.road
+    add(draw_car, kind['cars'], (1.1, 6), lane if s.road else beside)
+    add(draw_person, kind['people'], (1.02, 3.5),
+        lambda z: beside(z) if rng.random() < .75 or not s.road else lane(z))
+    kerb = lambda z: np.copysign(s.road + rng.uniform(.5, 1.5), rng.normal()) if s.road else beside(z)
+    add(draw_pole, kind['poles'], (1.05, 4.5), kerb)
+    add(draw_fence, kind['fences'], (1.2, 3), beside)
+    add(draw_rock, (0, 3), (1, 4), beside)
+    return sorted(things, key=lambda thing: -thing[0])
