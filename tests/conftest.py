@@ -1,12 +1,21 @@
 """Shared fixtures: a data set drawn on the spot and the smallest stock Segmenter that trains on it."""
+import copy
+import itertools
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 
 import mmtr  # noqa: F401
 
+TOOLS = Path(__file__).parents[1] / 'tools'
+RUNS = itertools.count()
 CLASSES = ('sky', 'grass', 'sand', 'lake')
 torch.set_num_threads(1)
 
@@ -91,3 +100,30 @@ def drawn_data(tmp_path):
 def tiny_segmenter(drawn_data, tmp_path):
     """Config of a Segmenter that trains on ``drawn_data`` for four iterations, in ``tmp_path / 'work'``."""
     return segmenter_cfg(drawn_data, tmp_path / 'work')
+
+
+@pytest.fixture
+def make_runner():
+    """Function from a config to a ``Runner``; each has a name of its own, by which mmengine keeps state."""
+    def make(cfg):
+        return Runner.from_cfg(Config({**copy.deepcopy(cfg), 'experiment_name': f'run_{next(RUNS)}'}))
+    return make
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Function that runs ``tools/NAME.py`` in this process; gives its exit status and what went to stderr."""
+    def run(name, config, *args):
+        options = list(map(str, args))
+        options += [] if '--cfg-options' in options else ['--cfg-options']
+        monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # which the tools set for good
+        monkeypatch.setattr(
+            sys, 'argv', [name, str(config), *options, f'experiment_name=run_{next(RUNS)}'])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().err
+    return run

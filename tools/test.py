@@ -68,7 +68,7 @@ def main():
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--allow-partial', action='store_true',
                         help='test although the checkpoint does not cover the model')
-    args = launch.parse(parser)
+    args = parser.parse_args()
     cfg = launch.read_config(args)
     outputs = {'--work-dir': cfg.work_dir, '--out': args.out, '--show-dir': args.show_dir}
     for option, path in outputs.items():

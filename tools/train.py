@@ -48,7 +48,7 @@ def main():
     parser = launch.parser(__doc__)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from the last checkpoint in the work folder, or from the one given')
-    args = launch.parse(parser)
+    args = parser.parse_args()
     cfg = launch.read_config(args)
     launch.writable(cfg.work_dir, '--work-dir')
     use_amp(cfg, args.amp)

@@ -1,0 +1,54 @@
+"""Build the model of a config and fill it from a checkpoint, outside of a runner."""
+import warnings
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmtr.apis import apply_token_reduction
+from mmtr.errors import UserError
+
+from .checkpoint import read_checkpoint
+from .hooks.coverage import coverage
+
+
+def without_pretrained(node):
+    """The config without the pretrained weights that it would download."""
+    if isinstance(node, (list, tuple)):
+        return type(node)(without_pretrained(value) for value in node)
+    if not isinstance(node, dict):
+        return node
+    dropped = {key for key, value in node.items() if key == 'pretrained' and isinstance(value, str)
+               or key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'}
+    return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
+
+
+def build_model(cfg, device: str = 'cpu') -> nn.Module:
+    """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode."""
+    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+        warnings.simplefilter('ignore')
+        model = MODELS.build(without_pretrained(cfg.model))
+    for hook in cfg.get('custom_hooks', []):
+        if hook['type'] in ('TokenReductionHook', 'mmtr.TokenReductionHook'):
+            apply_token_reduction(model, hook['token_reduction'], hook.get('attn_backend', 'auto'))
+    model.to(device).eval()
+    return model
+
+
+def read_weights(path: str, device: str = 'cpu') -> dict[str, torch.Tensor]:
+    """The ``state_dict`` of a checkpoint file, without the prefix of data-parallel training."""
+    checkpoint = read_checkpoint(path, device)
+    return {name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()}
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Fill ``model`` from a checkpoint file.
+
+    Raises:
+        UserError: The file cannot be read, or does not cover the model exactly.
+    """
+    weights = read_weights(path)
+    difference = coverage(model, weights)
+    if difference:
+        raise UserError(f"Checkpoint '{path}' does not cover the model: {difference}.")
+    model.load_state_dict(weights)

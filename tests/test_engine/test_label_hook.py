@@ -1,0 +1,68 @@
+"""Labels outside the classes stop the run with the file and the value."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import nn
+
+from mmtr.engine.hooks import LabelCheckHook
+from mmtr.errors import UserError
+
+
+def sample(labels, **meta):
+    data = SegDataSample(metainfo=dict(img_path='a.jpg', seg_map_path='a.png', **meta))
+    data.gt_sem_seg = PixelData(data=torch.tensor(labels)[None])
+    return data
+
+
+def runner(ignore_index=255, metrics=(), **head):
+    model = nn.Module()
+    if head:
+        model.decode_head = nn.Identity()
+        vars(model.decode_head).update(head, ignore_index=ignore_index)
+    return SimpleNamespace(
+        model=model, test_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics)))
+
+
+def batch(*samples):
+    return dict(inputs=[], data_samples=list(samples))
+
+
+def test_classes_and_the_ignored_label_pass():
+    LabelCheckHook().before_train_iter(runner(num_classes=3), 0, batch(sample([[0, 1], [2, 255]])))
+    LabelCheckHook().before_train_iter(runner(7, num_classes=3), 0, batch(sample([[0, 1], [2, 7]])))
+
+
+@pytest.mark.parametrize('label', [3, 254, -1])
+def test_a_label_outside_is_named_with_its_file_and_the_range(label):
+    samples = batch(sample([[0, 1], [2, 255]]), sample([[0, label], [1, 1]]))
+    with pytest.raises(UserError, match=rf"'a\.png' holds the label {label}, .* 0 to 2, .* 255 "):
+        LabelCheckHook().before_train_iter(runner(num_classes=3), 0, samples)
+
+
+def test_the_hint_fits_the_setting():
+    hook, model = LabelCheckHook(), runner(num_classes=3)
+    with pytest.raises(UserError, match='set reduce_zero_label=True'):
+        hook.before_train_iter(model, 0, batch(sample([[3]], reduce_zero_label=False)))
+    with pytest.raises(UserError, match='took 1 off .* set it to False'):
+        hook.before_train_iter(model, 0, batch(sample([[3]], reduce_zero_label=True)))
+
+
+def test_evaluation_also_allows_what_the_metric_ignores():
+    metrics = [SimpleNamespace(ignore_index=9)]
+    LabelCheckHook().before_test_iter(runner(num_classes=3, metrics=metrics), 0, batch(sample([[9, 255]])))
+    with pytest.raises(UserError, match='holds the label 8'):
+        LabelCheckHook().before_test_iter(runner(num_classes=3, metrics=metrics), 0, batch(sample([[8, 9]])))
+
+
+def test_augmented_test_samples_are_looked_into():
+    with pytest.raises(UserError, match='holds the label 5'):
+        LabelCheckHook().before_test_iter(
+            runner(num_classes=3), 0, dict(data_samples=[[sample([[1]])], [sample([[5]])]]))
+
+
+def test_models_without_classes_and_samples_without_labels_are_left_alone():
+    LabelCheckHook().before_train_iter(runner(), 0, batch(sample([[99]])))
+    LabelCheckHook().before_train_iter(runner(num_classes=3), 0, batch(SegDataSample()))

@@ -1,0 +1,214 @@
+"""tools/train.py and tools/test.py through the real runner, on a drawn data set."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from PIL import Image
+
+from tests.conftest import CLASSES, TOOLS
+
+
+@HOOKS.register_module(force=True)
+class CtrlC(Hook):
+    """The user presses Ctrl-C at the fourth iteration."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def config(tiny_segmenter, tmp_path):
+    """Path of the config file of ``tiny_segmenter``."""
+    tiny_segmenter.dump(str(tmp_path / 'tiny.py'))
+    return tmp_path / 'tiny.py'
+
+
+@pytest.fixture
+def weights(tiny_segmenter, make_runner, tmp_path):
+    """A checkpoint of random weights, as a file of tensors."""
+    torch.manual_seed(3)
+    model = make_runner({**tiny_segmenter, 'work_dir': str(tmp_path / 'made')}).model
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+    return tmp_path / 'weights.pth'
+
+
+def losses(work_dir):
+    """{iteration: loss} as logged in ``work_dir``; a later run's replace an earlier one's."""
+    found = {}
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            if 'loss' in record:
+                found[record['step']] = record['loss']
+    return found
+
+
+def scores(work_dir):
+    """The metrics that test.py has written into ``work_dir``."""
+    log, = work_dir.glob('*/*.json')
+    return json.loads(log.read_text())
+
+
+def mean_iou(data, out):
+    """mIoU in per cent, rounded like mmseg's, of the label maps in ``out``."""
+    names = [path.name for path in (data / 'annotations' / 'validation').iterdir()]
+    label, guess = (np.stack([np.asarray(Image.open(folder / name)) for name in names])
+                    for folder in (data / 'annotations' / 'validation', out))
+    with np.errstate(invalid='ignore'):
+        each = [((label == c) & (guess == c)).sum() / ((label == c) | (guess == c)).sum()
+                for c in range(len(CLASSES))]
+    return round(float(np.nanmean(each)) * 100, 2)
+
+
+def test_label_maps_and_pictures_are_written_and_give_the_reported_score(
+        config, weights, tool, drawn_data, tmp_path):
+    status, _ = tool('test', config, weights, '--out', tmp_path / 'out', '--show-dir', tmp_path / 'show',
+                     '--work-dir', tmp_path / 'w')
+    assert status == 0
+    assert scores(tmp_path / 'w')['mIoU'] == mean_iou(drawn_data, tmp_path / 'out')
+    assert len({path.name.split('.')[0] for path in (tmp_path / 'show').rglob('test_*.png')}) == 6
+
+
+def test_two_gloo_processes_give_the_score_of_one(config, weights, tool, tmp_path):
+    tool('test', config, weights, '--work-dir', tmp_path / 'one')
+    subprocess.run(
+        ['bash', TOOLS / 'dist_test.sh', config, weights, '2', '--work-dir', tmp_path / 'two'], check=True,
+        capture_output=True, env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
+    one, two = scores(tmp_path / 'one'), scores(tmp_path / 'two')
+    assert {key: one[key] for key in ('mIoU', 'aAcc', 'mAcc')} == {
+        key: two[key] for key in ('mIoU', 'aAcc', 'mAcc')}
+
+
+def test_test_time_augmentation_comes_from_the_config(config, weights, tool, drawn_data, tmp_path):
+    for name in ('plain', 'tta'):
+        tool('test', config, weights, '--work-dir', tmp_path / name, '--out', tmp_path / name / 'out',
+             *['--tta'] * (name == 'tta'))
+    assert scores(tmp_path / 'tta')['mIoU'] == mean_iou(drawn_data, tmp_path / 'tta' / 'out')
+    assert any((np.asarray(Image.open(tmp_path / 'tta' / 'out' / f'{i}.png'))
+                != np.asarray(Image.open(tmp_path / 'plain' / 'out' / f'{i}.png'))).any() for i in range(6))
+    config.write_text(config.read_text() + '\ntta_model = None\n')
+    assert tool('test', config, weights, '--tta') == (2, 'Error: --tta needs tta_model in the config.\n')
+
+
+def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_path):
+    for name in ('full', 'amp'):
+        status, _ = tool('train', config, '--work-dir', tmp_path / name, *['--amp'] * (name == 'amp'),
+                         '--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1')
+        assert status == 0
+    full, amp = losses(tmp_path / 'full')[1], losses(tmp_path / 'amp')[1]
+    assert full != amp and full == pytest.approx(amp, rel=0.02)
+    saved = torch.load(tmp_path / 'amp' / 'iter_2.pth', weights_only=True)['state_dict']
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert tool('test', config, tmp_path / 'amp' / 'iter_2.pth', '--amp')[0] == 0
+
+
+def test_resuming_gives_the_losses_of_an_uninterrupted_run(config, tool, tmp_path):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    assert tool('train', config, '--work-dir', whole) == (0, '')
+    broken.mkdir()  # what is left of the same run when it is broken off at the second iteration
+    shutil.copy(whole / 'iter_2.pth', broken)
+    (broken / 'last_checkpoint').write_text(str(whole / 'gone' / 'iter_2.pth'))
+    assert tool('train', config, '--work-dir', broken, '--resume')[0] == 0
+    expected, found = losses(whole), losses(broken)
+    assert set(expected) == {1, 2, 3, 4} and set(found) == {3, 4}
+    assert found == {step: expected[step] for step in (3, 4)}
+    ends = [torch.load(work / 'iter_4.pth', weights_only=True)['state_dict'] for work in (whole, broken)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=0)
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(config, tool, tmp_path):
+    work = tmp_path / 'work'
+    pressed = tmp_path / 'ctrl_c.py'
+    pressed.write_text("_base_ = 'tiny.py'\ncustom_hooks = [dict(type='CtrlC')]\n")
+    status, said = tool('train', pressed)
+    assert status == 130
+    assert said == (f"Interrupted at iteration 3; the last checkpoint, '{work}/iter_2.pth', is whole, and "
+                    '--resume goes on from it.\n')
+    assert not list(work.glob('.*.part'))
+    assert tool('train', config, '--resume') == (0, '')
+    assert torch.load(work / 'iter_4.pth', weights_only=True)['meta']['iter'] == 4
+
+
+def test_a_real_sigint_ends_with_130_and_one_line(config, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, TOOLS / 'train.py', config, '--cfg-options', 'train_cfg.max_iters=1000000',
+         'train_cfg.val_interval=1000000'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    while not (tmp_path / 'work' / 'last_checkpoint').exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1].startswith('Interrupted at iteration')
+    assert 'KeyboardInterrupt' not in said and not list((tmp_path / 'work').glob('.*.part'))
+
+
+def test_resume_needs_the_state_of_a_run_or_starts_anew(config, tool, tmp_path, weights):
+    assert tool('train', config, '--resume')[0] == 0
+    assert set(losses(tmp_path / 'work')) == {1, 2, 3, 4}
+    status, said = tool('train', config, '--resume', weights)
+    assert status == 2 and 'no state of a training run' in said and 'load_from=' in said
+
+
+def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
+        config, weights, tool, tmp_path):
+    options = ['--work-dir', tmp_path / 'w' / 'deep', '--out', tmp_path / 'out',
+               '--show-dir', tmp_path / 'show', '--cfg-options', 'model.backbone.num_layers=3']
+    before = set(tmp_path.iterdir())
+    status, said = tool('test', config, weights, *options)
+    assert status == 2
+    assert '12 missing (backbone.layers.2.ln1.weight, ' in said and '--allow-partial' in said
+    assert set(tmp_path.iterdir()) == before
+    assert tool('test', config, weights, '--allow-partial', *options)[0] == 0
+    assert len(list((tmp_path / 'out').iterdir())) == 6
+
+
+@pytest.mark.parametrize('name, args, words', [
+    ('test', ['gone.pth'], "Checkpoint 'gone.pth' is not there."),
+    ('test', ['{tmp}/half.pth'], "half.pth' (500 bytes) cannot be read, it is corrupt"),
+    ('test', ['{weights}', '--out', 'preds', '--cfg-options', 'test_evaluator.type=DumpResults'], '.pkl'),
+    ('test', ['{weights}', '--out', '{weights}/out'], "--out '{weights}/out' cannot be a folder"),
+    ('test', ['{weights}', '--launcher', 'pytorch'], 'RANK is not set'),
+    ('test', ['{weights}', '--cfg-options', 'test_dataloader.dataset.data_root=gone'], "'gone' is not there"),
+    ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'holds the label 3'),
+    ('train', ['--cfg-options', 'oops'], "not 'oops'"),
+    ('train', ['--cfg-options', 'load_from=gone.pth'], "'gone.pth' is not there"),
+    ('train', ['--amp', '--cfg-options', 'optim_wrapper.type=Mine'], "'Mine'"),
+])
+def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
+        name, args, words, config, weights, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'half.pth').write_bytes(weights.read_bytes()[:500])
+    before = sorted(path for path in tmp_path.rglob('*'))
+    fill = dict(tmp=tmp_path, weights=weights)
+    status, said = tool(name, config, *(arg.format(**fill) for arg in args))
+    assert status == 2
+    assert said.count('\n') == 1 and said.startswith('Error: ')
+    assert words.format(**fill) in said
+    assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
+def test_a_config_that_is_not_there_is_said(tool, tmp_path):
+    assert tool('train', tmp_path / 'no.py') == (2, f"Error: Config '{tmp_path}/no.py' is not there.\n")
+
+
+def test_packaged_configs_are_known_by_name(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said = tool('train', 'mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py')
+    assert status == 2
+    assert "The data root 'data/ade/ADEChallengeData2016' is not there" in said
+    assert 'annotations/training/*.png' in said
+    assert list(tmp_path.iterdir()) == []
