@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from itertools import groupby
 from pathlib import Path
 
@@ -18,12 +17,10 @@ import torch
 from mmengine import ProgressBar
 from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
-from mmengine.registry import MODELS, DefaultScope
 
 from mmtr.analysis.flops import count_flops
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.apis import apply_token_reduction
-from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.engine.model import build_model, read_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
 
@@ -121,29 +118,6 @@ def check_shape(shape, cfg, spec):
                         f"of '{spec}': give a larger shape.")
 
 
-def without_pretrained(node):
-    """The config without the weights that it would download: they come from ``--checkpoint``."""
-    if isinstance(node, (list, tuple)):
-        return type(node)(without_pretrained(value) for value in node)
-    if not isinstance(node, dict):
-        return node
-    dropped = {key for key, value in node.items() if key == 'pretrained' and isinstance(value, str)
-               or key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'}
-    return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
-
-
-def build(cfg, device):
-    """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode."""
-    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
-        warnings.simplefilter('ignore')
-        model = MODELS.build(without_pretrained(cfg.model))
-    for hook in cfg.get('custom_hooks', []):
-        if hook['type'] in ('TokenReductionHook', 'mmtr.TokenReductionHook'):
-            apply_token_reduction(model, hook['token_reduction'], hook.get('attn_backend', 'auto'))
-    model.to(device).eval()
-    return model
-
-
 def share_weights(weights, model):
     """Give ``model`` the tensors of ``weights`` that fit; return the names of its own that are left."""
     own = model.state_dict()
@@ -158,13 +132,11 @@ def build_all(args, specs, configs):
     """All models with the same weights where names and shapes agree, and what each could not take over."""
     weights = None
     if args.checkpoint:
-        checkpoint = read_checkpoint(args.checkpoint, args.device)
-        weights = {name.removeprefix('module.'): value
-                   for name, value in checkpoint.get('state_dict', checkpoint).items()}
+        weights = read_weights(args.checkpoint, args.device)
     models, kept = [], []
     for spec, cfg in zip(specs, configs):
         print(f'Building {spec}', file=sys.stderr)
-        model = build(cfg, args.device)
+        model = build_model(cfg, args.device)
         kept.append(share_weights(weights, model) if weights else [])
         if args.checkpoint and not models and kept[0]:
             raise UserError(f"Checkpoint '{args.checkpoint}' does not fit '{spec}': {len(kept[0])} tensors "

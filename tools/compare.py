@@ -6,19 +6,19 @@ import logging
 import sys
 from pathlib import Path
 
-import mmengine
 import torch
+from mmengine import ProgressBar
 from mmengine.config import Config, DictAction
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, load_checkpoint
-from mmseg.registry import MODELS
+from mmengine.runner import Runner
 
-import mmtr  # noqa: F401  registers what configs name
 from mmtr.analysis.compare import compare_reductions, markdown_table
 from mmtr.apis import apply_token_reduction
-from mmtr.errors import command
+from mmtr.engine.data_check import check_data
+from mmtr.engine.model import build_model, load_weights
+from mmtr.errors import UserError, command
 
 
 def parse_args():
@@ -34,6 +34,15 @@ def parse_args():
     return parser.parse_args()
 
 
+def read_reductions(path):
+    """The dict ``reductions`` of a Python file."""
+    try:
+        return Config.fromfile(path).reductions.to_dict()
+    except (OSError, SyntaxError, AttributeError) as error:
+        raise UserError(f"'{path}' must be a Python file with reductions = dict(name=dict(type='TokenAdapter')): "
+                        f'{error}') from error
+
+
 @command
 def main():
     """Measure and print."""
@@ -43,21 +52,21 @@ def main():
     MMLogger.get_instance('mmengine', log_level=logging.WARNING)
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
-    reductions = {'plain': None, **Config.fromfile(args.reductions).reductions.to_dict()}
+    reductions = {'plain': None, **read_reductions(args.reductions)}
+    check_data(cfg, ('test_dataloader',))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    cfg.model.pretrained = None
-    model = MODELS.build(cfg.model)
-    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+    model = build_model(cfg)
+    load_weights(model, args.checkpoint)
     reducers = {}
     for name, reduction in reductions.items():
         reducers[name] = apply_token_reduction(model, reduction).backbone.token_reducer
-    model = model.to(args.device).eval()
+    model.to(args.device)
     loader = Runner.build_dataloader(cfg.test_dataloader)
     evaluators = {}
     for name in reducers:
         evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
         evaluators[name].dataset_meta = loader.dataset.metainfo
-    bar = mmengine.ProgressBar(len(loader), file=sys.stderr)
+    bar = ProgressBar(len(loader), file=sys.stderr)
     with torch.inference_mode():
         results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
     for name, result in results.items():

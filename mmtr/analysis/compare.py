@@ -1,12 +1,11 @@
 """Accuracy and speed of several reductions of one model, measured side by side on the same images."""
 import statistics
-import time
 from contextlib import contextmanager
 from typing import Iterable, Optional
 
-import torch
 from torch import nn
 
+from mmtr.analysis.speed import now
 from mmtr.reducers import TokenReducer
 
 
@@ -14,19 +13,13 @@ from mmtr.reducers import TokenReducer
 def _timed(module: nn.Module, seconds: list[float]):
     """Append how long each forward of ``module`` takes to ``seconds``."""
     started = []
-    before = module.register_forward_pre_hook(lambda *_: started.append(_now()))
-    after = module.register_forward_hook(lambda *_: seconds.append(_now() - started.pop()))
+    before = module.register_forward_pre_hook(lambda *_: started.append(now()))
+    after = module.register_forward_hook(lambda *_: seconds.append(now() - started.pop()))
     try:
         yield
     finally:
         before.remove()
         after.remove()
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batches: Iterable, evaluators: dict,
@@ -58,9 +51,9 @@ def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batc
                 model.backbone.token_reducer = reducers[name]
                 seconds: list[float] = []
                 with _timed(model.backbone, seconds):
-                    start = _now()
+                    start = now()
                     outputs = model.test_step(batch)
-                    total[name].append((_now() - start) / size)
+                    total[name].append((now() - start) / size)
                 encoder[name].append(sum(seconds) / size)
                 evaluators[name].process(data_samples=outputs, data_batch=batch)
             images += size

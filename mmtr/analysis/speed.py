@@ -34,7 +34,8 @@ class Timing:
         return low, high
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds of a clock, once all that was asked of the GPU is done."""
     # A CUDA call returns before its kernels have run.
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -58,9 +59,9 @@ def interleave(callables: dict[Hashable, Callable[[], object]], repeats: int, wa
     for done in range(warmup + repeats):
         shuffle(order)
         for name in order:
-            start = _now()
+            start = now()
             callables[name]()
-            took = _now() - start
+            took = now() - start
             if done >= warmup:
                 seconds[name].append(took)
         if progress is not None:
@@ -77,13 +78,13 @@ def _timed(owner, names):
         def run(*args, **kwargs):
             # A method that calls another one of them is counted once.
             depth[0] += 1
-            start = _now()
+            start = now()
             try:
                 return method(*args, **kwargs)
             finally:
                 depth[0] -= 1
                 if depth[0] == 0:
-                    spent[0] += _now() - start
+                    spent[0] += now() - start
         return run
 
     for name in names:
@@ -107,9 +108,9 @@ def share(call: Callable[[], object], owner: object, names: Iterable[str], repea
     shares = []
     for _ in range(repeats):
         with _timed(owner, names) as spent:
-            start = _now()
+            start = now()
             call()
-            shares.append(spent[0] / (_now() - start))
+            shares.append(spent[0] / (now() - start))
     return median(shares)
 
 

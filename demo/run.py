@@ -1,0 +1,131 @@
+"""The main job on drawn scenes: a trained Segmenter, plain and with Token Adapter, compared and pictured."""
+import argparse
+import copy
+import logging
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine import ProgressBar
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmtr.analysis.compare import compare_reductions
+from mmtr.analysis.flops import count_flops
+from mmtr.analysis.speed import machine
+from mmtr.apis import apply_token_reduction
+from mmtr.engine.model import build_model, load_weights
+from mmtr.errors import command
+from mmtr.visualization import draw_groups, draw_injected, draw_matches, mosaic, token_maps
+
+ROOT = Path(__file__).parents[1]
+PLAIN, REDUCED = 'configs/segmenter_vit_demo.py', 'configs/segmenter_vit_tadapter_demo.py'
+CHECKPOINT = 'demo/segmenter_vit_demo.pth'
+
+
+def tokens_in_words(schedule):
+    """Patch tokens per layer, such as ``768 x4, 378 x6``."""
+    return ', '.join(f'{n} x{len(list(layers))}' for n, layers in groupby(schedule))
+
+
+def painted(image, labels, palette):
+    """The image under its label map; what is labelled by no class stays as it is."""
+    colors = np.array(palette, np.uint8)
+    known = labels < len(colors)
+    out = image.copy()
+    out[known] = (0.4 * image[known] + 0.6 * colors[labels[known]]).astype(np.uint8)
+    return out
+
+
+def picture(model, reducers, batch, palette):
+    """One image with its labels, both predictions, and its token map (Fig. 5 of the paper)."""
+    sample = batch['data_samples'][0]
+    image = batch['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1].copy()
+    predicted = {}
+    for name, reducer in reducers.items():
+        model.backbone.token_reducer = reducer
+        predicted[name] = model.test_step(copy.deepcopy(batch))[0].pred_sem_seg.data[0].numpy()
+    inputs = model.data_preprocessor(copy.deepcopy(batch))['inputs']
+    token_map = list(token_maps(model.backbone, inputs).values())[-1][0]
+    patch = model.backbone.patch_size
+    return mosaic([
+        [('image', image), ('ground truth', painted(image, sample.gt_sem_seg.data[0].numpy(), palette)),
+         *[(f'prediction, {name}', painted(image, labels, palette)) for name, labels in predicted.items()]],
+        [('tokens: grey representative, teal normal, orange unique', draw_groups(image, token_map, patch)),
+         ('one colour: merged into one token', draw_matches(image, token_map, patch)),
+         ('mean colour of merged patches', draw_injected(image, token_map, patch)),
+         ('differs between the predictions',
+          np.where((predicted['plain'] != predicted['Token Adapter'])[..., None], 255, image // 4).astype(np.uint8))],
+    ])
+
+
+@command
+def main():
+    """Draw, measure, print one table, write pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--pictures', type=int, default=6, help='how many images to picture')
+    parser.add_argument('--out', type=Path, default=ROOT / 'demo/output')
+    args = parser.parse_args()
+    print('[1/3] Drawing the scenes to test on')
+    subprocess.run([sys.executable, 'demo/draw_scenes.py', '--train', '0'], cwd=ROOT, check=True)
+    print('[2/3] Testing the Segmenter on them, plain and with Token Adapter in turns', flush=True)
+    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    cfg, reduced = (Config.fromfile(ROOT / path) for path in (PLAIN, REDUCED))
+    cfg.test_dataloader.dataset.data_root = str(ROOT / cfg.test_dataloader.dataset.data_root)
+    init_default_scope('mmseg')
+    model = build_model(cfg)
+    load_weights(model, ROOT / CHECKPOINT)
+    reducers = {'plain': model.backbone.token_reducer}
+    reducers['Token Adapter'] = apply_token_reduction(
+        model, reduced.model.backbone.token_reduction).backbone.token_reducer
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    evaluators = {name: Evaluator(copy.deepcopy(cfg.test_evaluator)) for name in reducers}
+    for evaluator in evaluators.values():
+        evaluator.dataset_meta = loader.dataset.metainfo
+    bar = ProgressBar(len(loader), file=sys.stderr)
+    with torch.inference_mode():
+        results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
+    print(file=sys.stderr)
+    print_table(model, reducers, results, cfg)
+
+    print(f'\n[3/3] Writing pictures to {args.out}')
+    args.out.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        for step, batch in zip(range(args.pictures), loader):
+            drawn = picture(model, reducers, batch, loader.dataset.metainfo['palette'])
+            cv2.imwrite(str(args.out / f'scene_{step}.png'), drawn[..., ::-1])
+    print(f'\nThe same by the tools, after python demo/draw_scenes.py:\n'
+          f'  python tools/test.py {PLAIN} {CHECKPOINT}\n  python tools/test.py {REDUCED} {CHECKPOINT}')
+
+
+def print_table(model, reducers, results, cfg):
+    """Accuracy, speed, GFLOPs and tokens of each reducer on the demo's main image size."""
+    width, height = 512, 384
+    patch = model.backbone.patch_size
+    rows = [('', 'mIoU', 'pixel acc.', 'ms/image', 'images/s', 'speed-up', 'GFLOPs', 'patch tokens in each layer')]
+    for name, result in results.items():
+        model.backbone.token_reducer = reducers[name]
+        gflops = count_flops(model, torch.zeros(1, 3, height, width)).total / 1e9
+        schedule = reducers[name].token_schedule((height // patch, width // patch), len(model.backbone.layers))
+        rows.append((name, f'{result["metrics"]["mIoU"]:.2f}', f'{result["metrics"]["aAcc"]:.2f}',
+                     f'{result["total_ms"]:.1f}', f'{1e3 / result["total_ms"]:.1f}',
+                     f'{results["plain"]["total_ms"] / result["total_ms"]:.2f}x', f'{gflops:.2f}',
+                     tokens_in_words(schedule)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print('  '.join(cell.ljust(width) if i in (0, 7) else cell.rjust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip())
+    used = machine()
+    print(f'Times: median over the images, of the whole test step. GFLOPs: multiply-adds at {width}x{height}.\n'
+          f'Machine: {used["cpu"]}, {used["threads"]} threads, torch {used["torch"]}.')
+
+
+if __name__ == '__main__':
+    main()
