@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmseg.registry import DATASETS
+from mmseg.utils import register_all_modules
+
+from mmtr.engine.model import build_model
+from mmtr.reducers import BackboneShape, TokenAdapter, TokenReducer, build_token_reducer
+
+ROOT = Path(__file__).parents[1]
+SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
+DATA = ('ade20k', 'pascal-context', 'cityscapes')
+STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
+             b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
+
+
+def read(name):
+    return Config.fromfile(ROOT / 'configs' / name)
+
+
+def reducer_of(cfg):
+    backbone = cfg.model.backbone
+    return build_token_reducer(backbone.get('token_reduction'), BackboneShape(
+        backbone.num_layers, backbone.embed_dims, num_prefix=1))
+
+
+def test_every_size_head_and_data_set_is_there_plain_and_reduced():
+    names = {path.name for path in SEGMENTERS}
+    for data in DATA:
+        for size in 'tsbl':
+            for head in ('', '_linear'):
+                # The size is left out where it is the paper's.
+                reduced = f'segmenter{head}' if size == 'l' else f'segmenter_vit-{size}{head}'
+                assert {f'segmenter_vit-{size}{head}_{data}.py', f'{reduced}_tadapter_{data}.py'} <= names
+
+
+@pytest.mark.parametrize('path', SEGMENTERS, ids=lambda path: path.stem)
+def test_config_is_consistent(path):
+    cfg = Config.fromfile(path)
+    register_all_modules()
+    backbone, head = cfg.model.backbone, cfg.model.decode_head
+    assert backbone.type == 'mmtr.VisionTransformer' and cfg.custom_imports.imports == ['mmtr']
+    assert head.in_channels == head.channels == backbone.embed_dims
+    assert tuple(cfg.model.data_preprocessor.size) == tuple(backbone.img_size) == tuple(cfg.crop_size)
+    data = cfg.test_dataloader.dataset
+    classes = data.metainfo.classes if 'metainfo' in data else DATASETS.get(data.type).METAINFO['classes']
+    assert head.num_classes == len(classes)
+    if cfg.model.test_cfg.mode == 'slide':
+        assert tuple(cfg.model.test_cfg.crop_size) == tuple(cfg.crop_size)
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform.type == 'RandomCrop':
+            assert tuple(transform.crop_size) == tuple(cfg.crop_size)
+    assert isinstance(reducer_of(cfg), TokenAdapter if 'tadapter' in path.stem else TokenReducer)
+
+
+@pytest.mark.parametrize('path', [p for p in SEGMENTERS if 'tadapter' in p.stem], ids=lambda path: path.stem)
+def test_reduced_config_is_its_base_and_one_key(path):
+    cfg = Config.fromfile(path)
+    base = Config.fromfile(path.parent / path.read_text().split("'")[1])
+    del cfg.model.backbone['token_reduction']
+    assert cfg.to_dict() == base.to_dict()
+
+
+def without_scope(node):
+    """mmengine notes in every dict of a packaged config where it came from."""
+    if isinstance(node, (list, tuple)):
+        return type(node)(without_scope(value) for value in node)
+    return {k: without_scope(v) for k, v in node.items() if k != '_scope_'} if isinstance(node, dict) else node
+
+
+@pytest.mark.parametrize('size', STOCK)
+def test_plain_config_is_the_stock_one(size):
+    ours, stock = read(f'segmenter_vit-{size}_ade20k.py'), get_config(f'mmseg::segmenter/{STOCK[size]}')
+    assert ours.model.backbone.pop('type') == 'mmtr.VisionTransformer'
+    assert ours.model.decode_head.pop('type') == 'mmtr.SegmenterMaskTransformerHead'
+    stock.model.backbone.pop('type')
+    stock.model.decode_head.pop('type')
+    assert tuple(ours.model.backbone.pop('img_size')) == tuple(stock.model.backbone.pop('img_size'))
+    for key in ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg',
+                'test_evaluator', 'default_hooks'):
+        assert without_scope(ours[key]) == without_scope(stock[key]), key
+
+
+def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_others():
+    schedule = reducer_of(read('segmenter_tadapter_ade20k.py')).token_schedule((40, 40), 24)
+    assert schedule == [1600] * 10 + [784] * 14
+
+
+@pytest.mark.parametrize('name', ['segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py'])
+def test_config_builds_and_runs(name):
+    with torch.no_grad():
+        assert build_model(read(name))(torch.zeros(1, 3, 64, 96)).shape == (1, 150, 4, 6)

@@ -1,0 +1,60 @@
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from mmtr.reducers import BackboneShape, TokenAdapter, build_token_reducer
+from mmtr.registry import TOKEN_REDUCERS
+
+from .test_reducers import test_contract as contract
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+@pytest.fixture
+def documented_method():
+    """The method that docs/add_a_method.md adds, registered for one test."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S)
+    names = {}
+    for block in blocks[:2]:
+        exec(block, names)
+    exec(blocks[2], config := {})
+    try:
+        yield config['model']['backbone']['token_reduction']
+    finally:
+        TOKEN_REDUCERS._module_dict.pop('DropColumns')
+
+
+def test_the_documented_method_keeps_every_promise(documented_method):
+    assert build_token_reducer(documented_method, BackboneShape(24, 64, 1)).token_schedule((4, 5), 24) == (
+        [20] * 10 + [12] * 14)
+    cfg = dict(type='DropColumns')
+    contract.test_heads_receive_the_full_grid(cfg, 57, 130, 16, False)
+    for check in (contract.test_positions_are_in_raster_order, contract.test_prefix_tokens_are_never_reduced,
+                  contract.test_an_image_does_not_depend_on_its_batch, contract.test_no_state_is_left_on_the_module,
+                  contract.test_nothing_to_reduce_is_the_plain_model, contract.test_two_threads_share_a_model,
+                  contract.test_compiles_without_a_graph_break, contract.test_token_schedule_is_what_the_layers_see,
+                  contract.test_checkpointing_changes_no_gradient):
+        check(cfg)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)', page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page):
+    for name in re.findall(r'(?:configs|tools|demo|docs|requirements)/[\w./-]+\.(?:py|sh|md|txt|pth)', page.read_text()):
+        assert (ROOT / name).exists() or 'add_a_method' in page.name, name
+
+
+def test_every_option_is_documented_with_its_default():
+    page = (ROOT / 'docs/token_reduction.md').read_text()
+    for name, parameter in inspect.signature(TokenAdapter).parameters.items():
+        if name != 'backbone':
+            row = next(line for line in page.splitlines() if line.startswith(f'| `{name}`'))
+            assert f'`{parameter.default!r}`' in row, name
