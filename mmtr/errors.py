@@ -11,18 +11,23 @@ class UserError(ValueError):
     """
 
 
-def in_words(error):
-    """The ``UserError`` that ``error`` is or was caused by, or None.
+def in_chain(error, kind):
+    """The first exception of a kind among ``error`` and what caused it, or None.
 
-    mmengine and torch wrap what goes wrong inside them, so the chain of causes is searched.
+    mmengine and torch wrap what goes wrong inside them, even Ctrl-C.
     """
     seen = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
+        if isinstance(error, kind):
             return error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def in_words(error):
+    """The ``UserError`` that ``error`` is or was caused by, or None."""
+    return in_chain(error, UserError)
 
 
 def command(main):
@@ -36,11 +41,11 @@ def command(main):
     def run(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except KeyboardInterrupt as stop:
-            print(stop.args[0] if stop.args else 'Interrupted.', file=sys.stderr)
-            sys.exit(130)
-        except Exception as error:
-            said = in_words(error)
+        except (KeyboardInterrupt, Exception) as error:
+            stop, said = in_chain(error, KeyboardInterrupt), in_words(error)
+            if stop is not None:
+                print(stop.args[0] if stop.args else 'Interrupted.', file=sys.stderr)
+                sys.exit(130)
             if said is None:
                 raise
             print(f'Error: {said}', file=sys.stderr)

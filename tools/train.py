@@ -7,7 +7,7 @@ import mmtr  # noqa: F401
 from mmtr.engine import launch
 from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
-from mmtr.errors import UserError, command
+from mmtr.errors import UserError, command, in_chain
 
 
 def use_amp(cfg, wanted):
@@ -58,13 +58,14 @@ def main():
     with launch.runner(cfg, ('train_dataloader', 'val_dataloader')) as runner:
         try:
             runner.train()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f'Interrupted at iteration {runner.iter}; {how_to_go_on(cfg.work_dir)}.') from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise write_failure(error, cfg.work_dir) from error
+        except (KeyboardInterrupt, OSError, SyntaxError) as error:
+            # SyntaxError is what mmengine makes of a Ctrl-C while it formats the config for a checkpoint.
+            if in_chain(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    f'Interrupted at iteration {runner.iter}; {how_to_go_on(cfg.work_dir)}.') from None
+            if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+                raise write_failure(error, cfg.work_dir) from error
+            raise
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-from . import checkpoint  # noqa: F401  puts safe loading in force
+from . import checkpoint, configs  # noqa: F401  they put safe loading and packaged configs in force
 from .optim_wrapper import CPUAmpOptimWrapper
 
 __all__ = ['CPUAmpOptimWrapper']

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dist import is_main_process
-from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
 from mmtr.errors import UserError, in_words
 
+from .configs import load_config
 from .data_check import check_data
 
 # Where each launcher other than torchrun says who a process is.
@@ -56,12 +56,7 @@ def read_config(args):
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
     """
-    if '::' not in args.config and not osp.isfile(args.config):
-        raise UserError(f"Config '{args.config}' is not there.")
-    try:
-        cfg = get_config(args.config) if '::' in args.config else Config.fromfile(args.config)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"Config '{args.config}' cannot be read: {error}.") from error
+    cfg = load_config(args.config)
     try:
         cfg.merge_from_dict(args.cfg_options)
     except (KeyError, TypeError) as error:
