@@ -1,4 +1,8 @@
-_base_ = ['./_base_/models/segmenter_vit-b.py', 'mmseg::_base_/datasets/pascal_context.py', './_base_/segmenter_160k.py']
+_base_ = [
+    './_base_/models/segmenter_vit-b.py',
+    'mmseg::_base_/datasets/pascal_context.py',
+    './_base_/segmenter_160k.py',
+]
 crop_size = (480, 480)
 model = dict(
     data_preprocessor=dict(size=crop_size),

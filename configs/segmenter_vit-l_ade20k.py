@@ -1,4 +1,8 @@
-_base_ = ['./_base_/models/segmenter_vit-l.py', 'mmseg::_base_/datasets/ade20k_640x640.py', './_base_/segmenter_160k.py']
+_base_ = [
+    './_base_/models/segmenter_vit-l.py',
+    'mmseg::_base_/datasets/ade20k_640x640.py',
+    './_base_/segmenter_160k.py',
+]
 crop_size = (640, 640)
 model = dict(
     data_preprocessor=dict(size=crop_size),

@@ -1,4 +1,8 @@
-_base_ = ['./_base_/models/segmenter_vit-t.py', 'mmseg::_base_/datasets/cityscapes_768x768.py', './_base_/segmenter_160k.py']
+_base_ = [
+    './_base_/models/segmenter_vit-t.py',
+    'mmseg::_base_/datasets/cityscapes_768x768.py',
+    './_base_/segmenter_160k.py',
+]
 crop_size = (768, 768)
 model = dict(
     data_preprocessor=dict(size=crop_size),

@@ -48,7 +48,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page):
-    for name in re.findall(r'(?:configs|tools|demo|docs|requirements)/[\w./-]+\.(?:py|sh|md|txt|pth)', page.read_text()):
+    pattern = r'(?:configs|tools|demo|docs|requirements)/[\w./-]+\.(?:py|sh|md|txt|pth)'
+    for name in re.findall(pattern, page.read_text()):
         assert (ROOT / name).exists() or 'add_a_method' in page.name, name
 
 

@@ -3,7 +3,6 @@
 Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.type=TokenAdapter --shape 640 640
 """
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -15,11 +14,11 @@ from pathlib import Path
 
 import torch
 from mmengine import ProgressBar
-from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
+from mmengine.config import DictAction
 
 from mmtr.analysis.flops import count_flops
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
+from mmtr.engine.configs import load_config
 from mmtr.engine.model import build_model, read_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
@@ -84,17 +83,7 @@ def read_config(spec, options):
         UserError: It is not there or cannot be read, an override does not fit, or it holds no model.
     """
     path, *overrides = spec.split('@')
-    package = path.split('::')[0] if '::' in path else None
-    try:
-        # get_config would install a package that is missing.
-        if package and importlib.util.find_spec(package) is None:
-            raise FileNotFoundError
-        cfg = get_config(path) if package else Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise UserError(f"Config '{path}' is not there: give a file, or a name such as "
-                        'mmseg::segmenter/segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py.') from error
-    except Exception as error:  # a config is a program, and can fail in any way
-        raise UserError(f"Config '{path}' cannot be read: {error}") from error
+    cfg = load_config(path)
     parser = argparse.ArgumentParser()
     parser.add_argument('--set', nargs='*', action=DictAction, default={})
     try:

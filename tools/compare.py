@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from mmtr.analysis.compare import compare_reductions, markdown_table
 from mmtr.apis import apply_token_reduction
+from mmtr.engine.configs import load_config
 from mmtr.engine.data_check import check_data
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import UserError, command
@@ -50,7 +51,7 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     MMLogger.get_instance('mmengine', log_level=logging.WARNING)
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     reductions = {'plain': None, **read_reductions(args.reductions)}
     check_data(cfg, ('test_dataloader',))

@@ -1,7 +1,8 @@
 """Accuracy and speed of several reductions of one model, measured side by side on the same images."""
 import statistics
+from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import Iterable, Optional
+from typing import Optional
 
 from torch import nn
 

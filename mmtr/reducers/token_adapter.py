@@ -8,8 +8,19 @@ from torch import Tensor
 from mmtr.errors import UserError
 from mmtr.ops.attention import received_attention
 from mmtr.ops.matching import METRICS
-from mmtr.ops.rows_columns import (MERGES, REFERENCES, SCORES, Assignment, Groups, assign, eject,
-                                   group_rows_columns, inject, match_normal, row_column_scores)
+from mmtr.ops.rows_columns import (
+    MERGES,
+    REFERENCES,
+    SCORES,
+    Assignment,
+    Groups,
+    assign,
+    eject,
+    group_rows_columns,
+    inject,
+    match_normal,
+    row_column_scores,
+)
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.tokens import Tokens
 

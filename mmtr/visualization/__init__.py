@@ -1,5 +1,13 @@
-from .token_map import (TokenMap, captioned, draw_groups, draw_injected, draw_matches, mosaic,
-                        record_token_maps, token_maps)
+from .token_map import (
+                        TokenMap,
+                        captioned,
+                        draw_groups,
+                        draw_injected,
+                        draw_matches,
+                        mosaic,
+                        record_token_maps,
+                        token_maps,
+)
 
 __all__ = ['TokenMap', 'captioned', 'draw_groups', 'draw_injected', 'draw_matches', 'mosaic', 'record_token_maps',
            'token_maps']

@@ -138,7 +138,7 @@ def test_packaged_config_is_read_by_name(benchmark):
 
 @pytest.mark.parametrize('args, sentence', [
     (['nowhere.py'], "Config 'nowhere.py' is not there"),
-    (['mmnothing::a/b.py'], "Config 'mmnothing::a/b.py' is not there"),
+    (['mmnothing::a/b.py'], "Config 'mmnothing::a/b.py' is of 'mmnothing', which is not installed"),
     (['mmseg::segmenter/nothing.py'], "Config 'mmseg::segmenter/nothing.py' is not there"),
     (['{ours}@model.backbone'], 'do not fit config'),
     (['{ours}@model.backbone.embed_dims.wide=1'], 'do not fit config'),

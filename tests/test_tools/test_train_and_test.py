@@ -46,12 +46,19 @@ def config(tiny_segmenter, tmp_path):
 
 
 @pytest.fixture
-def weights(tiny_segmenter, make_runner, tmp_path):
-    """A checkpoint of random weights, as a file of tensors."""
-    torch.manual_seed(3)
+def model(tiny_segmenter, make_runner, tmp_path):
+    """The model of ``config``, with random weights that are the same in every run."""
     model = make_runner({**tiny_segmenter, 'work_dir': str(tmp_path / 'made')}).model
+    torch.manual_seed(3)  # the runner has just drawn a seed of its own
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        if parameter.ndim > 1:  # random norms would make one class win everywhere
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture
+def weights(model, tmp_path):
+    """A checkpoint of ``model``."""
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
     return tmp_path / 'weights.pth'
 
@@ -91,6 +98,8 @@ def test_label_maps_and_pictures_are_written_and_give_the_reported_score(
     assert status == 0
     assert scores(tmp_path / 'w')['mIoU'] == pytest.approx(mean_iou(drawn_data, tmp_path / 'out'), abs=1e-5)
     assert len({path.name.split('.')[0] for path in (tmp_path / 'show').rglob('test_*.png')}) == 6
+    guessed = {int(c) for path in (tmp_path / 'out').iterdir() for c in np.unique(Image.open(path))}
+    assert len(guessed) > 1
 
 
 def test_two_gloo_processes_give_the_score_of_one(config, weights, tool, tmp_path):
@@ -103,14 +112,24 @@ def test_two_gloo_processes_give_the_score_of_one(config, weights, tool, tmp_pat
         key: two[key] for key in ('mIoU', 'aAcc', 'mAcc')}
 
 
-def test_test_time_augmentation_comes_from_the_config(config, weights, tool, drawn_data, tmp_path):
-    for name in ('plain', 'tta'):
-        tool('test', config, weights, '--work-dir', tmp_path / name, '--out', tmp_path / name / 'out',
-             *['--tta'] * (name == 'tta'))
-    expected = mean_iou(drawn_data, tmp_path / 'tta' / 'out')
-    assert scores(tmp_path / 'tta')['mIoU'] == pytest.approx(expected, abs=1e-5)
-    assert any((np.asarray(Image.open(tmp_path / 'tta' / 'out' / f'{i}.png'))
-                != np.asarray(Image.open(tmp_path / 'plain' / 'out' / f'{i}.png'))).any() for i in range(6))
+def test_test_time_augmentation_averages_the_image_and_its_mirror_image(
+        config, model, weights, tool, drawn_data, tmp_path):
+    assert tool('test', config, weights, '--tta', '--out', tmp_path / 'out')[0] == 0
+    changed = 0
+    for i in range(6):
+        image = np.asarray(Image.open(drawn_data / 'images' / 'validation' / f'{i}.png'))[..., ::-1].copy()
+        x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127.5) / 64
+        with torch.no_grad():
+            once, mirrored = (model.encode_decode(each, [dict(img_shape=(64, 64))]).softmax(1)
+                              for each in (x, x.flip(-1)))
+        expected = ((once + mirrored.flip(-1)) / 2).argmax(1)[0]
+        found = torch.from_numpy(np.asarray(Image.open(tmp_path / 'out' / f'{i}.png')).astype(np.int64))
+        assert torch.equal(found, expected)
+        changed += int((expected != once.argmax(1)[0]).sum())
+    assert changed > 0
+
+
+def test_test_time_augmentation_that_the_config_lacks_is_asked_for(config, weights, tool):
     config.write_text(config.read_text() + '\ntta_model = None\n')
     assert tool('test', config, weights, '--tta') == (2, 'Error: --tta needs tta_model in the config.\n')
 
