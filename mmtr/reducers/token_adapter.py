@@ -65,7 +65,7 @@ class TokenAdapter(TokenReducer):
     nothing = dict(ratio=0.)
 
     def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='max', metric='cosine',
-                 merge='average', reference='reduced_merged', mode='threshold', tau=0.9, restore='copy', seed=0):
+                 merge='average', reference='reduced_merged', mode='max', tau=0.995, restore='copy', seed=0):
         super().__init__(backbone)
         for key, value, choices in (('score', score, SCORES), ('metric', metric, METRICS),
                                     ('merge', merge, MERGES), ('reference', reference, REFERENCES),

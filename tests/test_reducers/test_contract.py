@@ -12,8 +12,8 @@ from mmtr.registry import TOKEN_REDUCERS
 TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
 MORE = dict(TokenAdapter=[
-    dict(per_layer=(1, 0)), dict(unique=0.2, mode='max', reference='representative', layers=(1, 3)),
-    dict(score='attn', metric='euclidean', tau=-1.), dict(score='random', merge='bilinear'),
+    dict(per_layer=(1, 0), mode='threshold'), dict(unique=0.2, reference='representative', layers=(1, 3)),
+    dict(score='attn', metric='euclidean', mode='threshold', tau=-1.), dict(score='random', merge='bilinear'),
     dict(score='alternating', merge='keep', layers=(0, 4))])
 CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict)
          for settings in [{}, *MORE.get(name, [])]]

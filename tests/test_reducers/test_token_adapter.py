@@ -28,15 +28,15 @@ def refine(tokens):
 
 SETTINGS = [
     dict(),
+    dict(mode='threshold', tau=0.5),
     dict(ratio=(0.3, 0.6), unique=(0.2, 0.1)),
     dict(ratio=(0.0, 0.4), unique=0.3),
     *[dict(score=s) for s in ('sum', 'range')],
-    *[dict(metric=m, tau=t) for m, t in (('dot', 3.), ('euclidean', -4.), ('manhattan', -14.))],
+    *[dict(metric=m, mode='threshold', tau=t) for m, t in (('dot', 3.), ('euclidean', -4.), ('manhattan', -14.))],
     *[dict(merge=m) for m in ('keep', 'max_pool', 'avg_pool', 'bilinear')],
     *[dict(reference=r, unique=0.2) for r in ('reduced', 'representative_merged', 'representative')],
-    dict(mode='max', unique=0.2),
-    dict(mode='max', reference='representative', unique=0.2),
-    dict(tau=0.2),
+    *[dict(reference=r, unique=0.2, mode='threshold', tau=0.4) for r in ('reduced', 'representative')],
+    dict(mode='threshold', tau=0.2),
 ]
 
 
@@ -50,7 +50,7 @@ def test_span_matches_the_paper_token_by_token(settings):
     uniques = tuple(round(u * n) for u, n in zip(unique, GRID))
     reduced = (GRID[0] - normal[0], GRID[1] - normal[1])
     metric, reference = settings.get('metric', 'cosine'), settings.get('reference', 'reduced_merged')
-    tau = None if settings.get('mode') == 'max' else settings.get('tau', 0.9)
+    tau = settings['tau'] if settings.get('mode') == 'threshold' else None
 
     inside = reducer.before_layer(1, tokens)
     outside = reducer.after_layer(2, refine(inside))
@@ -127,10 +127,10 @@ def test_one_row_is_merged_in_every_layer():
     assert rows == [*range(32, 0, -2), *[2] * 8]
 
 
-@pytest.mark.parametrize('mode', ['max', 'threshold'])
-def test_per_layer_restores_level_by_level(mode):
-    reducer = adapter(3, per_layer=(1, 1), layers=(0, 3), mode=mode)
-    tau = 0.9 if mode == 'threshold' else None
+@pytest.mark.parametrize('tau', [None, 0.5])
+def test_per_layer_restores_level_by_level(tau):
+    matching = dict(mode='max') if tau is None else dict(mode='threshold', tau=tau)
+    reducer = adapter(3, per_layer=(1, 1), layers=(0, 3), **matching)
     tokens = some_tokens(1)
     flow, expected, undo = tokens, tokens.patches[0], []
     grid = GRID
@@ -163,7 +163,7 @@ def test_default_span_is_the_same_share_of_any_depth():
 
 
 def test_token_map_follows_every_merge():
-    reducer = adapter(3, per_layer=(1, 1), layers=(0, 3), mode='max', unique=0.2)
+    reducer = adapter(3, per_layer=(1, 1), layers=(0, 3), unique=0.2)
     flow = some_tokens(1)
     for layer in range(3):
         flow = refine(reducer.before_layer(layer, flow))
