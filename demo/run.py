@@ -70,15 +70,18 @@ def picture(model, reducers, batch, palette):
 def main():
     """Draw, measure, print one table, write pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--pictures', type=int, default=6, help='how many images to picture')
-    parser.add_argument('--out', type=Path, default=ROOT / 'demo/output')
+    parser.add_argument('--scenes', type=int, default=100, help='how many images to test on')
+    parser.add_argument('--pictures', type=int, default=6, help='how many of them to picture')
+    parser.add_argument('--data', type=Path, default=ROOT / 'demo/data/scenes', help='where to draw them')
+    parser.add_argument('--out', type=Path, default=ROOT / 'demo/output', help='where to write the pictures')
     args = parser.parse_args()
-    print('[1/3] Drawing the scenes to test on')
-    subprocess.run([sys.executable, 'demo/draw_scenes.py', '--train', '0'], cwd=ROOT, check=True)
+    print('[1/3] Drawing the scenes to test on', flush=True)
+    subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--train', '0', '--val', str(args.scenes),
+                    '--out', args.data], check=True)
     print('[2/3] Testing the Segmenter on them, plain and with Token Adapter in turns', flush=True)
     MMLogger.get_instance('mmengine', log_level=logging.WARNING)
     cfg, reduced = (Config.fromfile(ROOT / path) for path in (PLAIN, REDUCED))
-    cfg.test_dataloader.dataset.data_root = str(ROOT / cfg.test_dataloader.dataset.data_root)
+    cfg.test_dataloader.dataset.data_root = str(args.data)
     init_default_scope('mmseg')
     model = build_model(cfg)
     load_weights(model, ROOT / CHECKPOINT)
@@ -93,7 +96,7 @@ def main():
     with torch.inference_mode():
         results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
     print(file=sys.stderr)
-    print_table(model, reducers, results, cfg)
+    print_table(model, reducers, results)
 
     print(f'\n[3/3] Writing pictures to {args.out}')
     args.out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ def main():
           f'  python tools/test.py {PLAIN} {CHECKPOINT}\n  python tools/test.py {REDUCED} {CHECKPOINT}')
 
 
-def print_table(model, reducers, results, cfg):
+def print_table(model, reducers, results):
     """Accuracy, speed, GFLOPs and tokens of each reducer on the demo's main image size."""
     width, height = 512, 384
     patch = model.backbone.patch_size

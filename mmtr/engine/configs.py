@@ -32,6 +32,8 @@ def load_config(path):
         raise UserError(f"Config '{path}' is not there.")
     try:
         return get_config(path) if packaged else Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise UserError(f"Config '{path}' is not there, or a base of it: {error}.") from error
     except (OSError, SyntaxError) as error:
         raise UserError(f"Config '{path}' cannot be read: {error}.") from error
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmtr.engine.model import build_model, without_pretrained
+
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark.py'
 CONFIG = '''
 default_scope = 'mmseg'
@@ -101,7 +103,7 @@ def test_hook_of_an_unmodified_config_is_applied(run, configs, tmp_path):
 
 def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_path, monkeypatch):
     cfgs = [benchmark.read_config(str(path), None) for path in configs.values()]
-    trained = benchmark.build(cfgs[0], 'cpu')
+    trained = build_model(cfgs[0], 'cpu')
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
     monkeypatch.setattr(sys, 'argv', ['x', 'a', 'b', '--shape', '64', '64', '--device', 'cpu',
                                       '--checkpoint', str(tmp_path / 'trained.pth')])
@@ -133,7 +135,7 @@ def test_names_stay_apart(benchmark):
 def test_packaged_config_is_read_by_name(benchmark):
     cfg = benchmark.read_config('mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', None)
     assert cfg.model.backbone.embed_dims == 192
-    assert 'pretrained' not in benchmark.without_pretrained(cfg.model)
+    assert 'pretrained' not in without_pretrained(cfg.model)
 
 
 @pytest.mark.parametrize('args, sentence', [
