@@ -81,7 +81,8 @@ def merge(x: Tensor, matching: Matching, size: Optional[Tensor] = None) -> tuple
         size: (B, N) weights: how many tokens each one stands for; None: one each.
     """
     sizes = None if size is None else (size.gather(1, matching.kept), size.gather(1, matching.source))
-    return merge_mean(gather_tokens(x, matching.kept), gather_tokens(x, matching.source), matching.into, sizes)
+    kept, others = gather_tokens(x, matching.kept), gather_tokens(x, matching.source)
+    return merge_mean(kept, others, matching.into, sizes)
 
 
 def unmerge(x: Tensor, matching: Matching) -> Tensor:

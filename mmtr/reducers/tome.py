@@ -22,8 +22,8 @@ class ToMe(MergingReducer):
         mode: ``sublayer``: the normalised tokens merge before each attention and each FFN, by their
             own similarity, and unmerge after it, as ToMe is used for segmentation. ``progressive``:
             tokens merge between attention and FFN, by that of their keys, and stay merged (the paper).
-        r: How many tokens merge: a count, or below 1 a share of the sequence, never more than half of
-            it; a list of these, one a layer of the span; or a pair (tuple) (r, inflect), which goes in
+        r: How many tokens merge: a count, or below 1 a share of the sequence (rounded down), never more than
+            half; a list of these, one a layer of the span; or a pair (tuple) (r, inflect), which goes in
             a straight line from r (1 - inflect) to r (1 + inflect). None: 0.3, or 8 if progressive.
         layers: The span (a, b) of layers that merge, counted from 0. None: all.
         proportional_attention: Add log(size) to the attention logits of merged tokens (Eq. 1). None:
@@ -51,7 +51,7 @@ class ToMe(MergingReducer):
         if not start <= i < stop:
             return 0
         r = self.r[i - start]
-        return min(round(r * n) if r < 1 else r, n // 2)
+        return int(r * n) if r < 1 else min(r, n // 2)
 
     def attention(self, i, attn, x, tokens):
         """Attention on merged tokens, or, if progressive, on all of them, noting which merge after it."""

@@ -29,7 +29,8 @@ def test_backends_compute_attention(backend):
 @pytest.mark.parametrize('shape', [(2, 1, 1, 7), (2, 3, 5, 7)])
 def test_backends_add_a_bias(backend, shape, monkeypatch):
     monkeypatch.setitem(sys.modules, 'xformers.ops', SimpleNamespace(memory_efficient_attention=as_xformers))
-    q, k, v, bias = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4), torch.randn(shape)
+    q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    bias = torch.randn(shape)
     bias[..., 2] = -torch.inf
     expected = attend_slowly(q, k, v, bias.expand(2, 3, 5, 7))
     torch.testing.assert_close(attention(q, k, v, backend, bias=bias), expected)
