@@ -8,10 +8,11 @@ from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 
 from mmtr.engine.model import build_model
-from mmtr.reducers import BackboneShape, TokenAdapter, TokenReducer, build_token_reducer
+from mmtr.reducers import ALGM, BackboneShape, TokenAdapter, TokenReducer, ToMe, build_token_reducer
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
+METHODS = dict(algm=ALGM, tadapter=TokenAdapter, tome=ToMe)
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
              b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
@@ -27,6 +28,11 @@ def reducer_of(cfg):
         backbone.num_layers, backbone.embed_dims, num_prefix=1))
 
 
+def method_of(path):
+    """The class that the name of a config promises."""
+    return next((METHODS[part] for part in path.stem.split('_') if part in METHODS), TokenReducer)
+
+
 def test_every_size_head_and_data_set_is_there_plain_and_reduced():
     names = {path.name for path in SEGMENTERS}
     for data in DATA:
@@ -35,6 +41,7 @@ def test_every_size_head_and_data_set_is_there_plain_and_reduced():
                 # The size is left out where it is the paper's.
                 reduced = f'segmenter{head}' if size == 'l' else f'segmenter_vit-{size}{head}'
                 assert {f'segmenter_vit-{size}{head}_{data}.py', f'{reduced}_tadapter_{data}.py'} <= names
+        assert {f'segmenter_{method}_{data}.py' for method in METHODS} <= names
 
 
 @pytest.mark.parametrize('path', SEGMENTERS, ids=lambda path: path.stem)
@@ -53,10 +60,10 @@ def test_config_is_consistent(path):
     for transform in cfg.train_dataloader.dataset.pipeline:
         if transform.type == 'RandomCrop':
             assert tuple(transform.crop_size) == tuple(cfg.crop_size)
-    assert isinstance(reducer_of(cfg), TokenAdapter if 'tadapter' in path.stem else TokenReducer)
+    assert type(reducer_of(cfg)) is method_of(path)
 
 
-@pytest.mark.parametrize('path', [p for p in SEGMENTERS if 'tadapter' in p.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [p for p in SEGMENTERS if method_of(p) is not TokenReducer], ids=lambda path: path.stem)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("'")[1])

@@ -1,4 +1,6 @@
 """Attention and encoder layer of mmcv / mmseg with fused attention and the reducer's five moments."""
+from typing import Optional
+
 import mmcv.cnn.bricks.transformer as mmcv_transformer
 import torch.utils.checkpoint as cp
 from mmseg.models.backbones import vit
@@ -28,9 +30,9 @@ class MultiheadAttention(mmcv_transformer.MultiheadAttention):
         qkv = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention and output projection: (B, heads, N, D) each -> (B, N, C)."""
-        out = attention(q, k, v, self.backend, self.attn.dropout if self.training else 0.)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """Attention and output projection: (B, heads, N, D) each -> (B, N, C); ``bias`` as of ``attention``."""
+        out = attention(q, k, v, self.backend, self.attn.dropout if self.training else 0., bias)
         return self.attn.out_proj(out.transpose(1, 2).flatten(2))
 
     def branch(self, x: Tensor) -> Tensor:

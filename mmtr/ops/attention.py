@@ -1,5 +1,6 @@
 """Scaled dot-product attention: the one place that picks a backend."""
 import importlib.util
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,15 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)): (..., N, D) and (..., M, D) -> (..., N, M)."""
-    return ((q * q.shape[-1]**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+def attention_weights(q: Tensor, k: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias): (..., N, D) and (..., M, D) -> (..., N, M)."""
+    logits = (q * q.shape[-1]**-0.5) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: float = 0.) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v.
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: float = 0.,
+              bias: Optional[Tensor] = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v.
 
     Args:
         q: (B, heads, N, D).
@@ -43,17 +46,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: f
             kernels itself; ``'auto'`` is the same, xformers being used only where it is asked for;
             ``'math'`` builds the attention matrix.
         dropout: Probability to drop an attention weight.
+        bias: (B, 1, 1, M) or another shape that broadcasts to (B, heads, N, M); -inf hides a key.
 
     Returns:
         (B, heads, N, D).
     """
+    if bias is not None:
+        bias = bias.to(q.dtype)
     if backend == 'math':
-        return F.dropout(attention_weights(q, k), dropout, training=dropout > 0) @ v
+        return F.dropout(attention_weights(q, k, bias), dropout, training=dropout > 0) @ v
     if backend == 'xformers':
         from xformers.ops import memory_efficient_attention
+        if bias is not None:
+            # Its kernels read 8 keys at once, and take strides of 0 for what is broadcast.
+            bias = F.pad(bias, (0, -bias.shape[-1] % 8))[..., :bias.shape[-1]]
+            bias = bias.expand(*q.shape[:3], k.shape[2])
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def received_attention(q: Tensor, k: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class TokenReducer(BaseModule):
         """The attention branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
 
         Args:
-            attn: The attention module, with ``branch(x)``, ``qkv(x)`` and ``attend(q, k, v)``.
+            attn: The attention module, with ``branch(x)``, ``qkv(x)`` and ``attend(q, k, v, bias=None)``.
             x: (B, P + N, C), normalised ``tokens.x``.
         """
         return attn.branch(x)
@@ -77,7 +77,9 @@ class TokenReducer(BaseModule):
         return {}
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
-        """How many patch tokens each layer computes on, prefix tokens not counted.
+        """How many patch tokens the attention of each layer computes on, prefix tokens not counted.
+
+        Without ``fixed_count``: the fewest possible.
 
         Args:
             grid: (H, W) of the patch grid.
@@ -126,6 +128,17 @@ def check_choice(key: str, value, choices) -> None:
     """Raise a ``UserError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise UserError(f'token_reduction.{key}={value!r} is unknown: choose one of {", ".join(choices)}.')
+
+
+def check_whole(key: str, value, low: int, high: int) -> int:
+    """Return ``value`` if it is a whole number from ``low`` to ``high``.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not isinstance(value, int) or not low <= value <= high:
+        raise UserError(f'token_reduction.{key}={value!r} must be a whole number from {low} to {high}.')
+    return value
 
 
 def check_layers(key: str, layers, depth: int) -> tuple[int, int]:

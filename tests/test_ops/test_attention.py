@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -5,10 +8,12 @@ from mmtr import UserError
 from mmtr.ops.attention import attention, check_backend, received_attention
 
 
-def attend_slowly(q, k, v):
+def attend_slowly(q, k, v, bias=None):
     out = torch.empty(*q.shape[:3], v.shape[-1])
     for b, h, n in [(b, h, n) for b in range(q.shape[0]) for h in range(q.shape[1]) for n in range(q.shape[2])]:
         logits = torch.stack([q[b, h, n] @ key for key in k[b, h]]) / q.shape[-1]**0.5
+        if bias is not None:
+            logits = logits + bias[b, h, n]
         share = logits.exp() / logits.exp().sum()
         out[b, h, n] = (share.unsqueeze(1) * v[b, h]).sum(0)
     return out
@@ -18,6 +23,34 @@ def attend_slowly(q, k, v):
 def test_backends_compute_attention(backend):
     q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
     torch.testing.assert_close(attention(q, k, v, backend), attend_slowly(q, k, v))
+
+
+@pytest.mark.parametrize('backend', ['sdpa', 'math', 'xformers'])
+@pytest.mark.parametrize('shape', [(2, 1, 1, 7), (2, 3, 5, 7)])
+def test_backends_add_a_bias(backend, shape, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'xformers.ops', SimpleNamespace(memory_efficient_attention=as_xformers))
+    q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    bias = torch.randn(shape)
+    bias[..., 2] = -torch.inf
+    expected = attend_slowly(q, k, v, bias.expand(2, 3, 5, 7))
+    torch.testing.assert_close(attention(q, k, v, backend, bias=bias), expected)
+    k[:, :, 2] = v[:, :, 2] = 1e3
+    torch.testing.assert_close(attention(q, k, v, backend, bias=bias), expected)
+
+
+def as_xformers(q, k, v, attn_bias, p):
+    """Takes what xformers takes: heads last, a bias of the full shape whose rows start at multiples of 8."""
+    assert attn_bias.shape == (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    assert all(stride % 8 == 0 for stride in attn_bias.stride()[:3]) and p == 0
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return attend_slowly(q, k, v, attn_bias).transpose(1, 2)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('backend', ['sdpa', 'math'])
+def test_a_float32_bias_keeps_the_dtype(backend, dtype):
+    q, k, v = torch.randn(3, 1, 2, 5, 8, dtype=dtype)
+    assert attention(q, k, v, backend, bias=torch.zeros(1, 1, 1, 5)).dtype == dtype
 
 
 @pytest.mark.parametrize('backend', ['sdpa', 'math'])

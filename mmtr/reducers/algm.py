@@ -1,0 +1,83 @@
+"""ALGM: merge alike tokens, first within small windows, later across the image."""
+import torch
+import torch.nn.functional as F
+
+from mmtr.errors import UserError
+from mmtr.ops.bipartite import threshold_matching
+from mmtr.ops.matching import merge_into
+from mmtr.ops.windows import window_matching
+from mmtr.registry import TOKEN_REDUCERS
+
+from .base import check_whole
+from .merging import MergingReducer
+
+
+@TOKEN_REDUCERS.register_module()
+class ALGM(MergingReducer):
+    """Adaptive Local-then-Global Merging (Norouzi et al., CVPR 2024, Sec. 3).
+
+    How many tokens stay depends on the image. In a batch, images with fewer are padded, and no
+    attention reads the padding, so each gets what it would get alone.
+
+    Args:
+        backbone: See ``TokenReducer``.
+        threshold: Cosine similarity above which tokens merge.
+        local_layer: After so many layers, windows merge whose tokens are alike (CLAP). None: never.
+        global_layer: After so many layers, or below 1 after that share of the depth, all pairs of
+            alike tokens of a bipartite matching merge (GBM). None: never.
+        window: Side of a window, in patches.
+
+    Raises:
+        UserError: A setting cannot work, alone, with another one or with this backbone.
+    """
+    nothing = dict(local_layer=None, global_layer=None)
+    fixed_count = False
+
+    def __init__(self, backbone, threshold=0.88, local_layer=1, global_layer=0.4, window=2):
+        super().__init__(backbone)
+        if not isinstance(threshold, (int, float)) or not -1 <= threshold <= 1:
+            raise UserError(f'token_reduction.threshold={threshold!r} is no cosine similarity: '
+                            'choose -1 to 1.')
+        if isinstance(global_layer, float) and 0 < global_layer < 1:
+            global_layer = round(global_layer * backbone.depth)
+        for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
+            if layer is not None:
+                check_whole(key, layer, 0, backbone.depth - 1)
+        if local_layer is not None and global_layer is not None and local_layer >= global_layer:
+            raise UserError(f'token_reduction.local_layer={local_layer} must be less than global_layer='
+                            f'{global_layer}: windows are of the whole grid.')
+        self.threshold, self.window = threshold, check_whole('window', window, 2, 64)
+        self.local_layer, self.global_layer = local_layer, global_layer
+
+    def before_layer(self, i, tokens):
+        """Local merging before layer ``local_layer``, global merging before ``global_layer``, from 0."""
+        x = tokens.patches
+        if i == self.local_layer:
+            into = window_matching(x, tokens.grid, self.window, self.threshold)
+        elif i == self.global_layer and x.shape[1] > 1:
+            valid = x.new_ones(x.shape[:2], dtype=torch.bool) if tokens.size is None else tokens.size > 0
+            into = threshold_matching(x, self.threshold, valid)
+        else:
+            return tokens
+        x, size, kept, slots = merge_into(x, into, tokens.size)
+        tokens = self.merged(tokens, x, size, kept, slots)
+        padding = size == 0
+        # Without padding attention needs no bias, and more kernels can run it.
+        bias = F.pad(torch.where(padding, -torch.inf, 0.), (tokens.num_prefix, 0)) if padding.any() else None
+        return tokens.replace(memo={**tokens.memo, 'bias': None if bias is None else bias[:, None, None]})
+
+    def attention(self, i, attn, x, tokens):
+        """The layer's own, with padding hidden."""
+        bias = tokens.memo.get('bias')
+        return attn.branch(x) if bias is None else attn.attend(*attn.qkv(x), bias)
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``; the fewest tokens, those of an image of one colour."""
+        schedule, n = [], grid[0] * grid[1]
+        for i in range(depth):
+            if i == self.local_layer:
+                n = -(-grid[0] // self.window) * -(-grid[1] // self.window)
+            elif i == self.global_layer:
+                n -= (n + 1) // 2 if n > 1 else 0
+            schedule.append(n)
+        return schedule

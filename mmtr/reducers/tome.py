@@ -1,0 +1,158 @@
+"""ToMe: merge the most similar tokens, for good between attention and FFN, or only within each of them."""
+from numbers import Integral
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmtr.errors import UserError
+from mmtr.ops.bipartite import Matching, merge, soft_matching, unmerge
+from mmtr.registry import TOKEN_REDUCERS
+
+from .base import check_choice, check_layers
+from .merging import MergingReducer
+
+
+@TOKEN_REDUCERS.register_module()
+class ToMe(MergingReducer):
+    """Token Merging (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, Sec. 3).
+
+    Args:
+        backbone: See ``TokenReducer``.
+        mode: ``sublayer``: the normalised tokens merge before each attention and each FFN, by their
+            own similarity, and unmerge after it, as ToMe is used for segmentation. ``progressive``:
+            tokens merge between attention and FFN, by that of their keys, and stay merged (the paper).
+        r: How many tokens merge: a count, or below 1 a share of the sequence (rounded down), never more than
+            half; a list of these, one a layer of the span; or a pair (tuple) (r, inflect), which goes in
+            a straight line from r (1 - inflect) to r (1 + inflect). None: 0.3, or 8 if progressive.
+        layers: The span (a, b) of layers that merge, counted from 0. None: all.
+        proportional_attention: Add log(size) to the attention logits of merged tokens (Eq. 1). None:
+            if progressive.
+
+    Raises:
+        UserError: A setting cannot work, alone or with this backbone.
+    """
+    nothing = dict(r=0)
+
+    def __init__(self, backbone, mode='sublayer', r=None, layers=None, proportional_attention=None):
+        super().__init__(backbone)
+        check_choice('mode', mode, ('sublayer', 'progressive'))
+        self.progressive = mode == 'progressive'
+        layers = (0, backbone.depth) if layers is None else layers
+        self.layers = check_layers('layers', layers, backbone.depth)
+        if r is None:
+            r = 8 if self.progressive else 0.3
+        self.r = _schedule(r, self.layers[1] - self.layers[0])
+        self.proportional = self.progressive if proportional_attention is None else proportional_attention
+
+    def _count(self, i: int, n: int) -> int:
+        """How many of ``n`` tokens merge in layer ``i``."""
+        start, stop = self.layers
+        if not start <= i < stop:
+            return 0
+        r = self.r[i - start]
+        return int(r * n) if r < 1 else min(r, n // 2)
+
+    def attention(self, i, attn, x, tokens):
+        """Attention on merged tokens, or, if progressive, on all of them, noting which merge after it."""
+        patches = x[:, tokens.num_prefix:]
+        count = self._count(i, int(patches.shape[1]))
+        if self.progressive:
+            q, k, v = attn.qkv(x)
+            if count > 0:
+                keys = k[:, :, tokens.num_prefix:].detach().mean(1, dtype=torch.float32)
+                tokens.memo['matching'] = soft_matching(keys, count)
+            return attn.attend(q, k, v, self._bias(tokens.size, tokens.num_prefix))
+        if count == 0:
+            return attn.branch(x)
+        matching = soft_matching(patches, count)
+        tokens.memo['matching'] = matching  # for pictures
+        merged, size = _merge(x, tokens.num_prefix, matching)
+        return _unmerge(attn.attend(*attn.qkv(merged), self._bias(size, tokens.num_prefix)),
+                        tokens.num_prefix, matching)
+
+    def _bias(self, size, num_prefix):
+        if size is None or not self.proportional:
+            return None
+        return F.pad(size.log(), (num_prefix, 0))[:, None, None]
+
+    def between(self, i, tokens):
+        """Merge for good, if progressive; the size-weighted mean."""
+        if not self.progressive or 'matching' not in tokens.memo:
+            return tokens
+        matching = tokens.memo['matching']
+        x, size = merge(tokens.patches, matching, tokens.size)
+        return self.merged(_without_matching(tokens), x, size, matching.kept, matching.slots())
+
+    def ffn(self, i, ffn, x, tokens):
+        """The FFN, on merged tokens unless progressive."""
+        patches = x[:, tokens.num_prefix:]
+        count = 0 if self.progressive else self._count(i, int(patches.shape[1]))
+        if count == 0:
+            return ffn(x)
+        matching = soft_matching(patches, count)
+        merged, _ = _merge(x, tokens.num_prefix, matching)
+        return _unmerge(ffn(merged), tokens.num_prefix, matching)
+
+    def after_layer(self, i, tokens):
+        """Forget the layer's matching."""
+        return _without_matching(tokens)
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``."""
+        schedule, n = [], grid[0] * grid[1]
+        for i in range(depth):
+            count = self._count(i, n)
+            schedule.append(n if self.progressive else n - count)
+            n -= count if self.progressive else 0
+        return schedule
+
+    def token_map(self, tokens):
+        """See ``TokenReducer``; in ``sublayer`` mode, how tokens merge for the layer's attention."""
+        if self.progressive or 'matching' not in tokens.memo:
+            return super().token_map(tokens)
+        matching = tokens.memo['matching']
+        return super().token_map(self.merged(tokens, tokens.patches, None, matching.kept, matching.slots()))
+
+
+def _schedule(r, depth):
+    """``r`` of each of ``depth`` layers, whole numbers or shares below 1."""
+    if isinstance(r, tuple) and len(r) == 2:
+        value, inflect = r
+        _check_r(r, value)
+        if not isinstance(inflect, (int, float)) or not -1 <= inflect <= 1:
+            raise UserError(f'token_reduction.r={r!r} has the inflection {inflect!r}: choose -1, falling to '
+                            '0, to 1, rising from 0.')
+        low, high = value * (1 - inflect), value * (1 + inflect)
+        line = [low + (high - low) * k / max(depth - 1, 1) for k in range(depth)]
+        each = line if isinstance(value, float) else [int(v) for v in line]
+    elif isinstance(r, list):
+        if len(r) != depth:
+            raise UserError(f'token_reduction.r={r!r} has {len(r)} values for {depth} layers: give one for '
+                            'each layer of the span.')
+        each = r
+    else:
+        each = [r] * depth
+    for value in each:
+        _check_r(r, value)
+    return each
+
+
+def _check_r(r, value):
+    if isinstance(value, Integral) and value >= 0 or isinstance(value, float) and 0 <= value <= 0.5:
+        return
+    raise UserError(f'token_reduction.r={r!r} cannot work: give a whole number of tokens, or a share of 0.0 '
+                    'to 0.5, since at most half of them merge at once, or a list of these, or (r, inflect).')
+
+
+def _without_matching(tokens):
+    return tokens.replace(memo={key: value for key, value in tokens.memo.items() if key != 'matching'})
+
+
+def _merge(x: Tensor, num_prefix: int, matching: Matching) -> tuple[Tensor, Tensor]:
+    merged, size = merge(x[:, num_prefix:], matching)
+    return torch.cat([x[:, :num_prefix], merged], 1), size
+
+
+def _unmerge(x: Tensor, num_prefix: int, matching: Matching) -> Tensor:
+    return torch.cat([x[:, :num_prefix], unmerge(x[:, num_prefix:], matching)], 1)
