@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from mmtr.reducers import BackboneShape, TokenAdapter, build_token_reducer
+from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
 
 from .test_reducers import test_contract as contract
 
 ROOT = Path(__file__).parents[1]
+TOKEN_REDUCERS.import_from_location()
+METHODS = sorted(TOKEN_REDUCERS.module_dict)
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
@@ -52,9 +54,11 @@ def test_named_files_exist(page):
         assert (ROOT / name).exists() or 'add_a_method' in page.name, name
 
 
-def test_every_option_is_documented_with_its_default():
+@pytest.mark.parametrize('method', METHODS)
+def test_every_option_is_documented_with_its_default(method):
     page = (ROOT / 'docs/token_reduction.md').read_text()
-    for name, parameter in inspect.signature(TokenAdapter).parameters.items():
-        if name != 'backbone':
-            row = next(line for line in page.splitlines() if line.startswith(f'| `{name}`'))
-            assert f'`{parameter.default!r}`' in row, name
+    section = next(part for part in page.split('\n## ') if part.startswith(f'{method}\n'))
+    options = {name: p for name, p in inspect.signature(TOKEN_REDUCERS.get(method)).parameters.items()
+               if name != 'backbone'}
+    rows = dict(re.findall(r'^\| `(\w+)` \| `(.*?)` \|', section, re.M))
+    assert rows == {name: repr(parameter.default) for name, parameter in options.items()}
