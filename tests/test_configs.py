@@ -8,10 +8,11 @@ from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 
 from mmtr.engine.model import build_model
-from mmtr.reducers import BackboneShape, TokenAdapter, TokenReducer, build_token_reducer
+from mmtr.reducers import BackboneShape, EViT, Expediting, TokenAdapter, TokenReducer, build_token_reducer
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
+METHODS = dict(tadapter=TokenAdapter, expediting=Expediting, evit=EViT)
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
              b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
@@ -27,6 +28,11 @@ def reducer_of(cfg):
         backbone.num_layers, backbone.embed_dims, num_prefix=1))
 
 
+def method_of(path):
+    """The method in the name of a config, None for a plain one."""
+    return next((name for name in METHODS if f'_{name}_' in path.stem), None)
+
+
 def test_every_size_head_and_data_set_is_there_plain_and_reduced():
     names = {path.name for path in SEGMENTERS}
     for data in DATA:
@@ -35,6 +41,7 @@ def test_every_size_head_and_data_set_is_there_plain_and_reduced():
                 # The size is left out where it is the paper's.
                 reduced = f'segmenter{head}' if size == 'l' else f'segmenter_vit-{size}{head}'
                 assert {f'segmenter_vit-{size}{head}_{data}.py', f'{reduced}_tadapter_{data}.py'} <= names
+        assert {f'segmenter_{method}_{data}.py' for method in METHODS} <= names
 
 
 @pytest.mark.parametrize('path', SEGMENTERS, ids=lambda path: path.stem)
@@ -53,10 +60,10 @@ def test_config_is_consistent(path):
     for transform in cfg.train_dataloader.dataset.pipeline:
         if transform.type == 'RandomCrop':
             assert tuple(transform.crop_size) == tuple(cfg.crop_size)
-    assert isinstance(reducer_of(cfg), TokenAdapter if 'tadapter' in path.stem else TokenReducer)
+    assert type(reducer_of(cfg)) is METHODS.get(method_of(path), TokenReducer)
 
 
-@pytest.mark.parametrize('path', [p for p in SEGMENTERS if 'tadapter' in p.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [p for p in SEGMENTERS if method_of(p)], ids=lambda path: path.stem)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("'")[1])
@@ -87,6 +94,16 @@ def test_plain_config_is_the_stock_one(size):
 def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_others():
     schedule = reducer_of(read('segmenter_tadapter_ade20k.py')).token_schedule((40, 40), 24)
     assert schedule == [1600] * 10 + [784] * 14
+
+
+def test_expediting_config_has_the_clusters_of_the_paper():
+    schedule = reducer_of(read('segmenter_expediting_ade20k.py')).token_schedule((40, 40), 24)
+    assert schedule == [1600] * 10 + [28 * 28] * 14
+
+
+def test_evit_config_reduces_in_the_layers_of_the_paper():
+    reducer = reducer_of(read('segmenter_evit_ade20k.py'))
+    assert reducer.layers == (7, 13, 19) and reducer.keep_rate == 0.8
 
 
 @pytest.mark.parametrize('name', ['segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py'])
