@@ -14,7 +14,8 @@ class Tokens:
         x: (B, P + N, C), prefix tokens (class, registers) first.
         grid: (H, W) of the full patch grid, in patches.
         num_prefix: P.
-        index: (B, N) raster position of each patch token in the full grid; None: all, in order.
+        index: (B, N) raster position of each patch token in the full grid, H * W for a token that has
+            none; None: all, in order.
         size: (B, N) how many original patch tokens each one stands for, 0: padding; None: one each.
         memo: What this forward pass must remember until it is restored. Treated as read-only:
             activation checkpointing runs a layer twice on the same memo.

@@ -8,11 +8,11 @@ from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 
 from mmtr.engine.model import build_model
-from mmtr.reducers import ALGM, BackboneShape, TokenAdapter, TokenReducer, ToMe, build_token_reducer
+from mmtr.reducers import ALGM, BackboneShape, EViT, Expediting, TokenAdapter, TokenReducer, ToMe, build_token_reducer
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
-METHODS = dict(algm=ALGM, tadapter=TokenAdapter, tome=ToMe)
+METHODS = dict(algm=ALGM, evit=EViT, expediting=Expediting, tadapter=TokenAdapter, tome=ToMe)
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
              b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
@@ -63,7 +63,8 @@ def test_config_is_consistent(path):
     assert type(reducer_of(cfg)) is method_of(path)
 
 
-@pytest.mark.parametrize('path', [p for p in SEGMENTERS if method_of(p) is not TokenReducer], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path', [p for p in SEGMENTERS if method_of(p) is not TokenReducer], ids=lambda path: path.stem)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("'")[1])
@@ -96,6 +97,16 @@ def test_plain_config_is_the_stock_one(size):
 def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_others():
     schedule = reducer_of(read('segmenter_tadapter_ade20k.py')).token_schedule((40, 40), 24)
     assert schedule == [1600] * 10 + [784] * 14
+
+
+def test_expediting_config_has_the_clusters_of_the_paper():
+    schedule = reducer_of(read('segmenter_expediting_ade20k.py')).token_schedule((40, 40), 24)
+    assert schedule == [1600] * 10 + [28 * 28] * 14
+
+
+def test_evit_config_reduces_in_the_layers_of_the_paper():
+    reducer = reducer_of(read('segmenter_evit_ade20k.py'))
+    assert reducer.layers == (7, 13, 19) and reducer.keep_rate == 0.8
 
 
 @pytest.mark.parametrize('name', ['segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py'])

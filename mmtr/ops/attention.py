@@ -73,3 +73,16 @@ def received_attention(q: Tensor, k: Tensor) -> Tensor:
     """
     heads = q.shape[1]
     return sum(attention_weights(q[:, h].float(), k[:, h].float()).mean(1) for h in range(heads)) / heads
+
+
+def class_attention(q: Tensor, k: Tensor) -> Tensor:
+    """The attention of the first token to every token, mean over heads: (B, N), float32, without gradient.
+
+    Only that row of the attention matrix is computed, in float32 also under autocast.
+
+    Args:
+        q, k: (B, heads, N, D).
+    """
+    q, k = q[:, :, :1].detach().float(), k.detach().float()
+    with torch.autocast(q.device.type, enabled=False):
+        return attention_weights(q, k).mean(1).squeeze(1)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dropping import pseudo_random
 from .matching import gather_tokens, merge_mean, similarity
 
 SCORES = ('max', 'sum', 'range', 'attn', 'random', 'alternating')
@@ -35,21 +36,15 @@ def row_column_scores(x: Tensor, score: str, normal: tuple[int, int], attn: Opti
     """
     batch, height, width, _ = x.shape
     if score in ('random', 'alternating'):
-        pattern = _pseudo_random if score == 'random' else _alternating
-        return tuple(pattern(n, count, seed + axis, x.device).expand(batch, n)
+        return tuple((pseudo_random(n, seed + axis, x.device) if score == 'random'
+                      else _alternating(n, count, x.device)).expand(batch, n)
                      for axis, (n, count) in enumerate(zip((height, width), normal)))
     reduce = _REDUCE.get(score, _REDUCE['max'])
     tokens = attn if score == 'attn' else reduce(x.detach().float(), -1)
     return reduce(tokens, 2), reduce(tokens, 1)
 
 
-def _pseudo_random(n: int, count: int, seed: int, device) -> Tensor:
-    # A hash of the position instead of a generator: it can be traced, compiled and exported.
-    position = torch.arange(1, n + 1, device=device)
-    return torch.frac(torch.sin(position * 12.9898 + seed * 78.233) * 43758.5453).abs()
-
-
-def _alternating(n: int, count: int, seed: int, device) -> Tensor:
+def _alternating(n: int, count: int, device) -> Tensor:
     step = torch.arange(n + 1, device=device) * count // n
     return (step[1:] == step[:-1]).float()
 

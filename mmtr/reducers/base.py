@@ -28,14 +28,22 @@ class TokenReducer(BaseModule):
 
     Args:
         backbone: The backbone it is built for. Settings are checked against it at once.
+
+    Raises:
+        UserError: It ``needs_class_token``, and the backbone has no prefix token.
     """
     #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
     nothing: dict = {}
     #: Whether the number of tokens in each layer depends on the settings and the grid alone.
     fixed_count = True
+    #: Whether it reads the class token, the first of the prefix tokens.
+    needs_class_token = False
 
     def __init__(self, backbone: BackboneShape):
         super().__init__()
+        if self.needs_class_token and backbone.num_prefix == 0:
+            raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
+                            'backbone has none: build it with with_cls_token=True, or choose another method.')
         self.backbone = backbone
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
@@ -127,7 +135,29 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
 def check_choice(key: str, value, choices) -> None:
     """Raise a ``UserError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise UserError(f'token_reduction.{key}={value!r} is unknown: choose one of {", ".join(choices)}.')
+        raise UserError(f'token_reduction.{key}={value!r} is unknown: '
+                        f'choose one of {", ".join(map(str, choices))}.')
+
+
+def check_number(key: str, value, fits: Callable[[float], bool], words: str) -> float:
+    """Return ``value`` if it is a number that ``fits``.
+
+    Args:
+        words: What would be right, to follow "must be".
+
+    Raises:
+        UserError: It is no number, or does not fit.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+        raise UserError(f'token_reduction.{key}={value!r} must be {words}.')
+    return value
+
+
+def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
+    """Return ``value`` if it is a whole number from ``low`` to ``high``; raises ``UserError`` if not."""
+    span = f'of at least {low}' if high is None else f'from {low} to {high}'
+    return int(check_number(key, value, lambda n: n // 1 == n and low <= n <= (n if high is None else high),
+                            f'a whole number {span}'))
 
 
 def check_whole(key: str, value, low: int, high: int) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmseg.models.backbones import VisionTransformer as Stock
 
+from mmtr import UserError
 from mmtr.models.backbones import VisionTransformer
 from mmtr.registry import TOKEN_REDUCERS
 
@@ -14,6 +15,11 @@ TOKEN_REDUCERS.import_from_location()
 MORE = dict(
     ALGM=[dict(threshold=0.2), dict(threshold=0.3, window=3, global_layer=None),
           dict(threshold=0.3, local_layer=None, global_layer=0)],
+    EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, fill='nearest'), dict(keep_rate=0.1)],
+    Expediting=[
+        dict(layer=0, grid=(3, 4), n_iters=1, window=3, temperature=1., k=1),
+        dict(layer=3, grid=(0.3, 1.), window=9, normalize='l1', recon_temperature=0.01)],
+    Random=[dict(every=3, layer=0, fill='nearest'), dict(ratio=0.9, seed=5)],
     ToMe=[dict(r=0.5, layers=(1, 3), proportional_attention=True), dict(mode='progressive'),
           dict(mode='progressive', r=(0.25, -1)), dict(mode='progressive', r=[0, 9, 3, 1])],
     TokenAdapter=[
@@ -46,6 +52,10 @@ def images(batch=2, height=80, width=112, seed=1):
 @pytest.mark.parametrize('height, width, patch_size, with_cls_token', [
     (64, 64, 16, True), (80, 112, 16, True), (57, 130, 16, False), (84, 70, 14, True), (48, 48, 8, False)])
 def test_heads_receive_the_full_grid(cfg, height, width, patch_size, with_cls_token):
+    if TOKEN_REDUCERS.module_dict[cfg['type']].needs_class_token and not with_cls_token:
+        with pytest.raises(UserError, match='reads the class token, and this backbone has none'):
+            backbone(cfg, patch_size, with_cls_token)
+        return
     model = backbone(cfg, patch_size, with_cls_token)
     with torch.no_grad():
         outs = model(images(2, height, width))

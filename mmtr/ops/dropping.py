@@ -1,0 +1,45 @@
+"""Dropping tokens, and giving the positions that they left a token again."""
+import torch
+from torch import Tensor
+
+
+def pseudo_random(n: int, seed: int, device) -> Tensor:
+    """Numbers from 0 to 1 that depend on position and ``seed`` alone: (n,).
+
+    A hash of the position instead of a generator: it can be traced, compiled and exported.
+    """
+    position = torch.arange(1, n + 1, device=device)
+    return torch.frac(torch.sin(position * 12.9898 + seed * 78.233) * 43758.5453).abs()
+
+
+def put_tokens(canvas: Tensor, x: Tensor, index: Tensor) -> Tensor:
+    """``canvas`` (B, N, C) with the tokens ``x`` (B, M, C) at the positions ``index`` (B, M)."""
+    return canvas.scatter(1, index.unsqueeze(-1).expand_as(x), x)
+
+
+def fuse_tokens(x: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of tokens: (B, N, C) and (B, N) weights >= 0 -> (B, 1, C)."""
+    # Weights may underflow to zeros: then the tokens do not matter, but the result must be finite.
+    share = weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    with torch.autocast(x.device.type, enabled=False):
+        return share.to(x.dtype).unsqueeze(1) @ x
+
+
+def nearest_kept(index: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which kept token is nearest to each position of the grid; of equally near ones, the first.
+
+    Args:
+        index: (B, M) raster position of each kept token; H * W for one that has none, which is never chosen.
+        grid: (H, W).
+
+    Returns:
+        (B, H * W).
+    """
+    height, width = grid
+    positions = height * width
+    place = torch.arange(positions, device=index.device).view(1, -1, 1)
+    kept = index.unsqueeze(1)
+    squared = (place // width - kept // width).square() + (place % width - kept % width).square()
+    # One whole number holds distance and position, so that ties are broken alike on every device.
+    rank = squared * (positions + 1) + kept
+    return rank.masked_fill(kept == positions, torch.iinfo(rank.dtype).max).argmin(2)

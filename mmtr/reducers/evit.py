@@ -1,0 +1,84 @@
+"""EViT: keep the tokens that the class token attends to, fuse the others."""
+import math
+
+from mmtr.errors import UserError
+from mmtr.ops.attention import class_attention
+from mmtr.ops.dropping import fuse_tokens
+from mmtr.ops.matching import gather_tokens
+from mmtr.registry import TOKEN_REDUCERS
+
+from .base import check_choice, check_number, check_whole
+from .dropping import DropReducer
+
+
+@TOKEN_REDUCERS.register_module()
+class EViT(DropReducer):
+    """EViT (Liang et al., "Not All Patches Are What You Need", Sec. 3), every position given back at the end.
+
+    The tokens that the class token attends to most are kept (Sec. 3.2), the others fused into one: their
+    mean, weighted by that attention (Sec. 3.3). The released code leaves them a weighted sum. The fused
+    token is then ranked as any other, and has no position at the end.
+
+    Args:
+        backbone: See ``TokenReducer``; it must have a class token.
+        keep_rate: Share of the tokens that each of ``layers`` keeps, rounded up.
+        layers: Layers that reduce, between attention and FFN, counted from 0. None: 7/24, 13/24 and
+            19/24 of the depth.
+        fuse: Whether the others are fused; if not they are dropped.
+        fill: What the positions of the others get at the end: the ``last`` value that their token had, or
+            the token that is ``nearest`` on the patch grid of those that were kept.
+
+    Raises:
+        UserError: A setting cannot work, alone or with this backbone, or there is no class token.
+    """
+    nothing = dict(keep_rate=1.)
+    needs_class_token = True
+
+    def __init__(self, backbone, keep_rate=0.8, layers=None, fuse=True, fill='last'):
+        super().__init__(backbone, fill)
+        self.keep_rate = check_number('keep_rate', keep_rate, lambda r: 0 < r <= 1,
+                                      'a share above 0, up to 1')
+        if layers is None:
+            layers = sorted({backbone.depth * share // 24 for share in (7, 13, 19)})
+        if not isinstance(layers, (tuple, list)):
+            raise UserError(f'token_reduction.layers={layers!r} must be a list of layers.')
+        self.layers = tuple(check_whole('layers', layer, 0, backbone.depth - 1) for layer in layers)
+        check_choice('fuse', fuse, (True, False))
+        self.fuse = fuse
+
+    def _kept(self, count):
+        return math.ceil(self.keep_rate * count)
+
+    def _reduces(self, i):
+        return i in self.layers and self.keep_rate < 1
+
+    def attention(self, i, attn, x, tokens):
+        """The layer's own; what ``between`` ranks the tokens by is noted."""
+        if not self._reduces(i):
+            return attn.branch(x)
+        q, k, v = attn.qkv(x)
+        tokens.memo['class_attention'] = class_attention(q, k)[:, tokens.num_prefix:]
+        return attn.attend(q, k, v)
+
+    def between(self, i, tokens):
+        """Keep and fuse (Sec. 3.2 and 3.3)."""
+        if not self._reduces(i):
+            return tokens
+        received = tokens.memo['class_attention']
+        kept = self._kept(self.token_schedule(tokens.grid, i + 1)[i])
+        order = received.argsort(dim=1, descending=True, stable=True)
+        others, fused = order[:, kept:], None
+        if self.fuse:
+            fused = fuse_tokens(gather_tokens(tokens.patches, others), received.gather(1, others))
+        tokens = self._drop(tokens, order[:, :kept].sort(dim=1).values, fused)
+        memo = {key: value for key, value in tokens.memo.items() if key != 'class_attention'}
+        return tokens.replace(memo=memo)
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``; the fused token counts."""
+        schedule, count = [], grid[0] * grid[1]
+        for i in range(depth):
+            schedule.append(count)
+            if self._reduces(i):
+                count = self._kept(count) + self.fuse
+        return schedule

@@ -1,0 +1,103 @@
+"""Expediting: cluster tokens before a layer, reconstruct them after the last one."""
+import torch
+
+from mmtr.errors import UserError
+from mmtr.ops.clustering import cluster_tokens, reconstruction
+from mmtr.ops.rows_columns import eject
+from mmtr.registry import TOKEN_REDUCERS
+
+from .base import TokenReducer, check_choice, check_number, check_whole
+
+
+@TOKEN_REDUCERS.register_module()
+class Expediting(TokenReducer):
+    """Liang et al., "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning".
+
+    Args:
+        backbone: See ``TokenReducer``.
+        layer: Tokens are clustered before this layer, alpha, counted from 0: so many layers see every
+            token. None: 10/24 of the depth.
+        grid: Rows and columns of clusters, h and w, one value for both: a whole number, or a fraction
+            up to 1.0 of the rows and columns of patches.
+        n_iters: Rounds of clustering.
+        window: Side, in clusters, of the square around its own in which a token looks for one; odd.
+        temperature: Factor of the squared distances in clustering.
+        k: Clusters that a token is reconstructed from.
+        recon_temperature: Factor of the squared distances in reconstruction.
+        normalize: What the shares of these clusters have: ``l2`` a Euclidean norm of 1, as the
+            released code; ``l1`` a sum of 1.
+
+    Raises:
+        UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
+            has more rows or columns than there are patches.
+    """
+    nothing = dict(grid=1.)
+
+    def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
+                 recon_temperature=0.02, normalize='l2'):
+        super().__init__(backbone)
+        layer = round(backbone.depth * 10 / 24) if layer is None else layer
+        self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
+        self.grid = self._check_grid(grid)
+        self.n_iters = check_whole('n_iters', n_iters, 1)
+        self.window = check_whole('window', window, 1)
+        check_number('window', window, lambda n: n % 2 == 1, 'odd, so that a cluster is at its centre')
+        self.k = check_whole('k', k, 1)
+        self.temperature, self.recon_temperature = (
+            check_number(key, value, lambda t: 0 < t < float('inf'), 'a number above 0')
+            for key, value in (('temperature', temperature), ('recon_temperature', recon_temperature)))
+        check_choice('normalize', normalize, ('l2', 'l1'))
+        self.normalize = normalize
+
+    @staticmethod
+    def _check_grid(grid):
+        pair = grid if isinstance(grid, (tuple, list)) else (grid, grid)
+        if len(pair) != 2:
+            raise UserError(f'token_reduction.grid={grid!r} must be one number, or two for (rows, columns).')
+        for n in pair:
+            check_number('grid', n, lambda n: n >= 1 if isinstance(n, int) else 0 < n <= 1,
+                         'whole numbers of clusters, at least 1, or fractions of the patch grid up to 1.0')
+        return tuple(pair)
+
+    def _clusters(self, grid):
+        clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1)
+                         for n, size in zip(self.grid, grid))
+        if any(n > size for n, size in zip(clusters, grid)):
+            raise UserError(f'token_reduction.grid={self.grid} is more than the {grid[0]}x{grid[1]} patches '
+                            'of this image: give at most as many rows and columns, or fractions up to 1.0.')
+        return clusters
+
+    def before_layer(self, i, tokens):
+        """Token clustering layer."""
+        if i != self.layer or self._clusters(tokens.grid) == tokens.grid:
+            return tokens
+        x, clusters = tokens.patches, self._clusters(tokens.grid)
+        centroids, size = cluster_tokens(
+            x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
+        assignment = reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize)
+        # A cluster stands at the middle of its cell.
+        rows, columns = ((torch.arange(n, device=x.device) * 2 + 1) * size // (2 * n)
+                         for n, size in zip(clusters, tokens.grid))
+        index = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten().expand_as(size)
+        return tokens.replace(x=torch.cat([tokens.prefix, centroids], 1), index=index, size=size,
+                              memo={**tokens.memo, 'assignment': assignment})
+
+    def restore(self, tokens):
+        """Token reconstruction layer."""
+        if 'assignment' not in tokens.memo:
+            return tokens
+        memo = {key: value for key, value in tokens.memo.items() if key != 'assignment'}
+        x = eject(tokens.patches, tokens.memo['assignment'])
+        return tokens.replace(x=torch.cat([tokens.prefix, x], 1), index=None, size=None, memo=memo)
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""
+        clusters = self._clusters(grid)
+        return [clusters[0] * clusters[1] if i >= self.layer else grid[0] * grid[1] for i in range(depth)]
+
+    def token_map(self, tokens):
+        """See ``TokenReducer``; the cluster with the largest share in a patch stands for it."""
+        if 'assignment' not in tokens.memo:
+            return None
+        slots = tokens.memo['assignment'].slots()
+        return torch.zeros_like(slots).scatter(1, tokens.index, 1), tokens.index.gather(1, slots)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from mmtr import UserError
+from mmtr.analysis.flops import count_flops
+from mmtr.ops.dropping import nearest_kept
+from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.tokens import Tokens
+
+from .test_contract import backbone, images
+
+GRID, CHANNELS, PREFIX = (6, 9), 16, 2
+
+
+def random_drop(depth=6, **settings):
+    return build_token_reducer(dict(type='Random', **settings), BackboneShape(depth, CHANNELS, PREFIX))
+
+
+def some_tokens(batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Tokens(torch.randn(batch, PREFIX + 54, CHANNELS, generator=generator), GRID, PREFIX)
+
+
+@pytest.mark.parametrize('fill', ['last', 'nearest'])
+@pytest.mark.parametrize('settings', [dict(ratio=0.7), dict(every=4)], ids=str)
+def test_dropped_positions_are_given_back_token_by_token(settings, fill):
+    reducer = random_drop(layer=2, fill=fill, **settings)
+    tokens = some_tokens()
+    assert reducer.before_layer(1, tokens) is tokens
+    inside = reducer.before_layer(2, tokens)
+    out = reducer.restore(inside.replace(x=inside.x * 2 + 1))
+    group, stands_for = reducer.token_map(inside)
+    for image in range(2):
+        kept = inside.index[image].tolist()
+        assert kept == sorted(set(kept)) and len(kept) == reducer.token_schedule(GRID, 6)[2]
+        for place, own in enumerate(tokens.patches[image]):
+            away = {p: (p // 9 - place // 9)**2 + (p % 9 - place % 9)**2 for p in kept}
+            nearest = min(kept, key=lambda p: (away[p], p))
+            source = nearest if fill == 'nearest' else place
+            refined = tokens.patches[image, source] * 2 + 1
+            assert torch.equal(out.patches[image, place], refined if source in kept else own)
+            assert group[image, place] == (place in kept) and stands_for[image, place] == source
+    assert torch.equal(out.prefix, tokens.prefix * 2 + 1)
+    assert out.index is None and out.size is None and out.memo == {}
+
+
+def test_every_third_token_is_kept():
+    inside = random_drop(layer=0, every=3).before_layer(0, some_tokens())
+    assert inside.index[0].tolist() == list(range(0, 54, 3))
+    assert random_drop(layer=0, every=5).token_schedule(GRID, 6) == [11] * 6
+
+
+def test_which_tokens_depends_on_the_seed_alone():
+    def kept(seed, data):
+        return random_drop(layer=0, seed=seed).before_layer(0, some_tokens(3, data)).index
+
+    assert torch.equal(kept(0, data=1), kept(0, data=2))
+    assert torch.equal(kept(0, 1)[0], kept(0, 1)[2])
+    assert len({tuple(kept(seed, 1)[0].tolist()) for seed in range(8)}) == 8
+
+
+def test_tokens_are_dropped_everywhere_alike():
+    tokens = Tokens(torch.zeros(1, 1600, 4), (40, 40), 0)
+    kept = [random_drop(layer=0, ratio=0.75, seed=n).before_layer(0, tokens).index[0] for n in range(20)]
+    share = [torch.bincount(index // 200, minlength=8) / 200 for index in kept]
+    # 20 draws of 200 positions each: a standard deviation of 0.007 around a quarter.
+    assert (torch.stack(share).mean(0) - 0.25).abs().max() < 0.03
+    assert torch.stack(share).std() > 0.01
+
+
+def test_a_token_without_a_position_is_nearest_to_none():
+    index = torch.tensor([[0, 4, 6]])  # 6 of 2x3 patches: no position
+    assert nearest_kept(index, (2, 3))[0].tolist() == [0, 0, 1, 0, 1, 1]
+
+
+def test_counts():
+    assert random_drop(24).token_schedule((40, 40), 24) == [1600] * 10 + [800] * 14
+    assert random_drop(ratio=0.99, layer=0).token_schedule((2, 2), 6) == [1] * 6
+
+
+@pytest.mark.parametrize('fill', ['last', 'nearest'])
+def test_dropping_costs_no_product(fill):
+    count = count_flops(backbone(dict(type='Random', layer=0, ratio=0.2, fill=fill)), images(1))
+    assert count.unsupported == {}
+    # 35 patches, of which 28 are left: every product of the layers shrinks, and none is added.
+    plain, length, c = count_flops(backbone(None), images(1)), 29, 32
+    saved = [12 * n * c * c + 2 * n * n * c + 10 * n * c for n in (36, length)]
+    assert plain.total - count.total == 4 * (saved[0] - saved[1])
+
+
+@pytest.mark.parametrize('settings, words', [
+    (dict(ratio=1), 'ratio=1 must be a share of at least 0 and below 1'),
+    (dict(ratio=-0.1), 'ratio=-0.1'),
+    (dict(ratio=0.5, every=2), 'ratio=0.5 and every=2 exclude each other'),
+    (dict(every=0), 'every=0 must be a whole number of at least 1'),
+    (dict(every=1.5), 'every=1.5 must be a whole number'),
+    (dict(seed=-1), 'seed=-1 must be a whole number of at least 0'),
+    (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
+    (dict(fill='mean'), "fill='mean' is unknown: choose one of last, nearest"),
+])
+def test_impossible_settings_are_refused_when_built(settings, words):
+    with pytest.raises(UserError, match=words):
+        random_drop(**settings)
