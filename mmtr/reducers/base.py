@@ -160,17 +160,6 @@ def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
                             f'a whole number {span}'))
 
 
-def check_whole(key: str, value, low: int, high: int) -> int:
-    """Return ``value`` if it is a whole number from ``low`` to ``high``.
-
-    Raises:
-        UserError: It is not.
-    """
-    if not isinstance(value, int) or not low <= value <= high:
-        raise UserError(f'token_reduction.{key}={value!r} must be a whole number from {low} to {high}.')
-    return value
-
-
 def check_layers(key: str, layers, depth: int) -> tuple[int, int]:
     """Return ``layers`` as a span (a, b), the layers a to b - 1 counted from 0.
 
