@@ -1,7 +1,7 @@
 # The demo's drawn scenes: python demo/draw_scenes.py
 dataset_type = 'BaseSegDataset'
 data_root = 'demo/data/scenes'
-crop_size = (256, 256)
+crop_size = (288, 384)
 metainfo = dict(
     classes=('sky', 'hill', 'building', 'road', 'grass', 'earth', 'tree', 'water', 'car', 'person', 'pole',
              'fence'),
@@ -11,10 +11,9 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(512, 384), ratio_range=(0.6, 1.2), keep_ratio=True),
+    dict(type='RandomResize', scale=(512, 384), ratio_range=(0.7, 1.2), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.9),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
@@ -23,7 +22,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),

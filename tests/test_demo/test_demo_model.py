@@ -1,0 +1,68 @@
+"""The shipped model on drawn scenes, through the real tools."""
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / 'demo/segmenter_vit_demo.pth'
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """Twelve validation scenes, as demo/draw_scenes.py draws them."""
+    out = tmp_path_factory.mktemp('drawn') / 'scenes'
+    run('demo/draw_scenes.py', '--out', out, '--train', 0, '--val', 12)
+    return out
+
+
+def run(script, *args):
+    """Run a script of the repository in this process."""
+    argv, path = sys.argv, sys.path[:]
+    sys.argv = [script, *map(str, args)]
+    sys.path.insert(0, str((ROOT / script).parent))
+    try:
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+    finally:
+        sys.argv, sys.path[:] = argv, path
+
+
+def tested(config, scenes, work_dir, *options):
+    """Metrics that tools/test.py writes."""
+    run('tools/test.py', ROOT / 'configs' / config, CHECKPOINT, '--work-dir', work_dir, '--cfg-options',
+        f'test_dataloader.dataset.data_root={scenes}', 'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False', *options)
+    return json.loads(next(work_dir.glob('*/*.json')).read_text())
+
+
+def test_plain_and_reduced_reach_a_useful_accuracy(scenes, tmp_path):
+    plain = tested('segmenter_vit_demo.py', scenes, tmp_path / 'plain')
+    reduced = tested('segmenter_vit_tadapter_demo.py', scenes, tmp_path / 'reduced')
+    assert plain['aAcc'] > 70 and plain['mIoU'] > 35
+    assert plain['aAcc'] - 4 < reduced['aAcc'] != plain['aAcc']
+
+
+def test_checkpoint_is_small_and_holds_nothing_but_weights_and_classes():
+    assert CHECKPOINT.stat().st_size < 6e6
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    assert set(checkpoint) == {'state_dict', 'meta'} and set(checkpoint['meta']) == {'dataset_meta'}
+
+
+def test_demo_prints_one_table_and_writes_pictures(tmp_path, monkeypatch, capsys):
+    # The whole demo on six scenes; it draws them below the root of the repository that it is told.
+    sys.path.insert(0, str(ROOT / 'demo'))
+    import run as demo
+    sys.path.remove(str(ROOT / 'demo'))
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--scenes', '6', '--pictures', '1', '--out', str(tmp_path / 'out'),
+                                      '--data', str(tmp_path / 'scenes')])
+    demo.main()
+    printed = capsys.readouterr().out
+    rows = {name: next(line for line in printed.splitlines() if line.startswith(name)).split()
+            for name in ('plain', 'Token Adapter')}
+    assert '1.00x' in rows['plain'] and '768 x10' in ' '.join(rows['plain'])
+    picture = cv2.imread(str(tmp_path / 'out/scene_0.png'))
+    assert picture.shape[0] > 500 and picture.std() > 10
