@@ -79,7 +79,7 @@ def main():
     subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--train', '0', '--val', str(args.scenes),
                     '--out', args.data], check=True)
     print('[2/3] Testing the Segmenter on them, plain and with Token Adapter in turns', flush=True)
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     cfg, reduced = (Config.fromfile(ROOT / path) for path in (PLAIN, REDUCED))
     cfg.test_dataloader.dataset.data_root = str(args.data)
     init_default_scope('mmseg')

@@ -50,7 +50,7 @@ def main():
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     cfg = load_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     reductions = {'plain': None, **read_reductions(args.reductions)}
