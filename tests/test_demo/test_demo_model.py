@@ -31,7 +31,7 @@ def run(script, *args):
         sys.argv, sys.path[:] = argv, path
 
 
-def tested(config, scenes, work_dir, *options):
+def metrics_of(config, scenes, work_dir, *options):
     """Metrics that tools/test.py writes."""
     run('tools/test.py', ROOT / 'configs' / config, CHECKPOINT, '--work-dir', work_dir, '--cfg-options',
         f'test_dataloader.dataset.data_root={scenes}', 'test_dataloader.num_workers=0',
@@ -40,8 +40,8 @@ def tested(config, scenes, work_dir, *options):
 
 
 def test_plain_and_reduced_reach_a_useful_accuracy(scenes, tmp_path):
-    plain = tested('segmenter_vit_demo.py', scenes, tmp_path / 'plain')
-    reduced = tested('segmenter_vit_tadapter_demo.py', scenes, tmp_path / 'reduced')
+    plain = metrics_of('segmenter_vit_demo.py', scenes, tmp_path / 'plain')
+    reduced = metrics_of('segmenter_vit_tadapter_demo.py', scenes, tmp_path / 'reduced')
     assert plain['aAcc'] > 70 and plain['mIoU'] > 35
     assert plain['aAcc'] - 4 < reduced['aAcc'] != plain['aAcc']
 
