@@ -32,6 +32,7 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=i
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
+    visualization=dict(type='SegVisualizationHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=3))
 randomness = dict(seed=0)

@@ -145,7 +145,9 @@ def runner(cfg, loaders, folders=()):
         built = Runner.from_cfg(cfg)
         yield built
     except Exception as error:
-        if in_words(error) and (built is None or built.iter == 0) and is_main_process():
+        # Not built.iter, which would build the training data to say 0.
+        trained = built is not None and getattr(built._train_loop, 'iter', 0) > 0
+        if in_words(error) and not trained and is_main_process():
             clean()
         raise
     if torch.distributed.is_initialized():

@@ -240,6 +240,16 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
     assert sorted(path for path in tmp_path.rglob('*')) == before
 
 
+def test_a_stopped_test_leaves_nothing_where_training_data_are_gone(
+        config, weights, tool, drawn_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(drawn_data / 'images/training')
+    before = sorted(tmp_path.rglob('*'))
+    status, said = tool('test', config, weights, '--cfg-options', 'model.decode_head.num_classes=5')
+    assert status == 2 and 'of another shape' in said
+    assert sorted(tmp_path.rglob('*')) == before
+
+
 def test_a_config_that_is_not_there_is_said(tool, tmp_path):
     assert tool('train', tmp_path / 'no.py') == (2, f"Error: Config '{tmp_path}/no.py' is not there.\n")
 
