@@ -240,7 +240,7 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
     assert sorted(path for path in tmp_path.rglob('*')) == before
 
 
-def test_a_stopped_test_leaves_nothing_where_training_data_are_gone(
+def test_testing_does_without_training_data(
         config, weights, tool, drawn_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(drawn_data / 'images/training')
@@ -248,6 +248,8 @@ def test_a_stopped_test_leaves_nothing_where_training_data_are_gone(
     status, said = tool('test', config, weights, '--cfg-options', 'model.decode_head.num_classes=5')
     assert status == 2 and 'of another shape' in said
     assert sorted(tmp_path.rglob('*')) == before
+    assert tool('test', config, weights, '--show-dir', tmp_path / 'shown')[0] in (0, None)
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 6
 
 
 def test_a_config_that_is_not_there_is_said(tool, tmp_path):
