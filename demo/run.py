@@ -104,7 +104,7 @@ def main():
         for step, batch in zip(range(args.pictures), loader):
             drawn = picture(model, reducers, batch, loader.dataset.metainfo['palette'])
             cv2.imwrite(str(args.out / f'scene_{step}.png'), drawn[..., ::-1])
-    print(f'\nThe same by the tools, after python demo/draw_scenes.py:\n'
+    print('\nThe same by the tools:\n'
           f'  python tools/test.py {PLAIN} {CHECKPOINT}\n  python tools/test.py {REDUCED} {CHECKPOINT}')
 
 
