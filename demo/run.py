@@ -10,17 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine import ProgressBar
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmtr.analysis.compare import compare_reductions
+from mmtr.analysis.compare import compare_on_test_data
 from mmtr.analysis.flops import count_flops
 from mmtr.analysis.speed import machine
-from mmtr.apis import apply_token_reduction
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import command
 from mmtr.visualization import draw_groups, draw_injected, draw_matches, mosaic, token_maps
@@ -44,13 +41,13 @@ def painted(image, labels, palette):
     return out
 
 
-def picture(model, reducers, batch, palette):
+def picture(model, reductions, batch, palette):
     """One image with its labels, both predictions, and its token map (Fig. 5 of the paper)."""
     sample = batch['data_samples'][0]
     image = batch['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1].copy()
     predicted = {}
-    for name, reducer in reducers.items():
-        model.backbone.token_reducer = reducer
+    for name, reduction in reductions.items():
+        model.backbone.set_token_reduction(reduction)
         predicted[name] = model.test_step(copy.deepcopy(batch))[0].pred_sem_seg.data[0].numpy()
     inputs = model.data_preprocessor(copy.deepcopy(batch))['inputs']
     token_map = list(token_maps(model.backbone, inputs).values())[-1][0]
@@ -85,38 +82,31 @@ def main():
     init_default_scope('mmseg')
     model = build_model(cfg)
     load_weights(model, ROOT / CHECKPOINT)
-    reducers = {'plain': model.backbone.token_reducer}
-    reducers['Token Adapter'] = apply_token_reduction(
-        model, reduced.model.backbone.token_reduction).backbone.token_reducer
-    loader = Runner.build_dataloader(cfg.test_dataloader)
-    evaluators = {name: Evaluator(copy.deepcopy(cfg.test_evaluator)) for name in reducers}
-    for evaluator in evaluators.values():
-        evaluator.dataset_meta = loader.dataset.metainfo
-    bar = ProgressBar(len(loader), file=sys.stderr)
-    with torch.inference_mode():
-        results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
-    print(file=sys.stderr)
-    print_table(model, reducers, results)
+    reductions = {'plain': None, 'Token Adapter': reduced.model.backbone.token_reduction}
+    results = compare_on_test_data(cfg, model, reductions)
+    print_table(model, reductions, results)
 
     print(f'\n[3/3] Writing pictures to {args.out}')
     args.out.mkdir(parents=True, exist_ok=True)
+    loader = Runner.build_dataloader(cfg.test_dataloader)
     with torch.inference_mode():
         for step, batch in zip(range(args.pictures), loader):
-            drawn = picture(model, reducers, batch, loader.dataset.metainfo['palette'])
+            drawn = picture(model, reductions, batch, loader.dataset.metainfo['palette'])
             cv2.imwrite(str(args.out / f'scene_{step}.png'), drawn[..., ::-1])
     print('\nThe same by the tools:\n'
           f'  python tools/test.py {PLAIN} {CHECKPOINT}\n  python tools/test.py {REDUCED} {CHECKPOINT}')
 
 
-def print_table(model, reducers, results):
-    """Accuracy, speed, GFLOPs and tokens of each reducer on the demo's main image size."""
+def print_table(model, reductions, results):
+    """Accuracy, speed, GFLOPs and tokens of each reduction on the demo's main image size."""
     width, height = 512, 384
     patch = model.backbone.patch_size
     rows = [('', 'mIoU', 'pixel acc.', 'ms/image', 'images/s', 'speed-up', 'GFLOPs', 'patch tokens in each layer')]
     for name, result in results.items():
-        model.backbone.token_reducer = reducers[name]
+        model.backbone.set_token_reduction(reductions[name])
         gflops = count_flops(model, torch.zeros(1, 3, height, width)).total / 1e9
-        schedule = reducers[name].token_schedule((height // patch, width // patch), len(model.backbone.layers))
+        schedule = model.backbone.token_reducer.token_schedule(
+            (height // patch, width // patch), len(model.backbone.layers))
         rows.append((name, f'{result["metrics"]["mIoU"]:.2f}', f'{result["metrics"]["aAcc"]:.2f}',
                      f'{result["total_ms"]:.1f}', f'{1e3 / result["total_ms"]:.1f}',
                      f'{results["plain"]["total_ms"] / result["total_ms"]:.2f}x', f'{gflops:.2f}',

@@ -1,21 +1,15 @@
 """Accuracy and speed of several token reductions of one trained model, side by side."""
 import argparse
-import copy
 import json
 import logging
-import sys
 from pathlib import Path
 
 import torch
-from mmengine import ProgressBar
 from mmengine.config import Config, DictAction
-from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 
-from mmtr.analysis.compare import compare_reductions, markdown_table
-from mmtr.apis import apply_token_reduction
+from mmtr.analysis.compare import compare_on_test_data, markdown_table
 from mmtr.engine.configs import load_config
 from mmtr.engine.data_check import check_data
 from mmtr.engine.model import build_model, load_weights
@@ -58,22 +52,12 @@ def main():
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
-    reducers = {}
-    for name, reduction in reductions.items():
-        reducers[name] = apply_token_reduction(model, reduction).backbone.token_reducer
     model.to(args.device)
-    loader = Runner.build_dataloader(cfg.test_dataloader)
-    evaluators = {}
-    for name in reducers:
-        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
-        evaluators[name].dataset_meta = loader.dataset.metainfo
-    bar = ProgressBar(len(loader), file=sys.stderr)
-    with torch.inference_mode():
-        results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
+    results = compare_on_test_data(cfg, model, reductions)
     for name, result in results.items():
         result['token_reduction'] = reductions[name]
     table = markdown_table(results)
-    print(f'\n{table}')
+    print(table)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(f'{args.out}.json').write_text(json.dumps(results, indent=1, default=float))

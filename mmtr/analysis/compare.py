@@ -1,12 +1,19 @@
 """Accuracy and speed of several reductions of one model, measured side by side on the same images."""
+import copy
 import statistics
+import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Optional
 
+import torch
+from mmengine import ProgressBar
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
 from torch import nn
 
 from mmtr.analysis.speed import now
+from mmtr.apis import apply_token_reduction
 from mmtr.reducers import TokenReducer
 
 
@@ -65,6 +72,27 @@ def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batc
     return {name: dict(metrics=evaluators[name].evaluate(images),
                        encoder_ms=1e3 * statistics.median(encoder[name]),
                        total_ms=1e3 * statistics.median(total[name])) for name in names}
+
+
+def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[dict]]) -> dict[str, dict]:
+    """``compare_reductions`` on the test data and with the test metrics of a config.
+
+    Args:
+        cfg: mmengine ``Config`` with ``test_dataloader`` and ``test_evaluator``.
+        model: Of that config, on its device, in eval mode.
+        reductions: Name to the value of the key ``token_reduction``. Progress is shown on stderr.
+    """
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    reducers, evaluators = {}, {}
+    for name, reduction in reductions.items():
+        reducers[name] = apply_token_reduction(model, reduction).backbone.token_reducer
+        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
+        evaluators[name].dataset_meta = loader.dataset.metainfo
+    bar = ProgressBar(len(loader), file=sys.stderr)
+    with torch.inference_mode():
+        results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
+    print(file=sys.stderr)
+    return results
 
 
 def markdown_table(results: dict[str, dict], first: Optional[str] = None) -> str:
