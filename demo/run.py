@@ -4,7 +4,6 @@ import copy
 import logging
 import subprocess
 import sys
-from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmtr.analysis.compare import compare_on_test_data
-from mmtr.analysis.flops import count_flops
+from mmtr.analysis.flops import count_flops, schedule_in_words
 from mmtr.analysis.speed import machine
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import command
@@ -25,11 +24,6 @@ from mmtr.visualization import draw_groups, draw_injected, draw_matches, mosaic,
 ROOT = Path(__file__).parents[1]
 PLAIN, REDUCED = 'configs/segmenter_vit_demo.py', 'configs/segmenter_vit_tadapter_demo.py'
 CHECKPOINT = 'demo/segmenter_vit_demo.pth'
-
-
-def tokens_in_words(schedule):
-    """Patch tokens per layer, such as ``768 x4, 378 x6``."""
-    return ', '.join(f'{n} x{len(list(layers))}' for n, layers in groupby(schedule))
 
 
 def painted(image, labels, palette):
@@ -110,7 +104,7 @@ def print_table(model, reductions, results):
         rows.append((name, f'{result["metrics"]["mIoU"]:.2f}', f'{result["metrics"]["aAcc"]:.2f}',
                      f'{result["total_ms"]:.1f}', f'{1e3 / result["total_ms"]:.1f}',
                      f'{results["plain"]["total_ms"] / result["total_ms"]:.2f}x', f'{gflops:.2f}',
-                     tokens_in_words(schedule)))
+                     schedule_in_words(schedule)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print('  '.join(cell.ljust(width) if i in (0, 7) else cell.rjust(width)

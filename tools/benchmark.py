@@ -9,14 +9,13 @@ import os
 import re
 import shlex
 import sys
-from itertools import groupby
 from pathlib import Path
 
 import torch
 from mmengine import ProgressBar
 from mmengine.config import DictAction
 
-from mmtr.analysis.flops import count_flops
+from mmtr.analysis.flops import count_flops, schedule_in_words
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
 from mmtr.engine.configs import load_config
 from mmtr.engine.model import build_model, read_weights
@@ -212,8 +211,7 @@ def notes(results):
     """What a reader must know beside the table of one part, one line each."""
     for r in results:
         if r['tokens_per_layer']:
-            runs = ((tokens, len(list(layers))) for tokens, layers in groupby(r['tokens_per_layer']))
-            yield f'{r["config"]}: tokens per layer ' + ', '.join(f'{n} x{layers}' for n, layers in runs)
+            yield f'{r["config"]}: tokens per layer {schedule_in_words(r["tokens_per_layer"])}'
         if r['reducer_share'] is not None:
             yield f'{r["config"]}: reducer {r["reducer_share"]:.1%} of the forward pass'
         if r['uncounted']:

@@ -95,9 +95,9 @@ def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[d
     return results
 
 
-def markdown_table(results: dict[str, dict], first: Optional[str] = None) -> str:
-    """Results of ``compare_reductions`` as a Markdown table, speed-ups against ``first`` (default: the first row)."""
-    base = results[first or next(iter(results))]
+def markdown_table(results: dict[str, dict]) -> str:
+    """Results of ``compare_reductions`` as a Markdown table, speed-ups against the first of them."""
+    base = next(iter(results.values()))
     metrics = [key for key, value in base['metrics'].items() if isinstance(value, float)]
     rows = [['reduction', *metrics, 'encoder ms', 'encoder speed-up', 'images/s', 'speed-up']]
     for name, r in results.items():

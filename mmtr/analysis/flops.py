@@ -1,6 +1,7 @@
 """Count the multiply-adds of a forward pass with fvcore, fused attention included."""
 import copy
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Union
 
@@ -64,6 +65,11 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
     take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk
     unsafe_split var view_as where zero_
     '''.split()]
+
+
+def schedule_in_words(schedule: list[int]) -> str:
+    """A ``token_schedule`` in short, such as ``1600 x10, 784 x14``: tokens x layers."""
+    return ', '.join(f'{tokens} x{len(list(layers))}' for tokens, layers in groupby(schedule))
 
 
 @dataclass(frozen=True)
