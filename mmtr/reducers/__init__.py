@@ -2,9 +2,10 @@ from .algm import ALGM
 from .base import BackboneShape, TokenReducer, build_token_reducer
 from .evit import EViT
 from .expediting import Expediting
+from .grid_pool import GridPool
 from .random_drop import Random
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
-__all__ = ['ALGM', 'BackboneShape', 'EViT', 'Expediting', 'Random', 'ToMe', 'TokenAdapter', 'TokenReducer',
+__all__ = ['ALGM', 'BackboneShape', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter', 'TokenReducer',
            'build_token_reducer']

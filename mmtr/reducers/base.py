@@ -160,12 +160,19 @@ def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
                             f'a whole number {span}'))
 
 
+def default_start(depth: int) -> int:
+    """The layer from which methods reduce unless told: 10 of 24, where the papers start in a ViT-L."""
+    return round(depth * 10 / 24)
+
+
 def check_layers(key: str, layers, depth: int) -> tuple[int, int]:
-    """Return ``layers`` as a span (a, b), the layers a to b - 1 counted from 0.
+    """Return ``layers`` as a span (a, b), the layers a to b - 1 counted from 0; None: from 10/24 of the depth.
 
     Raises:
         UserError: It is no pair of whole numbers with 0 <= a <= b <= depth.
     """
+    if layers is None:
+        return default_start(depth), depth
     try:
         start, stop = layers
         fits = int(start) == start and int(stop) == stop and 0 <= start <= stop <= depth

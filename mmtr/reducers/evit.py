@@ -25,8 +25,8 @@ class EViT(DropReducer):
         layers: Layers that reduce, between attention and FFN, counted from 0. None: 7/24, 13/24 and
             19/24 of the depth.
         fuse: Whether the others are fused; if not they are dropped.
-        fill: What the positions of the others get at the end: the ``last`` value that their token had, or
-            the token that is ``nearest`` on the patch grid of those that were kept.
+        restore: What a dropped position gets at the end: ``last``, the last value that its token had;
+            ``copy``, the nearest kept token; ``residual``, its last value and the change of that one since.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone, or there is no class token.
@@ -34,8 +34,8 @@ class EViT(DropReducer):
     nothing = dict(keep_rate=1.)
     needs_class_token = True
 
-    def __init__(self, backbone, keep_rate=0.8, layers=None, fuse=True, fill='last'):
-        super().__init__(backbone, fill)
+    def __init__(self, backbone, keep_rate=0.8, layers=None, fuse=True, restore='last'):
+        super().__init__(backbone, restore)
         self.keep_rate = check_number('keep_rate', keep_rate, lambda r: 0 < r <= 1,
                                       'a share above 0, up to 1')
         if layers is None:

@@ -3,14 +3,16 @@ import torch
 
 from mmtr.errors import UserError
 from mmtr.ops.clustering import cluster_tokens, reconstruction
+from mmtr.ops.pooling import cell_centres
 from mmtr.ops.rows_columns import eject
 from mmtr.registry import TOKEN_REDUCERS
 
-from .base import TokenReducer, check_choice, check_number, check_whole
+from .base import check_choice, check_number, check_whole, default_start
+from .restoring import RestoringReducer
 
 
 @TOKEN_REDUCERS.register_module()
-class Expediting(TokenReducer):
+class Expediting(RestoringReducer):
     """Liang et al., "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning".
 
     Args:
@@ -25,18 +27,21 @@ class Expediting(TokenReducer):
         k: Clusters that a token is reconstructed from.
         recon_temperature: Factor of the squared distances in reconstruction.
         normalize: What the shares of these clusters have: ``l2`` a Euclidean norm of 1, as the
-            released code; ``l1`` a sum of 1.
+            released code; ``l1`` a sum of 1. None: ``l1`` for ``restore='residual'``, since a change must
+            not be scaled, else ``l2``.
+        restore: ``copy`` the clusters, or add their change, ``residual``.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
             has more rows or columns than there are patches.
     """
     nothing = dict(grid=1.)
+    expansion = 'assignment'
 
     def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
-                 recon_temperature=0.02, normalize='l2'):
-        super().__init__(backbone)
-        layer = round(backbone.depth * 10 / 24) if layer is None else layer
+                 recon_temperature=0.02, normalize=None, restore='copy'):
+        super().__init__(backbone, restore)
+        layer = default_start(backbone.depth) if layer is None else layer
         self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
         self.grid = self._check_grid(grid)
         self.n_iters = check_whole('n_iters', n_iters, 1)
@@ -46,8 +51,8 @@ class Expediting(TokenReducer):
         self.temperature, self.recon_temperature = (
             check_number(key, value, lambda t: 0 < t < float('inf'), 'a number above 0')
             for key, value in (('temperature', temperature), ('recon_temperature', recon_temperature)))
-        check_choice('normalize', normalize, ('l2', 'l1'))
-        self.normalize = normalize
+        check_choice('normalize', normalize, (None, 'l2', 'l1'))
+        self.normalize = normalize or ('l1' if restore == 'residual' else 'l2')
 
     @staticmethod
     def _check_grid(grid):
@@ -75,20 +80,14 @@ class Expediting(TokenReducer):
         centroids, size = cluster_tokens(
             x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
         assignment = reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize)
-        # A cluster stands at the middle of its cell.
-        rows, columns = ((torch.arange(n, device=x.device) * 2 + 1) * size // (2 * n)
-                         for n, size in zip(clusters, tokens.grid))
-        index = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten().expand_as(size)
-        return tokens.replace(x=torch.cat([tokens.prefix, centroids], 1), index=index, size=size,
-                              memo={**tokens.memo, 'assignment': assignment})
+        return self._reduced(tokens, tokens.replace(
+            x=torch.cat([tokens.prefix, centroids], 1), size=size,
+            index=cell_centres(tokens.grid, clusters, x.device).expand_as(size),
+            memo={**tokens.memo, 'assignment': assignment}))
 
-    def restore(self, tokens):
+    def expand(self, tokens):
         """Token reconstruction layer."""
-        if 'assignment' not in tokens.memo:
-            return tokens
-        memo = {key: value for key, value in tokens.memo.items() if key != 'assignment'}
-        x = eject(tokens.patches, tokens.memo['assignment'])
-        return tokens.replace(x=torch.cat([tokens.prefix, x], 1), index=None, size=None, memo=memo)
+        return eject(tokens.patches, tokens.memo['assignment'])
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""

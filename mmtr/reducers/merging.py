@@ -1,18 +1,18 @@
-"""What methods share whose tokens merge for good: where each patch went, and how it gets its token back."""
+"""What methods share whose tokens merge for good: where each patch went."""
 import torch
 from torch import Tensor
 
 from mmtr.ops.matching import gather_tokens
 from mmtr.tokens import Tokens
 
-from .base import TokenReducer
+from .restoring import RestoringReducer
 
 
-class MergingReducer(TokenReducer):
-    """Keeps in ``memo['slots']`` which token stands for each patch, (B, H * W), to give it back."""
+class MergingReducer(RestoringReducer):
+    """Keeps in ``memo['slots']`` which token stands for each patch, (B, H * W)."""
+    expansion = 'slots'
 
-    @staticmethod
-    def merged(tokens: Tokens, x: Tensor, size: Tensor, kept: Tensor, slots: Tensor) -> Tokens:
+    def merged(self, tokens: Tokens, x: Tensor, size: Tensor, kept: Tensor, slots: Tensor) -> Tokens:
         """``tokens`` after its N patch tokens have merged into M.
 
         Args:
@@ -22,17 +22,14 @@ class MergingReducer(TokenReducer):
             slots: (B, N) which of the M stands for each.
         """
         before = tokens.memo.get('slots')
-        return tokens.replace(
+        return self._reduced(tokens, tokens.replace(
             x=torch.cat([tokens.prefix, x], 1), size=size,
             index=kept if tokens.index is None else tokens.index.gather(1, kept),
-            memo={**tokens.memo, 'slots': slots if before is None else slots.gather(1, before)})
+            memo={**tokens.memo, 'slots': slots if before is None else slots.gather(1, before)}))
 
-    def restore(self, tokens):
-        """Every patch gets the token that stands for it."""
-        if 'slots' not in tokens.memo:
-            return tokens
-        x = torch.cat([tokens.prefix, gather_tokens(tokens.patches, tokens.memo['slots'])], 1)
-        return tokens.replace(x=x, index=None, size=None, memo={})
+    def expand(self, tokens):
+        """The token that each patch merged into."""
+        return gather_tokens(tokens.patches, tokens.memo['slots'])
 
     def token_map(self, tokens):
         """See ``TokenReducer``; representative are the patches that others merged into or that are alone."""

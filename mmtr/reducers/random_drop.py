@@ -5,7 +5,7 @@ from mmtr.errors import UserError
 from mmtr.ops.dropping import pseudo_random
 from mmtr.registry import TOKEN_REDUCERS
 
-from .base import check_number, check_whole
+from .base import check_number, check_whole, default_start
 from .dropping import DropReducer
 
 
@@ -19,22 +19,22 @@ class Random(DropReducer):
         layer: They are dropped before this layer, counted from 0. None: 10/24 of the depth.
         every: In place of ``ratio``: keep the first of each so many tokens in raster order.
         seed: Which tokens: the same for every image, whatever its batch.
-        fill: What a dropped position gets at the end: the ``last`` value that its token had, or the token
-            that is ``nearest`` on the patch grid of those that were kept.
+        restore: What a dropped position gets at the end: ``last``, the last value that its token had;
+            ``copy``, the nearest kept token; ``residual``, its last value and the change of that one since.
 
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
     nothing = dict(ratio=0., every=None)
 
-    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, fill='last'):
-        super().__init__(backbone, fill)
+    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='last'):
+        super().__init__(backbone, restore)
         if ratio is not None and every is not None:
             raise UserError(f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: '
                             'give one of them.')
         self.ratio = check_number('ratio', 0.5 if ratio is None else ratio, lambda r: 0 <= r < 1,
                                   'a share of at least 0 and below 1')
-        layer = round(backbone.depth * 10 / 24) if layer is None else layer
+        layer = default_start(backbone.depth) if layer is None else layer
         self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
         self.every = None if every is None else check_whole('every', every, 1)
         self.seed = check_whole('seed', seed, 0)

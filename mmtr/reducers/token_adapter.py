@@ -24,7 +24,8 @@ from mmtr.ops.rows_columns import (
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.tokens import Tokens
 
-from .base import TokenReducer, check_choice, check_layers, check_pair
+from .base import check_choice, check_layers, check_pair
+from .restoring import RestoringReducer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class _Level:
 
 
 @TOKEN_REDUCERS.register_module()
-class TokenAdapter(TokenReducer):
+class TokenAdapter(RestoringReducer):
     """Token Adapter (Su et al., "Removing Rows and Columns of Tokens in Vision Transformer", Sec. 3.2).
 
     Args:
@@ -55,24 +56,23 @@ class TokenAdapter(TokenReducer):
         mode: Which matches are averaged (Tab. 4e): ``max`` the best one, ``threshold`` it and all that
             reach ``tau``.
         tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
-        restore: ``copy`` the refined tokens back to the full grid, or ``none``: hand on the smaller
-            dense grid, for a head that takes any.
+        restore: ``copy`` the refined tokens back to the full grid; ``residual``: give each token its own
+            value and their change; ``none``: hand on the smaller dense grid, for a head that takes any.
         seed: Of ``score='random'``.
 
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
     nothing = dict(ratio=0.)
+    expansion = 'levels'
 
     def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='max', metric='cosine',
                  merge='average', reference='reduced_merged', mode='max', tau=0.995, restore='copy', seed=0):
-        super().__init__(backbone)
+        super().__init__(backbone, restore, ('copy', 'residual', 'none'))
         for key, value, choices in (('score', score, SCORES), ('metric', metric, METRICS),
                                     ('merge', merge, MERGES), ('reference', reference, REFERENCES),
-                                    ('mode', mode, ('max', 'threshold')), ('restore', restore, ('copy', 'none'))):
+                                    ('mode', mode, ('max', 'threshold'))):
             check_choice(key, value, choices)
-        if layers is None:
-            layers = (round(backbone.depth * 10 / 24), backbone.depth)
         self.layers = check_layers('layers', layers, backbone.depth)
         self.unique = check_pair('unique', unique)
         if ratio is not None and per_layer is not None:
@@ -89,7 +89,9 @@ class TokenAdapter(TokenReducer):
                             f'layers={self.layers} has none: start at layer 1 or later.')
         self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
         self.tau = tau if mode == 'threshold' else None
-        self.restores, self.seed = restore == 'copy', seed
+        self.seed = seed
+        self.restores = restore != 'none'
+        self.stop = self.layers[1] if self.restores else None
 
     def _check_shares(self):
         for axis, ratio, unique in zip(('rows', 'columns'), self.ratio, self.unique):
@@ -143,9 +145,9 @@ class TokenAdapter(TokenReducer):
         merged, count = inject(x, groups, self.merge, match)
         assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if self.restores else None
         index = groups.kept if tokens.index is None else tokens.index.gather(1, groups.kept)
-        return tokens.replace(
-            x=torch.cat([tokens.prefix, merged], 1), index=index, size=count,
-            memo={**tokens.memo, 'levels': (*tokens.memo.get('levels', ()), _Level(groups, assignment, match))})
+        levels = (*tokens.memo.get('levels', ()), _Level(groups, assignment, match))
+        return self._reduced(tokens, tokens.replace(
+            x=torch.cat([tokens.prefix, merged], 1), index=index, size=count, memo={**tokens.memo, 'levels': levels}))
 
     def attention(self, i, attn, x, tokens):
         """The layer's own; with ``score='attn'`` what the next injection needs is noted."""
@@ -156,22 +158,19 @@ class TokenAdapter(TokenReducer):
         tokens.memo['received'] = received.unflatten(1, self._grid(tokens))
         return attn.attend(q, k, v)
 
-    def after_layer(self, i, tokens):
-        """Token Ejector, at the end of the span."""
-        return self.restore(tokens) if self.restores and i == self.layers[1] - 1 else tokens
+    def expand(self, tokens):
+        """Token Ejector: undo every injection, the last one first."""
+        x = tokens.patches
+        for level in reversed(tokens.memo['levels']):
+            x = eject(x, level.assignment)
+        return x
 
     def restore(self, tokens):
-        """Undo every injection, the last one first; with ``restore='none'`` the reduced grid as it is."""
-        levels = tokens.memo.get('levels', ())
-        if not levels:
-            return tokens
+        """See ``RestoringReducer``; with ``restore='none'`` the reduced grid as it is."""
+        if self.restores or 'levels' not in tokens.memo:
+            return super().restore(tokens)
         memo = {key: value for key, value in tokens.memo.items() if key != 'levels'}
-        if not self.restores:
-            return tokens.replace(grid=levels[-1].groups.reduced_grid, memo=memo)
-        x = tokens.patches
-        for level in reversed(levels):
-            x = eject(x, level.assignment)
-        return tokens.replace(x=torch.cat([tokens.prefix, x], 1), index=None, size=None, memo=memo)
+        return tokens.replace(grid=self._grid(tokens), memo=memo)
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the grid is too small for the ratio."""

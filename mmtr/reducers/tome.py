@@ -28,18 +28,22 @@ class ToMe(MergingReducer):
         layers: The span (a, b) of layers that merge, counted from 0. None: all.
         proportional_attention: Add log(size) to the attention logits of merged tokens (Eq. 1). None:
             if progressive.
+        restore: ``copy`` the merged tokens, or add their change, ``residual``; if progressive, since what a
+            sublayer unmerges is a change already. None: ``copy``.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone.
     """
     nothing = dict(r=0)
 
-    def __init__(self, backbone, mode='sublayer', r=None, layers=None, proportional_attention=None):
-        super().__init__(backbone)
+    def __init__(self, backbone, mode='sublayer', r=None, layers=None, proportional_attention=None, restore=None):
+        super().__init__(backbone, restore, (None, 'copy', 'residual'))
         check_choice('mode', mode, ('sublayer', 'progressive'))
         self.progressive = mode == 'progressive'
-        layers = (0, backbone.depth) if layers is None else layers
-        self.layers = check_layers('layers', layers, backbone.depth)
+        if restore is not None and not self.progressive:
+            raise UserError(f"token_reduction.restore={restore!r} is for mode='progressive': a sublayer adds what it "
+                            'unmerges to the tokens, so leave restore out.')
+        self.layers = check_layers('layers', (0, backbone.depth) if layers is None else layers, backbone.depth)
         if r is None:
             r = 8 if self.progressive else 0.3
         self.r = _schedule(r, self.layers[1] - self.layers[0])

@@ -15,17 +15,18 @@ TOKEN_REDUCERS.import_from_location()
 MORE = dict(
     ALGM=[dict(threshold=0.2), dict(threshold=0.3, window=3, global_layer=None),
           dict(threshold=0.3, local_layer=None, global_layer=0)],
-    EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, fill='nearest'), dict(keep_rate=0.1)],
+    EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, restore='copy'), dict(keep_rate=0.1)],
     Expediting=[
         dict(layer=0, grid=(3, 4), n_iters=1, window=3, temperature=1., k=1),
         dict(layer=3, grid=(0.3, 1.), window=9, normalize='l1', recon_temperature=0.01)],
-    Random=[dict(every=3, layer=0, fill='nearest'), dict(ratio=0.9, seed=5)],
+    GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy')],
+    Random=[dict(every=3, layer=0, restore='copy'), dict(ratio=0.9, seed=5, restore='residual')],
     ToMe=[dict(r=0.5, layers=(1, 3), proportional_attention=True), dict(mode='progressive'),
-          dict(mode='progressive', r=(0.25, -1)), dict(mode='progressive', r=[0, 9, 3, 1])],
+          dict(mode='progressive', r=(0.25, -1), restore='residual'), dict(mode='progressive', r=[0, 9, 3, 1])],
     TokenAdapter=[
         dict(per_layer=(1, 0), mode='threshold'), dict(unique=0.2, reference='representative', layers=(1, 3)),
         dict(score='attn', metric='euclidean', mode='threshold', tau=-1.), dict(score='random', merge='bilinear'),
-        dict(score='alternating', merge='keep', layers=(0, 4))])
+        dict(score='alternating', merge='keep', layers=(0, 4), restore='residual')])
 CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict)
          for settings in [{}, *MORE.get(name, [])]]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)

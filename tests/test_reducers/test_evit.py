@@ -34,7 +34,7 @@ class Attention:
     branch = None  # a layer that reduces must not compute attention twice
 
 
-def run_one(x, attentions, keep_rate, fuse, fill):
+def run_one(x, attentions, keep_rate, fuse, restore):
     """One image through layers that reduce: x (N, C) patch tokens and prefix before them, token by token."""
     prefix, tokens = x[:PREFIX], x[PREFIX:]
     places = list(range(len(tokens)))
@@ -55,7 +55,7 @@ def run_one(x, attentions, keep_rate, fuse, fill):
             left_places.append(None)
         prefix, tokens, places = prefix * 2, [t * 2 for t in left], left_places
     last.update({p: t for p, t in zip(places, tokens) if p is not None})
-    if fill == 'nearest':
+    if restore == 'copy':
         stay = [p for p in places if p is not None]
         for p in last:
             away = {s: (p // GRID[1] - s // GRID[1])**2 + (p % GRID[1] - s % GRID[1])**2 for s in stay}
@@ -65,8 +65,8 @@ def run_one(x, attentions, keep_rate, fuse, fill):
 
 
 @pytest.mark.parametrize('settings', [
-    dict(), dict(keep_rate=0.5), dict(keep_rate=0.3, fuse=False), dict(keep_rate=0.5, fill='nearest'),
-    dict(keep_rate=0.1, fill='nearest'), dict(keep_rate=0.6, fuse=False, fill='nearest')], ids=str)
+    dict(), dict(keep_rate=0.5), dict(keep_rate=0.3, fuse=False), dict(keep_rate=0.5, restore='copy'),
+    dict(keep_rate=0.1, restore='copy'), dict(keep_rate=0.6, fuse=False, restore='copy')], ids=str)
 def test_matches_the_paper_token_by_token(settings):
     reducer = evit(layers=(1, 3, 4), **settings)
     generator = torch.Generator().manual_seed(1)
@@ -80,7 +80,7 @@ def test_matches_the_paper_token_by_token(settings):
         flow = reducer.between(i, flow)
         flow = flow.replace(x=flow.x * 2)
     out = reducer.restore(flow)
-    settings = {**dict(keep_rate=0.8, fuse=True, fill='last'), **settings}
+    settings = {**dict(keep_rate=0.8, fuse=True, restore='last'), **settings}
     for image in range(2):
         expected, places, prefix = run_one(start.x[image], [(r[image], b) for r, b in layers], **settings)
         assert flow.index[image].tolist() == [20 if p is None else p for p in places]
@@ -94,7 +94,7 @@ def test_matches_the_paper_token_by_token(settings):
         kept = sorted(set(flow.index[image].tolist()) - {20})
         assert group[image].nonzero().flatten().tolist() == kept
         assert all(stands_for[image, p] == p for p in kept)
-        assert settings['fill'] == 'last' or not kept or set(stands_for[image].tolist()) == set(kept)
+        assert settings['restore'] == 'last' or not kept or set(stands_for[image].tolist()) == set(kept)
 
 
 def test_class_attention_is_the_first_row_of_the_matrix():
@@ -166,7 +166,7 @@ def test_needs_a_class_token():
     (dict(layers=3), 'layers=3 must be a list of layers'),
     (dict(layers=(3, 6)), 'layers=6 must be a whole number from 0 to 5'),
     (dict(fuse='no'), "fuse='no' is unknown: choose one of True, False"),
-    (dict(fill='zero'), "fill='zero' is unknown: choose one of last, nearest"),
+    (dict(restore='zero'), "restore='zero' is unknown: choose one of last, copy, residual"),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):

@@ -200,7 +200,7 @@ def test_grid_larger_than_the_patches_is_refused():
     (dict(k=0), 'k=0 must be a whole number of at least 1'),
     (dict(temperature=0), 'temperature=0 must be a number above 0'),
     (dict(recon_temperature=float('nan')), 'recon_temperature=nan must be a number above 0'),
-    (dict(normalize='max'), "normalize='max' is unknown: choose one of l2, l1"),
+    (dict(normalize='max'), "normalize='max' is unknown: choose one of None, l2, l1"),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):

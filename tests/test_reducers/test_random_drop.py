@@ -21,10 +21,10 @@ def some_tokens(batch=2, seed=0):
     return Tokens(torch.randn(batch, PREFIX + 54, CHANNELS, generator=generator), GRID, PREFIX)
 
 
-@pytest.mark.parametrize('fill', ['last', 'nearest'])
+@pytest.mark.parametrize('restore', ['last', 'copy'])
 @pytest.mark.parametrize('settings', [dict(ratio=0.7), dict(every=4)], ids=str)
-def test_dropped_positions_are_given_back_token_by_token(settings, fill):
-    reducer = random_drop(layer=2, fill=fill, **settings)
+def test_dropped_positions_are_given_back_token_by_token(settings, restore):
+    reducer = random_drop(layer=2, restore=restore, **settings)
     tokens = some_tokens()
     assert reducer.before_layer(1, tokens) is tokens
     inside = reducer.before_layer(2, tokens)
@@ -36,7 +36,7 @@ def test_dropped_positions_are_given_back_token_by_token(settings, fill):
         for place, own in enumerate(tokens.patches[image]):
             away = {p: (p // 9 - place // 9)**2 + (p % 9 - place % 9)**2 for p in kept}
             nearest = min(kept, key=lambda p: (away[p], p))
-            source = nearest if fill == 'nearest' else place
+            source = nearest if restore == 'copy' else place
             refined = tokens.patches[image, source] * 2 + 1
             assert torch.equal(out.patches[image, place], refined if source in kept else own)
             assert group[image, place] == (place in kept) and stands_for[image, place] == source
@@ -78,9 +78,9 @@ def test_counts():
     assert random_drop(ratio=0.99, layer=0).token_schedule((2, 2), 6) == [1] * 6
 
 
-@pytest.mark.parametrize('fill', ['last', 'nearest'])
-def test_dropping_costs_no_product(fill):
-    count = count_flops(backbone(dict(type='Random', layer=0, ratio=0.2, fill=fill)), images(1))
+@pytest.mark.parametrize('restore', ['last', 'copy'])
+def test_dropping_costs_no_product(restore):
+    count = count_flops(backbone(dict(type='Random', layer=0, ratio=0.2, restore=restore)), images(1))
     assert count.unsupported == {}
     # 35 patches, of which 28 are left: every product of the layers shrinks, and none is added.
     plain, length, c = count_flops(backbone(None), images(1)), 29, 32
@@ -96,7 +96,7 @@ def test_dropping_costs_no_product(fill):
     (dict(every=1.5), 'every=1.5 must be a whole number'),
     (dict(seed=-1), 'seed=-1 must be a whole number of at least 0'),
     (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
-    (dict(fill='mean'), "fill='mean' is unknown: choose one of last, nearest"),
+    (dict(restore='mean'), "restore='mean' is unknown: choose one of last, copy, residual"),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
