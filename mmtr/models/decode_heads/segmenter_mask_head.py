@@ -1,20 +1,58 @@
-"""mmseg's Segmenter mask head with fused attention."""
+"""mmseg's Segmenter mask head with fused attention and token reduction."""
+import torch
+import torch.nn.functional as F
+from mmengine.model import ModuleList
 from mmseg.models.decode_heads import segmenter_mask_head as stock
 
+from mmtr.errors import UserError
+from mmtr.models.layers import reducible
 from mmtr.models.twins import replace_with_twins
 from mmtr.ops.attention import check_backend
+from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import MODELS
+from mmtr.tokens import Tokens
 
 
 @MODELS.register_module()
 class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
-    """mmseg's ``SegmenterMaskTransformerHead``: same arguments, weights and outputs.
+    """mmseg's ``SegmenterMaskTransformerHead``: same arguments, weights and outputs, and two keys more.
 
     Args:
+        token_reduction: Reduces the patch tokens in the head's own layers; ``dict(type=..., **settings)``
+            as of a backbone, with the class embeddings as prefix tokens. None: the stock head.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
         args, kwargs: mmseg's.
+
+    Raises:
+        UserError: As a backbone; or the method reads a class token, which a head has not.
     """
 
-    def __init__(self, *args, attn_backend='auto', **kwargs):
+    def __init__(self, *args, token_reduction=None, attn_backend='auto', **kwargs):
         super().__init__(*args, **kwargs)
-        replace_with_twins(self.layers, check_backend(attn_backend))
+        check_backend(attn_backend)
+        self.token_reducer = None
+        if token_reduction is None:
+            replace_with_twins(self.layers, attn_backend)
+            return
+        self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
+            depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes))
+        if self.token_reducer.needs_class_token:
+            raise UserError(f'decode_head.token_reduction.type={token_reduction["type"]!r} reads the class token, '
+                            'which only a backbone has: choose another method for the head.')
+        self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
+
+    def forward(self, inputs):
+        """Features of the backbone -> masks (B, classes, H, W)."""
+        if self.token_reducer is None:
+            return super().forward(inputs)
+        x = self._transform_inputs(inputs)
+        grid = (int(x.shape[2]), int(x.shape[3]))
+        x = self.dec_proj(x.flatten(2).transpose(1, 2))
+        tokens = Tokens(torch.cat([self.cls_emb.expand(len(x), -1, -1), x], 1), grid, num_prefix=self.num_classes)
+        for i, layer in enumerate(self.layers):
+            tokens = layer(tokens, self.token_reducer, i)
+        tokens = self.token_reducer.restore(tokens)
+        tokens = tokens.replace(x=self.decoder_norm(tokens.x))
+        patches = F.normalize(self.patch_proj(tokens.patches), dim=2)
+        classes = F.normalize(self.classes_proj(tokens.prefix), dim=2)
+        return self.mask_norm(patches @ classes.transpose(1, 2)).transpose(1, 2).unflatten(2, tokens.grid)
