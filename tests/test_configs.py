@@ -8,11 +8,21 @@ from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 
 from mmtr.engine.model import build_model
-from mmtr.reducers import ALGM, BackboneShape, EViT, Expediting, TokenAdapter, TokenReducer, ToMe, build_token_reducer
+from mmtr.reducers import (
+    ALGM,
+    BackboneShape,
+    EViT,
+    Expediting,
+    GridPool,
+    TokenAdapter,
+    TokenReducer,
+    ToMe,
+    build_token_reducer,
+)
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
-METHODS = dict(algm=ALGM, evit=EViT, expediting=Expediting, tadapter=TokenAdapter, tome=ToMe)
+METHODS = dict(algm=ALGM, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter, tome=ToMe)
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
              b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
@@ -97,6 +107,8 @@ def test_plain_config_is_the_stock_one(size):
 def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_others():
     schedule = reducer_of(read('segmenter_tadapter_ade20k.py')).token_schedule((40, 40), 24)
     assert schedule == [1600] * 10 + [784] * 14
+    reducer = reducer_of(read('segmenter_tadapter_ade20k.py'))
+    assert (reducer.score, reducer.metric, reducer.merge, reducer.restoration) == ('max', 'cosine', 'average', 'copy')
 
 
 def test_expediting_config_has_the_clusters_of_the_paper():

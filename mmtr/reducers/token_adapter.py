@@ -48,7 +48,8 @@ class TokenAdapter(RestoringReducer):
             layers counted from 0, so a layers see every token. None: from 10/24 of the depth to its end.
         per_layer: Merge this many (rows, columns) before each layer of the span but the first, in
             place of ``ratio``, as long as a representative remains (the dagger of Tab. 3).
-        score: Importance of rows and columns (Tab. 4a): ``max | sum | range | attn | random | alternating``.
+        score: Importance of rows and columns (Tab. 4a): ``max | sum | range | attn | random | alternating``,
+            the last evenly spaced. The paper's is ``max``.
         metric: Similarity of tokens (Tab. 4b): ``cosine | dot | euclidean | manhattan``.
         merge: How tokens are merged (Tab. 4d): ``average | keep | max_pool | avg_pool | bilinear``.
         reference: What the original tokens are matched with (Tab. 4c): ``reduced_merged | reduced |
@@ -56,8 +57,8 @@ class TokenAdapter(RestoringReducer):
         mode: Which matches are averaged (Tab. 4e): ``max`` the best one, ``threshold`` it and all that
             reach ``tau``.
         tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
-        restore: ``copy`` the refined tokens back to the full grid; ``residual``: give each token its own
-            value and their change; ``none``: hand on the smaller dense grid, for a head that takes any.
+        restore: ``residual``: give each token its own value and the change of what stands for it; ``copy``
+            the refined tokens back to the full grid, as the paper; ``none``: hand on the smaller dense grid, for a head that takes any.
         seed: Of ``score='random'``.
 
     Raises:
@@ -66,8 +67,8 @@ class TokenAdapter(RestoringReducer):
     nothing = dict(ratio=0.)
     expansion = 'levels'
 
-    def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='max', metric='cosine',
-                 merge='average', reference='reduced_merged', mode='max', tau=0.995, restore='copy', seed=0):
+    def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='alternating', metric='cosine',
+                 merge='average', reference='reduced_merged', mode='max', tau=0.995, restore='residual', seed=0):
         super().__init__(backbone, restore, ('copy', 'residual', 'none'))
         for key, value, choices in (('score', score, SCORES), ('metric', metric, METRICS),
                                     ('merge', merge, MERGES), ('reference', reference, REFERENCES),

@@ -9,9 +9,12 @@ from mmtr.tokens import Tokens
 from .references import eject_one, groups_of, inject_one, line_scores
 
 GRID, CHANNELS, PREFIX = (6, 9), 16, 2
+#: What the paper sets and the defaults do not.
+PAPER = dict(score='max', restore='copy')
 
 
 def adapter(depth=6, **settings):
+    settings = {**PAPER, **settings}
     return build_token_reducer(dict(type='TokenAdapter', **settings), BackboneShape(depth, CHANNELS, PREFIX))
 
 

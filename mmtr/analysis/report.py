@@ -1,0 +1,100 @@
+"""Tables of recorded measurements: what stands between the marks of docs/benchmarks.md."""
+import json
+import re
+from pathlib import Path
+
+from mmtr.analysis.compare import markdown_table
+from mmtr.errors import UserError
+
+REGION = re.compile(r'<!-- (?P<kind>\w+) (?P<path>\S+) -->\n.*?<!-- end -->', re.DOTALL)
+
+
+def refresh(text: str, root: Path) -> str:
+    """``text`` with each region ``<!-- KIND PATH -->...<!-- end -->`` made anew from the JSON at PATH.
+
+    Args:
+        text: Markdown.
+        root: Folder that the paths start from.
+
+    Raises:
+        UserError: There is no such kind of table, or the file is not there or no such results.
+    """
+    def table(match):
+        kind, path = match['kind'], match['path']
+        if kind not in TABLES:
+            raise UserError(f"'{kind}' is no kind of table: choose one of {', '.join(TABLES)}.")
+        files = sorted((root / path).glob('*.json')) if kind == 'resolution' else [root / path]
+        try:
+            reports = [json.loads(file.read_text()) for file in files]
+            return f'<!-- {kind} {path} -->\n{TABLES[kind](reports)}\n<!-- end -->'
+        except (OSError, json.JSONDecodeError, KeyError, IndexError) as error:
+            raise UserError(f"'{path}' holds no results for a table of {kind}: {error!r}.") from error
+    return REGION.sub(table, text)
+
+
+def _rows(rows):
+    rows.insert(1, ['---'] + ['---:'] * (len(rows[0]) - 1))
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def _machine(found):
+    device = found.get('gpu') or f'{found["cpu"]}, {found["threads"]} threads'
+    return f'{device}, {found.get("dtype", "float32")}, torch {found["torch"]}'
+
+
+def _command(command):
+    return f'```\npython {command}\n```\n'
+
+
+def _speed(reports):
+    """One run of tools/benchmark.py."""
+    report, = reports
+    rows = [['', 'ms/image', 'quartiles', 'GFLOPs', 'peak MB', 'speed-up', 'predicted', 'reducer']]
+    parts = list(dict.fromkeys(r['part'] for r in report['results']))
+    for part in parts:
+        rows.append([f'**{part}**'] + [''] * 7)
+        for r in (r for r in report['results'] if r['part'] == part):
+            low, high = r['ms_per_image_quartiles']
+            rows.append([r['config'], f'{r["ms_per_image"]:.0f}', f'{low:.0f}-{high:.0f}', f'{r["gflops"]:.1f}',
+                         f'{r["peak_memory_bytes"] / 1e6:.0f}', f'{r["speed_up"]:.2f}x', f'{1 / r["gflops_ratio"]:.2f}x',
+                         '' if r['reducer_share'] is None else f'{r["reducer_share"]:.1%}'])
+    settings = report['settings']
+    height, width = settings['shape']
+    return (_command(report['command']) + f'\n{_rows(rows)}\n\n*{height}x{width} pixels, batch {settings["batch_size"]}, '
+            f'{_machine(report["machine"])}. Predicted: by GFLOPs. Reducer: its share of the forward pass.*')
+
+
+def _accuracy(reports):
+    """One run of tools/compare.py."""
+    report, = reports
+    return (_command(report['command']) + f'\n{markdown_table(report["results"])}\n\n'
+            f'*{report["images"]} images, {_machine(report["machine"])}.*')
+
+
+def _classes(reports):
+    """The IoU of each class in one run of tools/compare.py."""
+    results = reports[0]['results']
+    classes = list(next(iter(results.values()))['class_iou'])
+    rows = [['IoU', *classes]]
+    rows += [[name, *(f'{r["class_iou"][c]:.1f}' for c in classes)] for name, r in results.items()]
+    return _rows(rows)
+
+
+def _resolution(reports):
+    """Runs of tools/benchmark.py at several sizes and batches: images/s, speed-up, peak memory of each model."""
+    runs = sorted(((r['results'][0]['gflops'], r['settings']['batch_size'], r['machine']['dtype'], r) for r in reports),
+                  key=lambda run: run[:3])
+    longest = max((r['results'] for r in reports), key=len)
+    names = [re.sub(r'.*@', '', r['config']) for r in longest[1:]]
+    rows = [['model', 'pixels', 'batch', 'dtype', 'plain images/s', 'peak MB',
+             *(f'{name}: speed-up (predicted)' for name in names)]]
+    for _, batch, dtype, report in runs:
+        plain, *others = report['results']
+        height, width = report['settings']['shape']
+        rows.append([plain['config'], f'{height}x{width}', str(batch), dtype, f'{plain["images_per_second"]:.2f}',
+                     f'{plain["peak_memory_bytes"] / 1e6:.0f}',
+                     *(f'{r["speed_up"]:.2f}x ({1 / r["gflops_ratio"]:.2f}x)' for r in others)])
+    return f'{_rows(rows)}\n\n*{_machine({**reports[0]["machine"], "dtype": "dtype as given"})}.*'
+
+
+TABLES = dict(speed=_speed, accuracy=_accuracy, classes=_classes, resolution=_resolution)
