@@ -1,2 +1,2 @@
 _base_ = './segmenter_vit-l_cityscapes.py'
-model = dict(backbone=dict(token_reduction=dict(type='Expediting', layer=10, grid=0.7)))
+model = dict(backbone=dict(token_reduction=dict(type='Expediting', layer=10, grid=0.7, restore='copy')))

@@ -56,12 +56,14 @@ def _speed(reports):
         for r in (r for r in report['results'] if r['part'] == part):
             low, high = r['ms_per_image_quartiles']
             rows.append([r['config'], f'{r["ms_per_image"]:.0f}', f'{low:.0f}-{high:.0f}', f'{r["gflops"]:.1f}',
-                         f'{r["peak_memory_bytes"] / 1e6:.0f}', f'{r["speed_up"]:.2f}x', f'{1 / r["gflops_ratio"]:.2f}x',
+                         f'{r["peak_memory_bytes"] / 1e6:.0f}', f'{r["speed_up"]:.2f}x',
+                         f'{1 / r["gflops_ratio"]:.2f}x',
                          '' if r['reducer_share'] is None else f'{r["reducer_share"]:.1%}'])
     settings = report['settings']
     height, width = settings['shape']
-    return (_command(report['command']) + f'\n{_rows(rows)}\n\n*{height}x{width} pixels, batch {settings["batch_size"]}, '
-            f'{_machine(report["machine"])}. Predicted: by GFLOPs. Reducer: its share of the forward pass.*')
+    return (_command(report['command']) + f'\n{_rows(rows)}\n\n*{height}x{width} pixels, '
+            f'batch {settings["batch_size"]}, {_machine(report["machine"])}. '
+            'Predicted: by GFLOPs. Reducer: its share of the forward pass.*')
 
 
 def _accuracy(reports):

@@ -26,7 +26,8 @@ class ALGM(MergingReducer):
         global_layer: After so many layers, or below 1 after that share of the depth, all pairs of
             alike tokens of a bipartite matching merge (GBM). None: never.
         window: Side of a window, in patches.
-        restore: ``copy`` the merged tokens, or add their change, ``residual``.
+        restore: ``residual``: give each token its own value and the change of what it merged into; ``copy``
+            the merged tokens, as the paper.
 
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
@@ -34,7 +35,7 @@ class ALGM(MergingReducer):
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold=0.88, local_layer=1, global_layer=0.4, window=2, restore='copy'):
+    def __init__(self, backbone, threshold=0.88, local_layer=1, global_layer=0.4, window=2, restore='residual'):
         super().__init__(backbone, restore)
         if not isinstance(threshold, (int, float)) or not -1 <= threshold <= 1:
             raise UserError(f'token_reduction.threshold={threshold!r} is no cosine similarity: '

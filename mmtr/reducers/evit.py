@@ -34,7 +34,7 @@ class EViT(DropReducer):
     nothing = dict(keep_rate=1.)
     needs_class_token = True
 
-    def __init__(self, backbone, keep_rate=0.8, layers=None, fuse=True, restore='last'):
+    def __init__(self, backbone, keep_rate=0.8, layers=None, fuse=True, restore='residual'):
         super().__init__(backbone, restore)
         self.keep_rate = check_number('keep_rate', keep_rate, lambda r: 0 < r <= 1,
                                       'a share above 0, up to 1')

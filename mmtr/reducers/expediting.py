@@ -27,9 +27,10 @@ class Expediting(RestoringReducer):
         k: Clusters that a token is reconstructed from.
         recon_temperature: Factor of the squared distances in reconstruction.
         normalize: What the shares of these clusters have: ``l2`` a Euclidean norm of 1, as the
-            released code; ``l1`` a sum of 1. None: ``l1`` for ``restore='residual'``, since a change must
-            not be scaled, else ``l2``.
-        restore: ``copy`` the clusters, or add their change, ``residual``.
+            released code; ``l1`` a sum of 1. None: ``l2`` for ``restore='copy'``, else ``l1``,
+            since a change must not be scaled.
+        restore: ``residual``: give each token its own value and the change of its clusters; ``copy`` the
+            clusters, as the paper.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
@@ -39,7 +40,7 @@ class Expediting(RestoringReducer):
     expansion = 'assignment'
 
     def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
-                 recon_temperature=0.02, normalize=None, restore='copy'):
+                 recon_temperature=0.02, normalize=None, restore='residual'):
         super().__init__(backbone, restore)
         layer = default_start(backbone.depth) if layer is None else layer
         self.layer = check_whole('layer', layer, 0, backbone.depth - 1)

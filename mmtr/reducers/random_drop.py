@@ -27,7 +27,7 @@ class Random(DropReducer):
     """
     nothing = dict(ratio=0., every=None)
 
-    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='last'):
+    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='residual'):
         super().__init__(backbone, restore)
         if ratio is not None and every is not None:
             raise UserError(f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: '

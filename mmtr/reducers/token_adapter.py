@@ -58,7 +58,8 @@ class TokenAdapter(RestoringReducer):
             reach ``tau``.
         tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
         restore: ``residual``: give each token its own value and the change of what stands for it; ``copy``
-            the refined tokens back to the full grid, as the paper; ``none``: hand on the smaller dense grid, for a head that takes any.
+            the refined tokens back to the full grid, as the paper; ``none``: hand on the smaller dense
+            grid, for a head that takes any.
         seed: Of ``score='random'``.
 
     Raises:
@@ -67,8 +68,9 @@ class TokenAdapter(RestoringReducer):
     nothing = dict(ratio=0.)
     expansion = 'levels'
 
-    def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='alternating', metric='cosine',
-                 merge='average', reference='reduced_merged', mode='max', tau=0.995, restore='residual', seed=0):
+    def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='alternating',
+                 metric='cosine', merge='average', reference='reduced_merged', mode='max', tau=0.995,
+                 restore='residual', seed=0):
         super().__init__(backbone, restore, ('copy', 'residual', 'none'))
         for key, value, choices in (('score', score, SCORES), ('metric', metric, METRICS),
                                     ('merge', merge, MERGES), ('reference', reference, REFERENCES),

@@ -28,8 +28,8 @@ class ToMe(MergingReducer):
         layers: The span (a, b) of layers that merge, counted from 0. None: all.
         proportional_attention: Add log(size) to the attention logits of merged tokens (Eq. 1). None:
             if progressive.
-        restore: ``copy`` the merged tokens, or add their change, ``residual``; if progressive, since what a
-            sublayer unmerges is a change already. None: ``copy``.
+        restore: If progressive: ``residual``, give each token its own value and the change of what it merged
+            into, or ``copy`` the merged tokens. None: ``residual``. What a sublayer unmerges is a change already.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone.
@@ -37,7 +37,7 @@ class ToMe(MergingReducer):
     nothing = dict(r=0)
 
     def __init__(self, backbone, mode='sublayer', r=None, layers=None, proportional_attention=None, restore=None):
-        super().__init__(backbone, restore, (None, 'copy', 'residual'))
+        super().__init__(backbone, restore or 'residual')
         check_choice('mode', mode, ('sublayer', 'progressive'))
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:

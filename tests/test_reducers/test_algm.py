@@ -14,6 +14,7 @@ GRID, CHANNELS, PREFIX = (5, 7), 8, 2
 
 
 def algm(depth=5, **settings):
+    settings = {'restore': 'copy', **settings}  # the default gives back a change
     return build_token_reducer(dict(type='ALGM', **settings), BackboneShape(depth, CHANNELS, PREFIX))
 
 

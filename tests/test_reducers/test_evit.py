@@ -15,6 +15,7 @@ GRID, CHANNELS, PREFIX, HEADS = (4, 5), 16, 2, 4
 
 
 def evit(depth=6, num_prefix=PREFIX, **settings):
+    settings = {'restore': 'last', **settings}  # the default gives back a change
     return build_token_reducer(dict(type='EViT', **settings), BackboneShape(depth, CHANNELS, num_prefix))
 
 

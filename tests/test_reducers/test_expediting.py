@@ -16,6 +16,7 @@ GRID, CHANNELS, PREFIX = (6, 9), 16, 2
 
 
 def expediting(depth=6, **settings):
+    settings = {'restore': 'copy', **settings}  # the default gives back a change
     return build_token_reducer(dict(type='Expediting', **settings), BackboneShape(depth, CHANNELS, PREFIX))
 
 

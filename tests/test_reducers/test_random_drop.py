@@ -13,6 +13,7 @@ GRID, CHANNELS, PREFIX = (6, 9), 16, 2
 
 
 def random_drop(depth=6, **settings):
+    settings = {'restore': 'last', **settings}  # the default gives back a change
     return build_token_reducer(dict(type='Random', **settings), BackboneShape(depth, CHANNELS, PREFIX))
 
 
