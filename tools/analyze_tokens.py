@@ -27,7 +27,7 @@ from mmtr.engine.data_check import check_data
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers import TokenReducer
-from mmtr.visualization import seen_image, token_maps, token_picture
+from mmtr.visualization import record_token_maps, seen_image, token_maps, token_picture
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -82,28 +82,24 @@ def find_images(cfg, given, count):
 @torch.inference_mode()
 def backbone_inputs(cfg, model, files):
     """What the backbone takes of each file, (1, 3, height, width); of an image run in windows, the first one."""
-    steps = [step for step in cfg.test_dataloader.dataset.pipeline if 'Annotations' not in step['type']]
-    pipeline, inputs = Compose(steps), []
+    pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline
+                        if 'Annotations' not in str(step['type'])])
+    inputs = []
     for path in files:
-        seen = []
-        with torch.no_grad():
-            hook = model.backbone.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-            try:
-                model.test_step(pseudo_collate([pipeline(dict(img_path=str(path), img_id=0))]))
-            finally:
-                hook.remove()
-        inputs.append(seen[0])
+        # Runs the model as its test does, so that windows and padding are the ones of the test.
+        with record_token_maps(model.backbone) as runs:
+            model.test_step(pseudo_collate([pipeline(dict(img_path=str(path), img_id=0))]))
+        inputs.append(runs[0][0])
     return inputs
 
 
-def reducers_of(model, path):
-    """Name to reducer: none first, then those of the file, or else the config's own."""
+def reducers_of(model, reductions):
+    """Name to reducer: none first, then ``reductions``, or if there are none the model's own."""
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
-    reductions = {'plain': None, **(read_reductions(path) if path else {})}
     device = next(model.parameters()).device
     reducers = {name: apply_token_reduction(model, reduction).backbone.token_reducer.to(device).eval()
-                for name, reduction in reductions.items()}
-    if not path and own is not None and type(own) is not TokenReducer:
+                for name, reduction in {'plain': None, **(reductions or {})}.items()}
+    if not reductions and own is not None and type(own) is not TokenReducer:
         reducers[type(own).__name__] = own
     return reducers
 
@@ -135,8 +131,8 @@ def draw_maps(model, reducers, files, inputs, folder):
             maps = token_maps(model.backbone, image)
             if maps:
                 drawn = token_picture(seen_image(model.data_preprocessor, image[0]), maps, model.backbone.patch_size)
-                file = folder / f'{path.stem}_{name.replace("/", "_").replace(" ", "_")}.png'
-                cv2.imwrite(str(file), drawn[..., ::-1])
+                file = folder / f'{path.stem}_{name.replace("/", "_").replace(" ", "_")}.jpg'
+                cv2.imwrite(str(file), drawn[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))
 
 
 def without_nan(node):
@@ -157,12 +153,15 @@ def main():
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     cfg = load_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
+    reductions = read_reductions(args.reductions) if args.reductions else None
+    if not cfg.get('model') or not cfg.get('test_dataloader'):
+        raise UserError(f"Config '{args.config}' must have a model and a test_dataloader, whose pipeline reads images.")
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     files = find_images(cfg, args.images, args.num_images)
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
     model.to(args.device)
-    reducers = reducers_of(model, args.reductions)
+    reducers = reducers_of(model, reductions)
     inputs = backbone_inputs(cfg, model, files)
     bar = ProgressBar(args.repeats + 1, file=sys.stderr)
     results = analyze_layers(model.backbone, inputs, reducers, args.repeats, lambda *_: bar.update())
@@ -173,6 +172,7 @@ def main():
           f'mean over images.\nMachine: {", ".join(f"{key} {value}" for key, value in used.items())}')
     args.out.mkdir(parents=True, exist_ok=True)
     report = dict(command=shlex.join(sys.argv), machine=used, settings={k: str(v) for k, v in vars(args).items()},
+                  reductions=reductions or cfg.model.backbone.get('token_reduction'),
                   images=[str(path) for path in files], results=without_nan(results))
     (args.out / 'layers.json').write_text(json.dumps(report, indent=1))
     draw_layers(results, args.out)

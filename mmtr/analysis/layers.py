@@ -30,9 +30,10 @@ class _Meter(Observer):
         def heard(q, k, v, bias=None):
             patches = q[:, :, tokens.num_prefix:]
             self.found['attention_tokens'][i] = patches.shape[0] * patches.shape[2]
+            rows = bias
             if bias is not None and bias.shape[-2] > 1:
-                bias = bias[..., tokens.num_prefix:, :]
-            self.found['attention_diversity'][i] = 1 - float(attention_similarity(patches, k, bias).mean())
+                rows = bias[..., tokens.num_prefix:, :]
+            self.found['attention_diversity'][i] = 1 - float(attention_similarity(patches, k, rows).mean())
             return attend(q, k, v, bias)
 
         attn.attend = heard

@@ -14,7 +14,8 @@ def run(tiny_segmenter, make_runner, tmp_path):
     """Function that tests or trains a tiny Segmenter with the hook; gives its folder of pictures."""
     def run(reduction, action='test', backends=('LocalVisBackend',), **settings):
         cfg = tiny_segmenter
-        cfg.model.backbone = dict(cfg.model.backbone, type='mmtr.VisionTransformer', token_reduction=reduction)
+        cfg.model.backbone = dict(cfg.model.backbone, type='mmtr.VisionTransformer', num_layers=4,
+                                  token_reduction=reduction)
         cfg.custom_hooks = [dict(type='mmtr.TokenMapHook', **settings)]
         cfg.visualizer.vis_backends = [dict(type=name) for name in backends]
         runner = make_runner(cfg)

@@ -48,7 +48,7 @@ def test_a_row_is_a_layer_where_the_map_changes():
 
 
 def test_rows_are_spread_from_the_first_to_the_last_layer():
-    maps = {i: [token_map(i, [[1, 0, 0, 0, 0, 0, 0]], [[0, *[i] * 6]])] for i in range(7)}
+    maps = {i: [token_map(i, [[int(p == i) for p in range(7)]], [[i] * 7])] for i in range(7)}
     picture = token_picture(noise(32, 224), maps, 32, max_layers=3)
     alone = [token_picture(noise(32, 224), {i: maps[i]}, 32) for i in (0, 3, 6)]
     height = alone[0].shape[0]
