@@ -84,21 +84,35 @@ def test_similarity_is_of_the_restored_grid():
     assert all(map(math.isnan, found['attention_diversity'][2:]))
 
 
-class Blind(TokenReducer):
-    """Attention to the own token alone, by a bias of each query."""
+class Staring(TokenReducer):
+    """The class token looks at itself, all patches at one of them, by a bias of each query."""
 
     def attention(self, i, attn, x, tokens):
-        bias = torch.full((x.shape[1], x.shape[1]), -torch.inf).fill_diagonal_(0)
+        bias = torch.full((x.shape[1], x.shape[1]), -torch.inf)
+        bias[0, 0] = bias[1:, 5] = 0
         return attn.attend(*attn.qkv(x), bias[None, None])
 
 
+class Windowed(TokenReducer):
+    """Attention within windows of 7 tokens, each its own sequence."""
+
+    def attention(self, i, attn, x, tokens):
+        return attn.branch(x.reshape(-1, 7, x.shape[2])).reshape(x.shape)
+
+
 def test_a_bias_of_each_query_counts():
-    found = analyze_layers(backbone(None), [images(1)], dict(blind=Blind(SHAPE)), repeats=1)
-    assert found['blind']['layers']['attention_diversity'] == pytest.approx([1] * 4)
+    found = analyze_layers(backbone(None), [images(1)], dict(staring=Staring(SHAPE)), repeats=1)
+    assert found['staring']['layers']['attention_diversity'] == pytest.approx([0] * 4)
+
+
+def test_tokens_of_all_windows_are_counted():
+    found = analyze_layers(backbone(None, with_cls_token=False), [images(1)], dict(
+        windowed=Windowed(BackboneShape(depth=4, embed_dims=32, num_prefix=0))), repeats=1)
+    assert found['windowed']['layers']['attention_tokens'] == [35] * 4
 
 
 def test_times_are_medians_without_the_warm_up(monkeypatch):
-    ticks = itertools.chain(itertools.repeat(100, 12), itertools.repeat(1))
+    ticks = itertools.chain.from_iterable([seconds] * 12 for seconds in (100, 1, 1, 7))
     clock = [0]
 
     def now():

@@ -74,3 +74,13 @@ def test_settings_are_whole_numbers(tiny_segmenter, make_runner, setting):
     tiny_segmenter.custom_hooks = [dict(type='mmtr.TokenMapHook', **setting)]
     with pytest.raises(Exception, match='must be a whole number above 0'):
         make_runner(tiny_segmenter)
+
+
+def test_first_window_of_each_image_of_a_batch(run, tiny_segmenter, drawn_data):
+    tiny_segmenter.model.test_cfg = dict(mode='slide', crop_size=(32, 48), stride=(16, 16))
+    tiny_segmenter.test_dataloader.batch_size = 2
+    folder = run(dict(type='ToMe'), interval=3)
+    for i in (4, 5):
+        window = cv2.imread(str(drawn_data / f'images/validation/{i}.png'))[:32, :48]
+        shown = cv2.imread(str(folder / f'vis_image/test_tokens_{i}_0.png'))[26:293, :400]
+        assert np.array_equal(shown, cv2.resize(window, (400, 267), interpolation=cv2.INTER_NEAREST))

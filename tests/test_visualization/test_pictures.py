@@ -47,6 +47,21 @@ def test_a_row_is_a_layer_where_the_map_changes():
     assert np.array_equal(two[:one.shape[0]], one)
 
 
+def test_the_map_is_of_the_image_that_is_asked_for():
+    one, other = token_map(0, [[1, 1, 0]], [[0, 1, 0]]), token_map(0, [[1, 0, 0]], [[0, 0, 0]])
+    image = noise(32, 96)
+    assert np.array_equal(token_picture(image, {0: [one, other]}, 32, index=1), token_picture(image, {0: [other]}, 32))
+
+
+def test_patches_of_later_stages_are_larger():
+    merged, halved = token_map(0, [[1, 0] * 4] * 4, np.zeros((4, 8), int)), token_map(0, [[1, 0]], [[0, 0]])
+    tinted = [cells(token_picture(noise(32, 64), {0: [m]}, 8), 4, 1)[0][1] for m in (merged, halved)]
+    image = cells(token_picture(noise(32, 64), {0: [merged]}, 8), 4, 1)[0][0]
+    grey = [(np.abs(cell - (0.45 * image + 0.55 * 160)) < 1).all(-1) for cell in tinted]
+    assert grey[0][:, :50].all() and not grey[0][:, 50:100].any() and grey[0][:, 100:150].all()
+    assert grey[1][:, :200].all() and not grey[1][:, 200:].any()
+
+
 def test_rows_are_spread_from_the_first_to_the_last_layer():
     maps = {i: [token_map(i, [[int(p == i) for p in range(7)]], [[i] * 7])] for i in range(7)}
     picture = token_picture(noise(32, 224), maps, 32, max_layers=3)
