@@ -12,12 +12,15 @@ REDUCTIONS = [*(dict(type=name) for name in sorted(TOKEN_REDUCERS.module_dict)),
 @pytest.fixture
 def run(tiny_segmenter, make_runner, tmp_path):
     """Function that tests or trains a tiny Segmenter with the hook; gives its folder of pictures."""
-    def run(reduction, action='test', backends=('LocalVisBackend',), **settings):
+    def run(reduction, action='test', backends=('LocalVisBackend',), tta=False, **settings):
         cfg = tiny_segmenter
         cfg.model.backbone = dict(cfg.model.backbone, type='mmtr.VisionTransformer', num_layers=4,
                                   token_reduction=reduction)
         cfg.custom_hooks = [dict(type='mmtr.TokenMapHook', **settings)]
         cfg.visualizer.vis_backends = [dict(type=name) for name in backends]
+        if tta:
+            cfg.model = dict(cfg.tta_model, module=cfg.model)
+            cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         runner = make_runner(cfg)
         getattr(runner, action)()
         return next((tmp_path / 'work').glob('*/vis_data'))
@@ -40,8 +43,9 @@ def test_files_and_tensorboard_hold_the_same_pictures(run, reduction):
         assert picture[26:426, :400].std() > 10 and picture.shape[1] in (3 * 406 - 6, 4 * 406 - 6)
 
 
-def test_the_picture_is_of_the_image_in_its_name(run, drawn_data):
-    folder = run(dict(type='TokenAdapter'), interval=6)
+@pytest.mark.parametrize('tta', [False, True])
+def test_the_picture_is_of_the_image_in_its_name(run, drawn_data, tta):
+    folder = run(dict(type='TokenAdapter'), interval=6, tta=tta)
     [path] = (folder / 'vis_image').glob('*tokens*')
     image = cv2.imread(str(drawn_data / 'images/validation/5.png'))
     shown = cv2.imread(str(path))[26:426, :400]
