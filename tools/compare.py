@@ -5,15 +5,15 @@ import logging
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from mmtr.analysis.compare import compare_on_test_data, markdown_table
-from mmtr.engine.configs import load_config
+from mmtr.engine.configs import load_config, read_reductions
 from mmtr.engine.data_check import check_data
 from mmtr.engine.model import build_model, load_weights
-from mmtr.errors import UserError, command
+from mmtr.errors import command
 
 
 def parse_args():
@@ -27,15 +27,6 @@ def parse_args():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
     return parser.parse_args()
-
-
-def read_reductions(path):
-    """The dict ``reductions`` of a Python file."""
-    try:
-        return Config.fromfile(path).reductions.to_dict()
-    except (OSError, SyntaxError, AttributeError) as error:
-        raise UserError(f"'{path}' must be a Python file with reductions = dict(name=dict(type='TokenAdapter')): "
-                        f'{error}') from error
 
 
 @command

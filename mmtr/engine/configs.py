@@ -38,5 +38,18 @@ def load_config(path):
         raise UserError(f"Config '{path}' cannot be read: {error}.") from error
 
 
+def read_reductions(path):
+    """The dict ``reductions`` of a Python file: name -> value of the key ``token_reduction``.
+
+    Raises:
+        UserError: There is no such file, or no such dict in it.
+    """
+    try:
+        return Config.fromfile(path).reductions.to_dict()
+    except (OSError, SyntaxError, AttributeError) as error:
+        raise UserError(f"'{path}' must be a Python file with reductions = dict(name=dict(type='TokenAdapter')): "
+                        f'{error}') from error
+
+
 for _module in ('mmseg', 'mmdet'):
     _find_by_import_name(_module)

@@ -1,3 +1,4 @@
+from .picture import seen_image, token_picture
 from .token_map import (
                         TokenMap,
                         captioned,
@@ -10,4 +11,4 @@ from .token_map import (
 )
 
 __all__ = ['TokenMap', 'captioned', 'draw_groups', 'draw_injected', 'draw_matches', 'mosaic', 'record_token_maps',
-           'token_maps']
+           'seen_image', 'token_maps', 'token_picture']

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmtr.reducers import TokenReducer
+from mmtr.reducers.observer import Observer, reducer_of
 
 #: RGB of normal, representative and unique patches.
 GROUP_COLORS = np.array([[0, 128, 128], [160, 160, 160], [255, 140, 0]], np.uint8)
@@ -26,15 +26,19 @@ class TokenMap:
     group: np.ndarray
     stands_for: np.ndarray
 
+    @property
+    def dropped(self) -> np.ndarray:
+        """(H, W) whether no token stands for a patch any more: it is normal, and yet merged into no other."""
+        own = np.arange(self.group.size).reshape(self.group.shape)
+        return (self.group == 0) & (self.stands_for == own)
 
-class _Recorder(TokenReducer):
-    """The reducer ``inner``, noting the token map that each layer computes on."""
 
-    def __init__(self, inner, maps):
-        super().__init__(inner.backbone)
-        self.inner, self.maps = inner, maps
-        for moment in ('attention', 'ffn', 'after_layer', 'restore'):
-            setattr(self, moment, getattr(inner, moment))
+class _Recorder(Observer):
+    """Notes the token map that each layer computes on, in the last of ``runs``."""
+
+    def __init__(self, inner, runs):
+        super().__init__(inner)
+        self.runs = runs
 
     def before_layer(self, i, tokens):
         return self._note(i, self.inner.before_layer(i, tokens))
@@ -45,29 +49,29 @@ class _Recorder(TokenReducer):
     def _note(self, i, tokens):
         found = self.inner.token_map(tokens)
         if found is not None:
-            self.maps[i] = [TokenMap(i, *(t.reshape(tokens.grid).cpu().numpy() for t in pair))
-                            for pair in zip(*found)]
+            self.runs[-1][1][i] = [TokenMap(i, *(t.reshape(tokens.grid).cpu().numpy() for t in pair))
+                                   for pair in zip(*found)]
         return tokens
 
 
 @contextmanager
 def record_token_maps(backbone: nn.Module):
-    """Context that yields a dict, filled by each forward of ``backbone``: layer -> one ``TokenMap`` an image."""
-    maps: dict[int, list[TokenMap]] = {}
-    reducer = backbone.token_reducer
-    backbone.token_reducer = _Recorder(reducer, maps)
+    """Context that yields a list; each forward of ``backbone`` adds its images and {layer: one map an image}."""
+    runs: list[tuple[torch.Tensor, dict[int, list[TokenMap]]]] = []
+    begin = backbone.register_forward_pre_hook(lambda _, args: runs.append((args[0], {})))
     try:
-        yield maps
+        with reducer_of(backbone, _Recorder(backbone.token_reducer, runs)):
+            yield runs
     finally:
-        backbone.token_reducer = reducer
+        begin.remove()
 
 
 @torch.no_grad()
 def token_maps(backbone: nn.Module, images: torch.Tensor) -> dict[int, list[TokenMap]]:
     """Token maps of a batch, (B, 3, height, width) as the backbone takes it: layer -> one an image."""
-    with record_token_maps(backbone) as maps:
+    with record_token_maps(backbone) as runs:
         backbone(images)
-    return maps
+    return runs[-1][1]
 
 
 def _cells(grid, patch, shape):
@@ -104,12 +108,14 @@ def draw_matches(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarr
 
 
 def draw_injected(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarray:
-    """Each patch in the mean colour of all patches that the same token stands for."""
-    owner = token_map.stands_for.reshape(-1)[_cells(token_map.group.shape, patch, image.shape)].reshape(-1)
+    """Each patch in the mean colour of all patches that the same token stands for; dropped ones teal."""
+    cells = _cells(token_map.group.shape, patch, image.shape)
+    owner = token_map.stands_for.reshape(-1)[cells].reshape(-1)
     count = np.maximum(np.bincount(owner, minlength=token_map.group.size), 1)
     mean = np.stack([np.bincount(owner, image[..., c].reshape(-1), minlength=token_map.group.size) / count
                      for c in range(3)], 1)
-    return mean[owner].reshape(image.shape).astype(np.uint8)
+    dropped = token_map.dropped.reshape(-1)[cells]
+    return np.where(dropped[..., None], GROUP_COLORS[0], mean[owner].reshape(image.shape)).astype(np.uint8)
 
 
 def captioned(picture: np.ndarray, text: str) -> np.ndarray:

@@ -2,7 +2,9 @@ from .checkpoint import CheckpointHook
 from .coverage import CheckpointCoverageHook
 from .labels import LabelCheckHook
 from .seed import IterationSeedHook
+from .token_map import TokenMapHook
 from .token_reduction import TokenReductionHook
 
 __all__ = [
-    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'TokenReductionHook']
+    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'TokenMapHook',
+    'TokenReductionHook']

@@ -1,0 +1,29 @@
+"""A reducer that looks on while another one works, for tools and pictures."""
+from contextlib import contextmanager
+
+from torch import nn
+
+from .base import TokenReducer
+
+
+class Observer(TokenReducer):
+    """The reducer ``inner``; a subclass overrides the moments that it looks at, and calls ``inner`` there."""
+
+    def __init__(self, inner: TokenReducer):
+        super().__init__(inner.backbone)
+        self.inner = inner
+        for name in ('before_layer', 'attention', 'between', 'ffn', 'after_layer', 'restore', 'losses',
+                     'token_schedule', 'token_map'):
+            if getattr(type(self), name) is getattr(TokenReducer, name):
+                setattr(self, name, getattr(inner, name))
+
+
+@contextmanager
+def reducer_of(backbone: nn.Module, reducer: TokenReducer):
+    """Context in which ``backbone`` runs with ``reducer``."""
+    kept = backbone.token_reducer
+    backbone.token_reducer = reducer
+    try:
+        yield reducer
+    finally:
+        backbone.token_reducer = kept

@@ -1,0 +1,77 @@
+"""One picture of what a reducer did to an image, layer by layer."""
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from .token_map import TokenMap, draw_groups, draw_injected, draw_matches, mosaic
+
+#: Least and greatest width of an image in the picture, in pixels: captions must fit, files stay small.
+WIDTHS = (400, 1024)
+
+
+def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
+    """An image as the backbone took it, (3, height, width), without normalisation: (height, width, 3) uint8 RGB.
+
+    Args:
+        preprocessor: The model's mmseg or mmdet data preprocessor; images are read as BGR before it.
+    """
+    image = image.float()
+    if getattr(preprocessor, '_enable_normalize', False):
+        image = image * preprocessor.std + preprocessor.mean
+    converted = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, '_channel_conversion', False))
+    image = image if converted else image.flip(0)
+    return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy().copy()
+
+
+def _changing(maps, image):
+    """The token maps of one image that differ from the one before."""
+    found = []
+    for layer in sorted(maps):
+        new = maps[layer][image]
+        if not found or not (np.array_equal(new.group, found[-1].group)
+                             and np.array_equal(new.stands_for, found[-1].stands_for)):
+            found.append(new)
+    return found
+
+
+def _patch_side(image, grid, side):
+    # Later stages of a hierarchical backbone have patches of several of the first stage's.
+    return side * max(1, round(image.shape[0] / (grid[0] * side)))
+
+
+def _fitted(picture):
+    width = int(np.clip(picture.shape[1], *WIDTHS))
+    size = (width, max(1, round(picture.shape[0] * width / picture.shape[1])))
+    smaller = width < picture.shape[1]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
+
+
+def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int, index: int = 0,
+                  max_layers: int = 4) -> np.ndarray:
+    """The token maps of an image as rows of pictures: (height, width, 3) uint8 RGB.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        maps: Of ``record_token_maps`` or ``token_maps``; not empty.
+        patch: Side of a patch of the first stage, in pixels.
+        index: Which image of the batch it is.
+        max_layers: Rows at most. A row is a layer at which the map changes; if there are more, they are spread
+            evenly from the first to the last.
+    """
+    layers = _changing(maps, index)
+    chosen = np.unique(np.linspace(0, len(layers) - 1, min(max_layers, len(layers))).round().astype(int))
+    layers = [layers[i] for i in chosen]
+    shares = any((m.stands_for.reshape(-1) != np.arange(m.group.size)).any() for m in layers)
+    drops = any(m.dropped.any() for m in layers)
+    unique = '; unique: orange' if any((m.group == 2).any() for m in layers) else ''
+    rows = []
+    for m in layers:
+        side = _patch_side(image, m.group.shape, patch)
+        row = [(f'layer {m.layer}: {(m.group > 0).sum()} of {m.group.size} patches keep a token', image),
+               (f'token of its own: grey; none: teal{unique}', draw_groups(image, m, side))]
+        if shares:
+            row.append(('one colour: share a token', draw_matches(image, m, side)))
+        row.append(('what is left' if drops else 'mean colour of each token', draw_injected(image, m, side)))
+        rows.append([(text, _fitted(cell)) for text, cell in row])
+    return mosaic(rows)

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
+from mmseg.models import SegDataPreProcessor
+
+from mmtr.visualization import TokenMap, draw_injected, record_token_maps, seen_image, token_maps, token_picture
+from tests.test_reducers.test_contract import backbone, every_reducer, images
+
+CAPTION, GAP = 26, 6
+
+
+def noise(height=80, width=112, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def cells(picture, columns, rows):
+    """The pictures of a mosaic without captions."""
+    height, width = (picture.shape[0] + GAP) // rows, (picture.shape[1] + GAP) // columns
+    return [[picture[r * height + CAPTION:(r + 1) * height - GAP, c * width:(c + 1) * width - GAP]
+             for c in range(columns)] for r in range(rows)]
+
+
+@every_reducer
+def test_every_method_has_pictures(cfg):
+    maps = token_maps(backbone(cfg), images())
+    picture = token_picture(noise(), maps, patch=16, index=1, max_layers=1)
+    assert picture.dtype == np.uint8
+    drawn, columns = None, (picture.shape[1] + GAP) // (400 + GAP)
+    assert picture.shape == (CAPTION + 286, columns * (400 + GAP) - GAP, 3) and columns in (3, 4)
+    image, *drawn = cells(picture, columns, 1)[0]
+    for cell in drawn:
+        assert cell.shape == image.shape == (286, 400, 3)
+        assert not np.array_equal(cell, image)
+
+
+def token_map(layer, group, stands_for):
+    return TokenMap(layer, np.array(group), np.array(stands_for))
+
+
+def test_a_row_is_a_layer_where_the_map_changes():
+    merged = [token_map(i, [[1, 1, 0]], [[0, 1, 0]]) for i in range(3)]
+    other = [token_map(i, [[1, 0, 0]], [[0, 0, 0]]) for i in range(3, 5)]
+    maps = {m.layer: [m] for m in merged + other}
+    one, two = (token_picture(noise(32, 96), {i: maps[i] for i in layers}, 32) for layers in ((0, 1, 2), (0, 2, 3, 4)))
+    assert two.shape[0] == 2 * one.shape[0] + GAP
+    assert np.array_equal(two[:one.shape[0]], one)
+
+
+def test_the_map_is_of_the_image_that_is_asked_for():
+    one, other = token_map(0, [[1, 1, 0]], [[0, 1, 0]]), token_map(0, [[1, 0, 0]], [[0, 0, 0]])
+    image = noise(32, 96)
+    assert np.array_equal(token_picture(image, {0: [one, other]}, 32, index=1), token_picture(image, {0: [other]}, 32))
+
+
+def test_patches_of_later_stages_are_larger():
+    merged, halved = token_map(0, [[1, 0] * 4] * 4, np.zeros((4, 8), int)), token_map(0, [[1, 0]], [[0, 0]])
+    tinted = [cells(token_picture(noise(32, 64), {0: [m]}, 8), 4, 1)[0][1] for m in (merged, halved)]
+    image = cells(token_picture(noise(32, 64), {0: [merged]}, 8), 4, 1)[0][0]
+    grey = [(np.abs(cell - (0.45 * image + 0.55 * 160)) < 1).all(-1) for cell in tinted]
+    assert grey[0][:, :50].all() and not grey[0][:, 50:100].any() and grey[0][:, 100:150].all()
+    assert grey[1][:, :200].all() and not grey[1][:, 200:].any()
+
+
+def test_rows_are_spread_from_the_first_to_the_last_layer():
+    maps = {i: [token_map(i, [[int(p == i) for p in range(7)]], [[i] * 7])] for i in range(7)}
+    picture = token_picture(noise(32, 224), maps, 32, max_layers=3)
+    alone = [token_picture(noise(32, 224), {i: maps[i]}, 32) for i in (0, 3, 6)]
+    height = alone[0].shape[0]
+    for row, expected in enumerate(alone):
+        assert np.array_equal(picture[row * (height + GAP):][:height], expected)
+
+
+def test_dropped_patches_are_teal_and_others_their_mean():
+    image = noise(32, 96)
+    drawn = draw_injected(image, token_map(0, [[0, 1, 0]], [[0, 1, 1]]), 32)
+    assert (drawn[:, :32] == (0, 128, 128)).all()
+    assert (drawn[:, 32:] == image[:, 32:].reshape(-1, 3).mean(0).astype(np.uint8)).all()
+
+
+@pytest.mark.parametrize('preprocessor', [
+    SegDataPreProcessor(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True),
+    SegDataPreProcessor(mean=[103.5, 116.3, 123.7], std=[1., 1., 1.]), SegDataPreProcessor(),
+    DetDataPreprocessor(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True)],
+    ids=['rgb', 'bgr', 'as it is', 'mmdet'])
+def test_an_image_is_seen_as_it_was_before_normalisation(preprocessor):
+    rgb = noise()
+    bgr = torch.from_numpy(rgb[..., ::-1].copy()).permute(2, 0, 1)
+    inputs = preprocessor(dict(inputs=[bgr]))['inputs'][0]
+    assert np.array_equal(seen_image(preprocessor, inputs), rgb)
+
+
+def test_each_forward_is_recorded_with_its_images():
+    model = backbone(dict(type='ToMe', mode='progressive'))
+    first, second = images(1), images(2, 48, 64)
+    reducer = model.token_reducer
+    with record_token_maps(model) as runs, torch.no_grad():
+        model(first), model(second)
+    model(first)
+    assert [len(runs), len(runs[0][1][0]), len(runs[1][1][0])] == [2, 1, 2]
+    assert runs[0][0] is first and runs[1][0] is second
+    assert runs[1][1][0][0].group.shape == (3, 4)
+    assert model.token_reducer is reducer

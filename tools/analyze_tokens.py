@@ -1,0 +1,185 @@
+"""What token reduction does in each layer: attention diversity, token similarity, tokens, time, as figures.
+
+Example: tools/analyze_tokens.py configs/segmenter_vit-t_tadapter_camvid.py ckpt.pth --out work_dirs/analysis --maps
+"""
+import argparse
+import json
+import logging
+import math
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+import torch
+from mmengine import ProgressBar
+from mmengine.config import DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, init_default_scope
+
+from mmtr.analysis.figures import draw_layers
+from mmtr.analysis.layers import analyze_layers
+from mmtr.analysis.speed import machine
+from mmtr.apis import apply_token_reduction
+from mmtr.engine.configs import load_config, read_reductions
+from mmtr.engine.data_check import check_data
+from mmtr.engine.model import build_model, load_weights
+from mmtr.errors import UserError, command
+from mmtr.reducers import TokenReducer
+from mmtr.visualization import record_token_maps, seen_image, token_maps, token_picture
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def parse_args():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--images', nargs='+', type=Path, help="files, or one folder; else the config's test data")
+    parser.add_argument('--num-images', type=int, default=4, help='how many of them, the first ones (default 4)')
+    parser.add_argument('--reductions', help="Python file with reductions = dict(name=dict(type='ToMe', ...)); "
+                                             "else the config's own is compared with none")
+    parser.add_argument('--out', type=Path, required=True, help='folder for figures and layers.json')
+    parser.add_argument('--maps', action='store_true', help='also draw the token maps of each image, to OUT/maps')
+    parser.add_argument('--repeats', type=int, default=5, help='timed runs of each image (default 5)')
+    parser.add_argument('--threads', type=int, help='CPU threads of torch')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    args = parser.parse_args()
+    for option in ('num_images', 'repeats', 'threads'):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            parser.error(f'--{option.replace("_", "-")} must be a whole number above 0')
+    return args
+
+
+def find_images(cfg, given, count):
+    """The first ``count`` images of files or a folder that were given, or of the config's test data.
+
+    Raises:
+        UserError: There are none, or one cannot be read.
+    """
+    if given is None:
+        check_data(cfg, ('test_dataloader',))
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        files = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
+    elif len(given) == 1 and given[0].is_dir():
+        files = sorted(path for path in given[0].iterdir() if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise UserError(f"--images '{given[0]}' holds no image ({', '.join(SUFFIXES)}).")
+    else:
+        files = given
+    files = files[:count]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"The image '{path}' is not there.")
+        if cv2.imread(str(path)) is None:
+            raise UserError(f"'{path}' cannot be read as an image.")
+    return files
+
+
+@torch.inference_mode()
+def backbone_inputs(cfg, model, files):
+    """What the backbone takes of each file, (1, 3, height, width); of an image run in windows, the first one."""
+    pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline
+                        if 'Annotations' not in str(step['type'])])
+    inputs = []
+    for path in files:
+        # Runs the model as its test does, so that windows and padding are the ones of the test.
+        with record_token_maps(model.backbone) as runs:
+            model.test_step(pseudo_collate([pipeline(dict(img_path=str(path), img_id=0))]))
+        inputs.append(runs[0][0])
+    return inputs
+
+
+def reducers_of(model, reductions):
+    """Name to reducer: none first, then ``reductions``, or if there are none the model's own."""
+    own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
+    device = next(model.parameters()).device
+    reducers = {name: apply_token_reduction(model, reduction).backbone.token_reducer.to(device).eval()
+                for name, reduction in {'plain': None, **(reductions or {})}.items()}
+    if not reductions and own is not None and type(own) is not TokenReducer:
+        reducers[type(own).__name__] = own
+    return reducers
+
+
+def print_table(results):
+    """One line a reduction."""
+    rows = [('reduction', 'tokens', 'attention diversity', 'lowest', 'token similarity', 'last', 'layers ms',
+             'restore ms', 'backbone ms')]
+    for name, result in results.items():
+        layers = {key: [v for v in values if not math.isnan(v)] for key, values in result['layers'].items()}
+        mean = {key: sum(values) / max(len(values), 1) for key, values in layers.items()}
+        diversity, similarity = layers['attention_diversity'], layers['token_similarity']
+        rows.append((name, f'{mean["attention_tokens"]:.0f}', f'{mean["attention_diversity"]:.3f}',
+                     f'{min(diversity, default=math.nan):.3f}', f'{mean["token_similarity"]:.3f}',
+                     f'{similarity[-1] if similarity else math.nan:.3f}', f'{sum(layers["ms"]):.1f}',
+                     f'{result["restore_ms"]:.2f}', f'{result["backbone_ms"]:.1f}'))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print('  '.join(cell.rjust(width) if i else cell.ljust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths))))
+
+
+def draw_maps(model, reducers, files, inputs, folder):
+    """The token maps of each image under each reducer that has some."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, reducer in reducers.items():
+        model.backbone.token_reducer = reducer
+        for path, image in zip(files, inputs):
+            maps = token_maps(model.backbone, image)
+            if maps:
+                drawn = token_picture(seen_image(model.data_preprocessor, image[0]), maps, model.backbone.patch_size)
+                file = folder / f'{path.stem}_{name.replace("/", "_").replace(" ", "_")}.jpg'
+                cv2.imwrite(str(file), drawn[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))
+
+
+def without_nan(node):
+    """Lists and dicts with None in the place of NaN, which JSON lacks."""
+    if isinstance(node, dict):
+        return {key: without_nan(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [without_nan(value) for value in node]
+    return None if isinstance(node, float) and math.isnan(node) else node
+
+
+@command
+def main():
+    """Measure, print and draw."""
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    MMLogger.get_instance('mmengine', log_level=logging.ERROR)
+    cfg = load_config(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    reductions = read_reductions(args.reductions) if args.reductions else None
+    if not cfg.get('model') or not cfg.get('test_dataloader'):
+        raise UserError(f"Config '{args.config}' must have a model and a test_dataloader, whose pipeline reads images.")
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    files = find_images(cfg, args.images, args.num_images)
+    model = build_model(cfg)
+    load_weights(model, args.checkpoint)
+    model.to(args.device)
+    reducers = reducers_of(model, reductions)
+    inputs = backbone_inputs(cfg, model, files)
+    bar = ProgressBar(args.repeats + 1, file=sys.stderr)
+    results = analyze_layers(model.backbone, inputs, reducers, args.repeats, lambda *_: bar.update())
+    print(file=sys.stderr)
+    print_table(results)
+    used = machine(args.device)
+    print(f'Mean over layers and {len(files)} images; layers ms: their sum. Times: median of {args.repeats} runs, '
+          f'mean over images.\nMachine: {", ".join(f"{key} {value}" for key, value in used.items())}')
+    args.out.mkdir(parents=True, exist_ok=True)
+    report = dict(command=shlex.join(sys.argv), machine=used, settings={k: str(v) for k, v in vars(args).items()},
+                  reductions=reductions or cfg.model.backbone.get('token_reduction'),
+                  images=[str(path) for path in files], results=without_nan(results))
+    (args.out / 'layers.json').write_text(json.dumps(report, indent=1))
+    draw_layers(results, args.out)
+    if args.maps:
+        draw_maps(model, reducers, files, inputs, args.out / 'maps')
+    print(f'Figures and numbers are in {args.out}')
+
+
+if __name__ == '__main__':
+    main()
