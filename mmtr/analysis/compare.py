@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from numbers import Real
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 import torch
 from mmengine.evaluator import Evaluator
@@ -121,9 +121,9 @@ def build_reducers(model: nn.Module, reductions: dict[str, Optional[dict]]) -> d
             for name, reduction in reductions.items()}
 
 
-def build_evaluator(cfg, metainfo: dict) -> Evaluator:
-    """A new ``Evaluator`` with the test metrics of a config, for a data set with ``metainfo``."""
-    evaluator = Evaluator(copy.deepcopy(cfg.test_evaluator))
+def build_evaluator(metrics: Union[dict, list], metainfo: dict) -> Evaluator:
+    """A new ``Evaluator`` of a config's ``test_evaluator``, for a data set with ``metainfo``."""
+    evaluator = Evaluator(copy.deepcopy(metrics))
     evaluator.dataset_meta = metainfo
     return evaluator
 
@@ -151,7 +151,7 @@ def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[d
     journal = Journal() if journal is None else journal
     loader = Runner.build_dataloader(cfg.test_dataloader)
     reducers = build_reducers(model, reductions)
-    evaluators = {name: build_evaluator(cfg, loader.dataset.metainfo) for name in reducers}
+    evaluators = {name: build_evaluator(cfg.test_evaluator, loader.dataset.metainfo) for name in reducers}
     with torch.inference_mode(), progress_bar(len(loader), len(journal)) as bar:
         costs = journal.note('costs', lambda: _costs(model, reducers, loader.collate_fn([loader.dataset[0]])))
         results = compare_reductions(model, reducers, loader, evaluators, journal, bar.update)
