@@ -7,6 +7,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Optional
 
 import torch
@@ -38,8 +39,8 @@ def check_same(found: dict, wanted: dict, path) -> None:
     """Raise a ``UserError`` if the file at ``path``, made with ``found``, cannot go on with ``wanted``."""
     other = [name.replace('_', ' ') for name in wanted if found.get(name) != wanted[name]]
     if other:
-        raise UserError(f"'{path}' holds a run that was interrupted, with another {', '.join(other)}: remove it to "
-                        'start anew, or give another --out.')
+        raise UserError(f"'{path}' holds a run with another {', '.join(other)}: remove it to start anew, or give "
+                        'another --out.')
 
 
 class Journal:
@@ -58,7 +59,7 @@ class Journal:
     def __init__(self, path: Optional[str] = None, made: Optional[dict] = None):
         self.path = path
         try:
-            self._file = sqlite3.connect(path or ':memory:', isolation_level=None)
+            self._file = sqlite3.connect(path or ':memory:', timeout=1, isolation_level=None)
             self._file.execute('PRAGMA locking_mode = EXCLUSIVE')
             self._file.execute('CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT)')
             self._file.execute('CREATE TABLE IF NOT EXISTS steps (step INTEGER PRIMARY KEY, record BLOB)')
@@ -82,7 +83,7 @@ class Journal:
         torch.save(record, buffer)
         packed = zlib.compress(buffer.getvalue(), 1)
         if len(self) == 0:
-            _unpack(packed)  # what cannot be read again must stop the first step, not the end
+            self._unpack(packed)  # what cannot be read again must stop the first step, not the end
         self._file.execute('INSERT INTO steps VALUES (?, ?)', (len(self), packed))
 
     def __len__(self) -> int:
@@ -90,7 +91,14 @@ class Journal:
 
     def __iter__(self) -> Iterator[dict]:
         for packed, in self._file.execute('SELECT record FROM steps ORDER BY step'):
-            yield _unpack(packed)
+            yield self._unpack(packed)
+
+    def _unpack(self, packed):
+        try:
+            return torch.load(io.BytesIO(zlib.decompress(packed)), map_location='cpu', weights_only=True)
+        except UnpicklingError as error:
+            raise UserError(f"'{self.path}' can keep tensors, arrays and plain values alone, and a metric of the "
+                            f"config's test_evaluator gives more: {str(error).splitlines()[0]}") from error
 
     def __enter__(self):
         return self
@@ -103,7 +111,3 @@ class Journal:
         self._file.close()
         if self.path and Path(self.path).exists():
             os.remove(self.path)
-
-
-def _unpack(packed):
-    return torch.load(io.BytesIO(zlib.decompress(packed)), map_location='cpu', weights_only=True)

@@ -115,6 +115,8 @@ class Judge:
             self.metainfo = loader.dataset.metainfo
             self.images = Images(lambda i: loader.collate_fn([loader.dataset[i]]), len(loader.dataset), wanted, seed)
         else:
+            if not hasattr(model, 'num_classes'):
+                raise UserError(f'--images needs a segmentor, and the model is a {type(model).__name__}.')
             # The plain predictions stand for labels, so that what compares with labels compares with them.
             self.evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
             self.metainfo = dict(classes=[str(i) for i in range(model.num_classes)])

@@ -36,6 +36,8 @@ def test_the_best_setting_is_near_the_optimum():
     reduction, outcome = next(ranked(study, target))
     assert outcome.speed_up >= 1.5 and outcome == measure(reduction) and reduction['type'] == 'Expediting'
     assert outcome.drop < 4.2
+    # Optuna knows the target too.
+    assert study.best_trial.user_attrs['reduction'] == reduction
 
 
 def test_the_fastest_setting_within_a_drop():
@@ -51,6 +53,7 @@ def test_equal_seeds_try_equal_settings_and_each_method_is_tried():
     first, again, other = (run(open_study(None, MADE), target, 14, seed=seed) for seed in (3, 3, 4))
     assert first == again != other
     assert [reduction['type'] for reduction in first[:2]] == METHODS
+    assert len({str(reduction) for reduction in first}) > 10
 
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path):
