@@ -45,7 +45,7 @@ $(VENV)/installed: setup.py requirements/runtime.txt $(VENV)/openmmlab
 	@$(PIP) --no-build-isolation -r requirements/runtime.txt -e .
 	@touch $@
 
-$(VENV)/test-tools: requirements/tests.txt $(VENV)/installed
+$(VENV)/test-tools: requirements/tests.txt requirements/tune.txt $(VENV)/installed
 	@$(PIP) -r requirements/tests.txt
 	@touch $@
 

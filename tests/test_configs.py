@@ -19,6 +19,7 @@ from mmtr.reducers import (
     ToMe,
     build_token_reducer,
 )
+from mmtr.registry import TOKEN_REDUCERS
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
@@ -102,6 +103,14 @@ def test_plain_config_is_the_stock_one(size):
     for key in ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg',
                 'test_evaluator', 'default_hooks'):
         assert without_scope(ours[key]) == without_scope(stock[key]), key
+
+
+@pytest.mark.parametrize('depth', [12, 24])
+def test_compare_all_holds_every_method_at_settings_that_work_at_any_depth(depth):
+    reductions = Config.fromfile(ROOT / 'configs/reductions/all_methods.py').reductions
+    reducers = [build_token_reducer(cfg.to_dict(), BackboneShape(depth, 64, 1)) for cfg in reductions.values()]
+    assert {type(reducer) for reducer in reducers} == set(TOKEN_REDUCERS.module_dict.values())
+    assert all(min(reducer.token_schedule((23, 30), depth)) < 690 for reducer in reducers)
 
 
 def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_others():

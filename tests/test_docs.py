@@ -34,6 +34,8 @@ def test_the_documented_method_keeps_every_promise(documented_method):
         [20] * 10 + [12] * 14)
     cfg = dict(type='DropColumns')
     contract.test_heads_receive_the_full_grid(cfg, 57, 130, 16, False)
+    for depth in (2, 4):
+        contract.test_whatever_a_search_draws_works('DropColumns', depth)
     for check in (contract.test_positions_are_in_raster_order, contract.test_prefix_tokens_are_never_reduced,
                   contract.test_an_image_does_not_depend_on_its_batch, contract.test_no_state_is_left_on_the_module,
                   contract.test_nothing_to_reduce_is_the_plain_model, contract.test_two_threads_share_a_model,

@@ -4,8 +4,6 @@ Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.typ
 """
 import argparse
 import json
-import math
-import os
 import re
 import shlex
 import sys
@@ -13,11 +11,11 @@ from pathlib import Path
 
 import torch
 from mmengine import ProgressBar
-from mmengine.config import DictAction
 
-from mmtr.analysis.flops import count_flops, schedule_in_words
+from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.engine.configs import load_config
+from mmtr.engine.configs import Options, add_options, load_config, merge_options
+from mmtr.engine.measuring import add_machine, check_file, positive, use_machine
 from mmtr.engine.model import build_model, read_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
@@ -28,17 +26,6 @@ PARTS = dict(model='whole model (backbone and head, logits not resized)', backbo
 REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore')
 COLUMNS = ('config', 'ms/image', 'quartiles', 'images/s', 'GFLOPs', 'M params', 'peak MB',
            'speed-up', 'x GFLOPs', 'x memory')
-
-
-def positive(text):
-    """A whole number above 0, from the command line."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-positive.__name__ = 'whole number above 0'  # argparse names the type in its error
 
 
 def parse_args():
@@ -52,27 +39,13 @@ def parse_args():
     parser.add_argument('--batch-size', type=positive, default=1)
     parser.add_argument('--repeats', type=positive, default=10,
                         help=f'timed rounds, after {WARMUP} of warm-up')
-    parser.add_argument('--threads', type=positive, help='CPU threads of torch')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add_machine(parser)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='other than float32: autocast')
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='override settings of every config')
+    add_options(parser)
     parser.add_argument('--json', metavar='F', help='write all results there, single durations included')
     return parser.parse_args()
-
-
-def check_settings(args):
-    """Raise a ``UserError`` for what would fail only after models are built and timed."""
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
-        raise UserError(f'--device {args.device} cannot be used: '
-                        f'this machine has {", ".join(devices)}.') from error
-    if args.json and (Path(args.json).is_dir() or not os.access(Path(args.json).absolute().parent, os.W_OK)):
-        raise UserError(f'--json {args.json} cannot be written: give a file in a folder that exists.')
 
 
 def read_config(spec, options):
@@ -83,14 +56,11 @@ def read_config(spec, options):
     """
     path, *overrides = spec.split('@')
     cfg = load_config(path)
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--set', nargs='*', action=DictAction, default={})
-    try:
-        cfg.merge_from_dict(options or {})
-        cfg.merge_from_dict(parser.parse_args(['--set', *overrides]).set)
-    except Exception as error:
-        raise UserError(f"Settings {' '.join([*(options or {}), *overrides])} do not fit config '{path}': "
-                        f'{error}') from error
+    merge_options(cfg, options)
+    if overrides:
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--set', nargs='+', action=Options)
+        merge_options(cfg, parser.parse_args(['--set', *overrides]).set)
     if 'backbone' not in cfg.get('model', {}):
         raise UserError(f"Config '{path}' has no model with a backbone: "
                         'give the config of a segmentor or detector.')
@@ -185,14 +155,6 @@ def reduces(backbone):
     return type(getattr(backbone, 'token_reducer', None)) not in (type(None), TokenReducer)
 
 
-def token_schedule(backbone, shape):
-    """Patch tokens that each layer computes on, or None for a stock backbone."""
-    if not hasattr(backbone, 'token_reducer'):
-        return None
-    grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, backbone.patch_embed.projection.kernel_size))
-    return backbone.token_reducer.token_schedule(grid, backbone.token_reducer.backbone.depth)
-
-
 def table(results):
     """Results of one part as aligned text."""
     rows = [COLUMNS]
@@ -238,12 +200,12 @@ def names_of(specs):
 def main():
     """Measure, print and write."""
     args = parse_args()
-    check_settings(args)
+    use_machine(args)
+    if args.json:
+        check_file(args.json, '--json')
     configs = [read_config(spec, args.cfg_options) for spec in args.configs]
     for cfg, spec in zip(configs, args.configs):
         check_shape(args.shape, cfg, spec)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     names = names_of(args.configs)
     models, kept = build_all(args, args.configs, configs)
     results = measure(args, names, models)

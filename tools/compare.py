@@ -1,58 +1,101 @@
-"""Accuracy and speed of several token reductions of one trained model, side by side."""
+"""Accuracy and speed of several token reductions of one trained model, side by side.
+
+Writes a table (OUT.csv, OUT.json, OUT.md) and a figure (OUT.png, OUT.pdf). The same command goes on where an
+interrupted one stopped.
+"""
 import argparse
+import csv
 import json
-import logging
+import shlex
+import sys
 from pathlib import Path
 
-import torch
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from mmtr.analysis.compare import compare_on_test_data, main_metric, markdown_table, records
+from mmtr.analysis.journal import Journal, made_with
+from mmtr.analysis.speed import machine
+from mmtr.engine import measuring
+from mmtr.engine.configs import read_reductions
+from mmtr.errors import UserError, command
+from mmtr.reducers import build_token_reducer
+from mmtr.visualization.trade_off import draw_trade_off
 
-from mmtr.analysis.compare import compare_on_test_data, markdown_table
-from mmtr.engine.configs import load_config, read_reductions
-from mmtr.engine.data_check import check_data
-from mmtr.engine.model import build_model, load_weights
-from mmtr.errors import command
+ALL = Path(__file__).resolve().parents[1] / 'configs/reductions/all_methods.py'
 
 
 def parse_args():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of the plain model, with its test data')
-    parser.add_argument('checkpoint')
-    parser.add_argument('reductions', help="Python file with reductions = dict(name=dict(type='TokenAdapter', ...))")
-    parser.add_argument('--out', help='write results to OUT.json and OUT.md')
-    parser.add_argument('--threads', type=int, help='CPU threads of torch')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
-    return parser.parse_args()
+    parser = measuring.parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument('reductions', nargs='?', metavar='REDUCTIONS',
+                        help="Python or YAML file with reductions = dict(name=dict(type='TokenAdapter', ...))")
+    parser.add_argument('--all', action='store_true',
+                        help='in place of REDUCTIONS: every method at several strengths (configs/reductions/'
+                             'all_methods.py)')
+    parser.add_argument('--out', help='write OUT.csv, OUT.json, OUT.md, OUT.png and OUT.pdf, and go on where an '
+                                      'interrupted run stopped')
+    args = parser.parse_args()
+    if args.all == (args.reductions is not None):
+        raise UserError('Give either a file with reductions or --all.')
+    return args
+
+
+def fitting(reductions, backbone, leave_out):
+    """The reductions that a backbone can take; what it cannot is an error, or left out and said."""
+    kept = {}
+    for name, reduction in reductions.items():
+        try:
+            build_token_reducer(reduction, backbone)
+            kept[name] = reduction
+        except UserError as error:
+            if not leave_out:
+                raise UserError(f"'{name}': {error}") from error
+            print(f"Left out '{name}': {error}", file=sys.stderr)
+    return kept
+
+
+def write(out, report):
+    """Write the report of a run as tables and a figure."""
+    results = report['results']
+    Path(f'{out}.json').write_text(json.dumps(report, indent=1) + '\n')
+    Path(f'{out}.md').write_text(markdown_table(results) + '\n')
+    rows = list(records(results))
+    with open(f'{out}.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    used = report['machine']
+    draw_trade_off(results, main_metric(results), [f'{out}.png', f'{out}.pdf'],
+                   f'{Path(report["config"]).stem}, {report["images"]} images, {used.get("gpu", used["cpu"])}')
 
 
 @command
 def main():
     """Measure and print."""
     args = parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    MMLogger.get_instance('mmengine', log_level=logging.ERROR)
-    cfg = load_config(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
-    reductions = {'plain': None, **read_reductions(args.reductions)}
-    check_data(cfg, ('test_dataloader',))
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    model = build_model(cfg)
-    load_weights(model, args.checkpoint)
-    model.to(args.device)
-    results = compare_on_test_data(cfg, model, reductions)
-    for name, result in results.items():
-        result['token_reduction'] = reductions[name]
-    table = markdown_table(results)
-    print(table)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(f'{args.out}.json').write_text(json.dumps(results, indent=1, default=float))
-        Path(f'{args.out}.md').write_text(table + '\n')
+        measuring.check_file(args.out, '--out')
+    reductions = {'plain': None, **read_reductions(ALL if args.all else args.reductions)}
+    cfg, model = measuring.load(args)
+    reductions = fitting(reductions, model.backbone.token_reducer.backbone, leave_out=args.all)
+    made = made_with(cfg, args.checkpoint, args.device, reductions=reductions)
+    with Journal(f'{args.out}.partial', made) if args.out else Journal() as journal:
+        if len(journal):
+            print(f"Going on after {len(journal)} batches, from '{journal.path}'.", file=sys.stderr)
+        try:
+            results = compare_on_test_data(cfg, model, reductions, journal)
+        except KeyboardInterrupt:
+            if args.out:
+                raise KeyboardInterrupt(f'Interrupted after {len(journal)} batches; the same command goes on '
+                                        'from there.') from None
+            raise
+        print(markdown_table(results))
+        if args.out:
+            write(args.out, dict(
+                command=shlex.join(sys.argv), config=args.config, checkpoint=args.checkpoint,
+                cfg_options=args.cfg_options, machine=machine(args.device),
+                images=sum(record['size'] for record in journal), results=results))
+            journal.remove()
 
 
 if __name__ == '__main__':

@@ -1,28 +1,34 @@
 """Accuracy and speed of several reductions of one model, measured side by side on the same images."""
 import copy
+import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Optional
+from itertools import islice
+from numbers import Real
+from typing import Callable, Optional, Union
 
 import torch
-from mmengine import ProgressBar
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
+from mmseg.evaluation import IoUMetric
 from torch import nn
+from tqdm import tqdm
 
+from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
+from mmtr.analysis.journal import Journal
 from mmtr.analysis.speed import now
 from mmtr.apis import apply_token_reduction
 from mmtr.reducers import TokenReducer
 
 
 @contextmanager
-def _timed(module: nn.Module, seconds: list[float]):
+def _timed(module: nn.Module, seconds: list[float], clock: Callable[[], float]):
     """Append how long each forward of ``module`` takes to ``seconds``."""
     started = []
-    before = module.register_forward_pre_hook(lambda *_: started.append(now()))
-    after = module.register_forward_hook(lambda *_: seconds.append(now() - started.pop()))
+    before = module.register_forward_pre_hook(lambda *_: started.append(clock()))
+    after = module.register_forward_hook(lambda *_: seconds.append(clock() - started.pop()))
     try:
         yield
     finally:
@@ -31,7 +37,8 @@ def _timed(module: nn.Module, seconds: list[float]):
 
 
 def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batches: Iterable, evaluators: dict,
-                       progress=None) -> dict[str, dict]:
+                       journal: Optional[Journal] = None, progress: Optional[Callable[[], object]] = None,
+                       clock: Callable[[], float] = now) -> dict[str, dict]:
     """Run every reducer on every batch, in an order that rotates, so that drift of the machine hits all alike.
 
     Args:
@@ -39,70 +46,163 @@ def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batc
         reducers: Name to reducer, built for that backbone.
         batches: Of a test dataloader.
         evaluators: Name to mmengine ``Evaluator``.
-        progress: Called with the number of batches done.
+        journal: Gets what each batch gave; the batches that it holds already are not run again.
+        progress: Called after each batch.
+        clock: Gives the time in seconds.
 
     Returns:
-        Name to the evaluator's metrics, and the median time of an image in ms:
-        ``encoder_ms`` of the backbone, ``total_ms`` of the whole test step.
+        Name to the evaluator's ``metrics``; ``class_iou``, the IoU of each class in percent where the metric
+        is mmseg's, None for a class that is nowhere; and the median time of an image in ms: ``encoder_ms``
+        of the backbone, ``total_ms`` of the whole test step.
     """
-    names = list(reducers)
-    encoder, total, images = {n: [] for n in names}, {n: [] for n in names}, 0
+    journal = Journal() if journal is None else journal
+    names, first = list(reducers), len(journal)
     kept = model.backbone.token_reducer
     try:
-        for step, batch in enumerate(batches):
-            if step == 0:  # threads, caches and memory pools settle
+        for step, batch in enumerate(islice(batches, first, None), first):
+            if step == first:  # threads, caches and memory pools settle
                 for reducer in reducers.values():
                     model.backbone.token_reducer = reducer
                     model.test_step(batch)
             size = len(batch['inputs'])
+            record = dict(size=size, encoder={}, total={}, results={})
             for name in names[step % len(names):] + names[:step % len(names)]:
                 model.backbone.token_reducer = reducers[name]
                 seconds: list[float] = []
-                with _timed(model.backbone, seconds):
-                    start = now()
+                with _timed(model.backbone, seconds, clock):
+                    start = clock()
                     outputs = model.test_step(batch)
-                    total[name].append((now() - start) / size)
-                encoder[name].append(sum(seconds) / size)
+                    record['total'][name] = (clock() - start) / size
+                record['encoder'][name] = sum(seconds) / size
                 evaluators[name].process(data_samples=outputs, data_batch=batch)
-            images += size
+                record['results'][name] = [list(metric.results) for metric in evaluators[name].metrics]
+                for metric in evaluators[name].metrics:
+                    metric.results.clear()
+            journal.append(record)
             if progress is not None:
-                progress(step + 1)
+                progress()
     finally:
         model.backbone.token_reducer = kept
-    return {name: dict(metrics=evaluators[name].evaluate(images),
-                       encoder_ms=1e3 * statistics.median(encoder[name]),
-                       total_ms=1e3 * statistics.median(total[name])) for name in names}
+    return _summary(names, journal, evaluators)
 
 
-def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[dict]]) -> dict[str, dict]:
-    """``compare_reductions`` on the test data and with the test metrics of a config.
+def _summary(names, journal, evaluators):
+    encoder, total, images = {n: [] for n in names}, {n: [] for n in names}, 0
+    for record in journal:
+        images += record['size']
+        for name in names:
+            encoder[name].append(record['encoder'][name])
+            total[name].append(record['total'][name])
+            for metric, results in zip(evaluators[name].metrics, record['results'][name]):
+                metric.results.extend(results)
+    summary = {}
+    for name in names:
+        class_iou = _class_iou(evaluators[name])  # evaluate forgets the results
+        metrics = {key: float(value) if isinstance(value, Real) else value
+                   for key, value in evaluators[name].evaluate(images).items()}
+        summary[name] = dict(metrics=metrics, class_iou=class_iou,
+                             encoder_ms=1e3 * statistics.median(encoder[name]),
+                             total_ms=1e3 * statistics.median(total[name]))
+    return summary
+
+
+def _class_iou(evaluator):
+    for metric in evaluator.metrics:
+        if isinstance(metric, IoUMetric) and metric.results:
+            intersect, union = (sum(areas[i].double() for areas in metric.results) for i in (0, 1))
+            return {name: 100 * i / u if u else None for name, i, u in
+                    zip(metric.dataset_meta['classes'], intersect.tolist(), union.tolist())}
+    return None
+
+
+def build_reducers(model: nn.Module, reductions: dict[str, Optional[dict]]) -> dict[str, TokenReducer]:
+    """The reducer of each value of the key ``token_reduction``, for the backbone of ``model``; None: plain."""
+    return {name: apply_token_reduction(model, reduction).backbone.token_reducer
+            for name, reduction in reductions.items()}
+
+
+def build_evaluator(metrics: Union[dict, list], metainfo: dict) -> Evaluator:
+    """A new ``Evaluator`` of a config's ``test_evaluator``, for a data set with ``metainfo``."""
+    evaluator = Evaluator(copy.deepcopy(metrics))
+    evaluator.dataset_meta = metainfo
+    return evaluator
+
+
+def progress_bar(total: int, done: int = 0, unit: str = 'batch') -> tqdm:
+    """Progress on stderr with the time left, shown twice a minute where stderr is a file."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, initial=done, file=sys.stderr, mininterval=seconds, maxinterval=seconds, unit=unit)
+
+
+def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[dict]],
+                         journal: Optional[Journal] = None) -> dict[str, dict]:
+    """``compare_reductions`` on the test data and with the test metrics of a config, progress on stderr.
 
     Args:
         cfg: mmengine ``Config`` with ``test_dataloader`` and ``test_evaluator``.
         model: Of that config, on its device, in eval mode.
-        reductions: Name to the value of the key ``token_reduction``. Progress is shown on stderr.
+        reductions: Name to the value of the key ``token_reduction``.
+        journal: To go on from, see ``compare_reductions``.
+
+    Returns:
+        What ``compare_reductions`` does, and for the first image: ``gflops`` of the backbone, multiply-adds, and
+        ``tokens_per_layer``, in words, for a method whose number of tokens does not depend on the image.
     """
+    journal = Journal() if journal is None else journal
     loader = Runner.build_dataloader(cfg.test_dataloader)
-    reducers, evaluators = {}, {}
-    for name, reduction in reductions.items():
-        reducers[name] = apply_token_reduction(model, reduction).backbone.token_reducer
-        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
-        evaluators[name].dataset_meta = loader.dataset.metainfo
-    bar = ProgressBar(len(loader), file=sys.stderr)
-    with torch.inference_mode():
-        results = compare_reductions(model, reducers, loader, evaluators, lambda _: bar.update())
-    print(file=sys.stderr)
-    return results
+    reducers = build_reducers(model, reductions)
+    evaluators = {name: build_evaluator(cfg.test_evaluator, loader.dataset.metainfo) for name in reducers}
+    with torch.inference_mode(), progress_bar(len(loader), len(journal)) as bar:
+        costs = journal.note('costs', lambda: _costs(model, reducers, loader.collate_fn([loader.dataset[0]])))
+        results = compare_reductions(model, reducers, loader, evaluators, journal, bar.update)
+    return {name: dict(token_reduction=reductions[name], **result, **costs[name]) for name, result in results.items()}
+
+
+def _costs(model, reducers, batch):
+    seen = []
+    hook = model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:1]))
+    model.test_step(batch)
+    hook.remove()
+    kept, costs = model.backbone.token_reducer, {}
+    for name, reducer in reducers.items():
+        model.backbone.token_reducer = reducer
+        schedule = token_schedule(model.backbone, seen[0].shape[2:]) if reducer.fixed_count else None
+        costs[name] = dict(gflops=count_flops(model.backbone, seen[0]).total / 1e9,
+                           tokens_per_layer=schedule and schedule_in_words(schedule))
+    model.backbone.token_reducer = kept
+    return costs
+
+
+def main_metric(results: dict[str, dict]) -> str:
+    """The metric to rank by: mIoU where there is one, else the first number."""
+    numbers = [key for key, value in next(iter(results.values()))['metrics'].items() if isinstance(value, float)]
+    return 'mIoU' if 'mIoU' in numbers else numbers[0]
+
+
+def _base_and_metrics(results):
+    base = next(iter(results.values()))
+    return base, [key for key, value in base['metrics'].items() if isinstance(value, float)]
 
 
 def markdown_table(results: dict[str, dict]) -> str:
-    """Results of ``compare_reductions`` as a Markdown table, speed-ups against the first of them."""
-    base = next(iter(results.values()))
-    metrics = [key for key, value in base['metrics'].items() if isinstance(value, float)]
-    rows = [['reduction', *metrics, 'encoder ms', 'encoder speed-up', 'images/s', 'speed-up']]
+    """Results of ``compare_on_test_data`` as a Markdown table, speed-ups against the first of them."""
+    base, metrics = _base_and_metrics(results)
+    rows = [['reduction', *metrics, 'GFLOPs', 'encoder ms', 'encoder speed-up', 'images/s', 'speed-up']]
     for name, r in results.items():
-        rows.append([name, *(f'{r["metrics"][m]:.2f}' for m in metrics), f'{r["encoder_ms"]:.1f}',
+        rows.append([name, *(f'{r["metrics"][m]:.2f}' for m in metrics), f'{r["gflops"]:.2f}', f'{r["encoder_ms"]:.1f}',
                      f'{base["encoder_ms"] / r["encoder_ms"]:.2f}', f'{1e3 / r["total_ms"]:.1f}',
                      f'{base["total_ms"] / r["total_ms"]:.2f}'])
     rows.insert(1, ['---'] + ['---:'] * (len(rows[0]) - 1))
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def records(results: dict[str, dict]) -> Iterator[dict]:
+    """Results of ``compare_on_test_data`` as flat rows for a CSV file, IoU of each class included."""
+    base, metrics = _base_and_metrics(results)
+    for name, r in results.items():
+        yield dict(
+            reduction=name, settings=json.dumps(r['token_reduction']), **{m: r['metrics'][m] for m in metrics},
+            gflops=r['gflops'], tokens_per_layer=r['tokens_per_layer'], encoder_ms=r['encoder_ms'],
+            encoder_speed_up=base['encoder_ms'] / r['encoder_ms'], total_ms=r['total_ms'],
+            images_per_s=1e3 / r['total_ms'], speed_up=base['total_ms'] / r['total_ms'],
+            **{f'IoU {key}': value for key, value in (r['class_iou'] or {}).items()})

@@ -2,8 +2,8 @@
 import copy
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
-from typing import Union
+from math import ceil, prod
+from typing import Optional, Union
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -65,6 +65,14 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
     take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk
     unsafe_split var view_as where zero_
     '''.split()]
+
+
+def token_schedule(backbone: nn.Module, shape: tuple[int, int]) -> Optional[list[int]]:
+    """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels; None for a stock backbone."""
+    if not hasattr(backbone, 'token_reducer'):
+        return None
+    grid = tuple(ceil(n / patch) for n, patch in zip(shape, backbone.patch_embed.projection.kernel_size))
+    return backbone.token_reducer.token_schedule(grid, backbone.token_reducer.backbone.depth)
 
 
 def schedule_in_words(schedule: list[int]) -> str:

@@ -3,7 +3,7 @@ import importlib.util
 import os.path as osp
 from importlib.metadata import PackageNotFoundError, version
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 
@@ -39,7 +39,7 @@ def load_config(path):
 
 
 def read_reductions(path):
-    """The dict ``reductions`` of a Python file: name -> value of the key ``token_reduction``.
+    """The dict ``reductions`` of a Python or YAML file: name -> value of the key ``token_reduction``.
 
     Raises:
         UserError: There is no such file, or no such dict in it.
@@ -47,8 +47,40 @@ def read_reductions(path):
     try:
         return Config.fromfile(path).reductions.to_dict()
     except (OSError, SyntaxError, AttributeError) as error:
-        raise UserError(f"'{path}' must be a Python file with reductions = dict(name=dict(type='TokenAdapter')): "
-                        f'{error}') from error
+        raise UserError(f"'{path}' must be a Python or YAML file with reductions = "
+                        f"dict(name=dict(type='TokenAdapter')): {error}") from error
+
+
+class Options(DictAction):
+    """An ``argparse`` action for KEY=VALUE ...; raises ``UserError`` for what is none."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """See ``argparse.Action``."""
+        for option in values:
+            name, equals, value = option.partition('=')
+            if not (name and equals) or value.count('[') != value.count(']') or (
+                    value.count('(') != value.count(')')):
+                raise UserError(
+                    f"Settings are given as key=value, and lists as key=[a,b] without spaces, not '{option}'.")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_options(parser):
+    """Give an ``argparse`` parser the option ``--cfg-options``."""
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
+                        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1')
+
+
+def merge_options(cfg, options):
+    """Merge settings, as ``--cfg-options`` gives them, into a config.
+
+    Raises:
+        UserError: They do not fit the config.
+    """
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"Settings {', '.join(options)} do not fit config '{cfg.filename}': {error}.") from error
 
 
 for _module in ('mmseg', 'mmdet'):

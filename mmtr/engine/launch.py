@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -16,7 +15,7 @@ from mmengine.runner import Runner
 import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
 from mmtr.errors import UserError, in_words
 
-from .configs import load_config
+from .configs import add_options, load_config, merge_options
 from .data_check import check_data
 
 # Where each launcher other than torchrun says who a process is.
@@ -27,25 +26,13 @@ LAUNCHER_ENV = dict(
              WORLD_SIZE='OMPI_COMM_WORLD_SIZE'))
 
 
-class _Options(DictAction):
-    def __call__(self, parser, namespace, values, option_string=None):
-        for option in values:
-            name, equals, value = option.partition('=')
-            if not (name and equals) or value.count('[') != value.count(']') or (
-                    value.count('(') != value.count(')')):
-                raise UserError(
-                    f"--cfg-options takes key=value, and lists as key=[a,b] without spaces, not '{option}'.")
-        super().__call__(parser, namespace, values, option_string)
-
-
 def parser(description):
     """``ArgumentParser`` with the options that training and testing share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help="config file, or a packaged one like 'mmseg::segmenter/...'")
     parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
-    parser.add_argument('--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, e.g. train_cfg.max_iters=100')
+    add_options(parser)
     parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
     return parser
 
@@ -57,10 +44,7 @@ def read_config(args):
         UserError: The config cannot be read, or an option does not fit it.
     """
     cfg = load_config(args.config)
-    try:
-        cfg.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError) as error:
-        raise UserError(f'--cfg-options does not fit the config: {error}.') from error
+    merge_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)

@@ -51,6 +51,15 @@ class ALGM(MergingReducer):
         self.threshold, self.window = threshold, check_whole('window', window, 2, 64)
         self.local_layer, self.global_layer = local_layer, global_layer
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        local = trial.suggest_int('local_layer', 0, max(backbone.depth - 2, 0))
+        later = trial.suggest_int('layers between', 1, max(backbone.depth - 1, 1))
+        return dict(threshold=trial.suggest_float('threshold', 0.7, 0.98, step=0.02), local_layer=local,
+                    global_layer=local + later if local + later < backbone.depth else None,
+                    window=trial.suggest_int('window', 2, 4))
+
     def before_layer(self, i, tokens):
         """Local merging before layer ``local_layer``, global merging before ``global_layer``, from 0."""
         x = tokens.patches

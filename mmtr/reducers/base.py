@@ -46,6 +46,16 @@ class TokenReducer(BaseModule):
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
         self.backbone = backbone
 
+    @classmethod
+    def search_space(cls, trial, backbone: BackboneShape) -> dict:
+        """Settings to try when they are searched for; any that are drawn must work. Here: the defaults alone.
+
+        Args:
+            trial: Draws values, as optuna's ``Trial`` does (``suggest_float``, ``suggest_int``, ...).
+            backbone: The backbone that the settings are for.
+        """
+        return {}
+
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Before layer ``i``."""
         return tokens

@@ -46,6 +46,14 @@ class EViT(DropReducer):
         check_choice('fuse', fuse, (True, False))
         self.fuse = fuse
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        start, count = trial.suggest_int('start', 0, backbone.depth - 1), trial.suggest_int('layers', 1, 4)
+        return dict(keep_rate=trial.suggest_float('keep_rate', 0.4, 0.95, step=0.05),
+                    layers=sorted({start + (backbone.depth - start) * k // count for k in range(count)}),
+                    restore=trial.suggest_categorical('restore', ('last', 'residual')))
+
     def _kept(self, count):
         return math.ceil(self.keep_rate * count)
 

@@ -55,6 +55,12 @@ class Expediting(RestoringReducer):
         check_choice('normalize', normalize, (None, 'l2', 'l1'))
         self.normalize = normalize or ('l1' if restore == 'residual' else 'l2')
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        return dict(grid=trial.suggest_float('grid', 0.3, 0.95, step=0.05),
+                    layer=trial.suggest_int('layer', 0, backbone.depth - 1))
+
     @staticmethod
     def _check_grid(grid):
         pair = grid if isinstance(grid, (tuple, list)) else (grid, grid)

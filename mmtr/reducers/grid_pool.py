@@ -34,6 +34,12 @@ class GridPool(RestoringReducer):
         self.layers = check_layers('layers', layers, backbone.depth)
         self.stop = self.layers[1]
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        return dict(ratio=trial.suggest_float('ratio', 0.05, 0.7, step=0.05),
+                    layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth))
+
     def _cells(self, grid):
         return tuple(max(n - round(share * n), 1) for n, share in zip(grid, self.ratio))
 

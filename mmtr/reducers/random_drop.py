@@ -39,6 +39,12 @@ class Random(DropReducer):
         self.every = None if every is None else check_whole('every', every, 1)
         self.seed = check_whole('seed', seed, 0)
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        return dict(ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
+                    layer=trial.suggest_int('layer', 0, backbone.depth - 1))
+
     def _count(self, grid):
         """How many tokens are kept."""
         count = grid[0] * grid[1]

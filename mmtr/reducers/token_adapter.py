@@ -96,6 +96,15 @@ class TokenAdapter(RestoringReducer):
         self.restores = restore != 'none'
         self.stop = self.layers[1] if self.restores else None
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        return dict(
+            ratio=trial.suggest_float('ratio', 0.05, 0.6, step=0.05),
+            layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
+            score=trial.suggest_categorical('score', ('max', 'alternating')),
+            metric=trial.suggest_categorical('metric', ('cosine', 'euclidean')))
+
     def _check_shares(self):
         for axis, ratio, unique in zip(('rows', 'columns'), self.ratio, self.unique):
             if not (0 <= ratio < 1 and 0 <= unique < 1 and ratio + unique < 1):

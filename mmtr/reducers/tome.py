@@ -49,6 +49,14 @@ class ToMe(MergingReducer):
         self.r = _schedule(r, self.layers[1] - self.layers[0])
         self.proportional = self.progressive if proportional_attention is None else proportional_attention
 
+    @classmethod
+    def search_space(cls, trial, backbone):
+        """See ``TokenReducer``."""
+        mode = trial.suggest_categorical('mode', ('sublayer', 'progressive'))
+        most = 0.5 if mode == 'sublayer' else 0.2  # of each layer; progressive merging adds up
+        return dict(mode=mode, r=trial.suggest_float(f'r of {mode}', 0.02, most, step=0.02),
+                    layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth))
+
     def _count(self, i: int, n: int) -> int:
         """How many of ``n`` tokens merge in layer ``i``."""
         start, stop = self.layers

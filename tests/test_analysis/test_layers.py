@@ -78,7 +78,7 @@ def test_attention_and_ffn_are_counted_apart():
 
 def test_similarity_is_of_the_restored_grid():
     found = analyze_layers(backbone(None), [images(1)], reducers(
-        half=dict(type='Random', ratio=34 / 35, layer=2, fill='nearest')), repeats=1)['half']['layers']
+        half=dict(type='Random', ratio=34 / 35, layer=2, restore='copy')), repeats=1)['half']['layers']
     # One token is left for every patch: all alike, and it has no other to be compared with in attention.
     assert found['token_similarity'][2:] == pytest.approx([1, 1])
     assert all(map(math.isnan, found['attention_diversity'][2:]))

@@ -8,6 +8,7 @@ from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
 from mmtr.models.backbones import VisionTransformer
+from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
 
 TOKEN_REDUCERS.import_from_location()
@@ -230,3 +231,19 @@ def test_checkpointing_changes_no_gradient(cfg):
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('name', sorted(TOKEN_REDUCERS.module_dict))
+@pytest.mark.parametrize('depth', [2, 4, 24])
+def test_whatever_a_search_draws_works(name, depth):
+    optuna = pytest.importorskip('optuna')
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = TOKEN_REDUCERS.module_dict[name].search_space
+    drawn = [space(study.ask(), BackboneShape(depth, 32, 1)) for _ in range(60)]
+    for settings in drawn:
+        reducer = build_token_reducer(dict(type=name, **settings), BackboneShape(depth, 32, 1))
+        assert len(reducer.token_schedule((23, 30), depth)) == depth
+    if depth == 4:
+        for settings in drawn[:4]:
+            with torch.no_grad():
+                assert backbone(dict(type=name, **settings))(images())[1].isfinite().all()

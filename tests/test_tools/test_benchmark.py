@@ -102,7 +102,7 @@ def test_hook_of_an_unmodified_config_is_applied(run, configs, tmp_path):
 
 
 def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_path, monkeypatch):
-    cfgs = [benchmark.read_config(str(path), None) for path in configs.values()]
+    cfgs = [benchmark.read_config(str(path), {}) for path in configs.values()]
     trained = build_model(cfgs[0], 'cpu')
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
     monkeypatch.setattr(sys, 'argv', ['x', 'a', 'b', '--shape', '64', '64', '--device', 'cpu',
@@ -133,7 +133,7 @@ def test_names_stay_apart(benchmark):
 
 
 def test_packaged_config_is_read_by_name(benchmark):
-    cfg = benchmark.read_config('mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', None)
+    cfg = benchmark.read_config('mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', {})
     assert cfg.model.backbone.embed_dims == 192
     assert 'pretrained' not in without_pretrained(cfg.model)
 
@@ -142,7 +142,8 @@ def test_packaged_config_is_read_by_name(benchmark):
     (['nowhere.py'], "Config 'nowhere.py' is not there"),
     (['mmnothing::a/b.py'], "Config 'mmnothing::a/b.py' is of 'mmnothing', which is not installed"),
     (['mmseg::segmenter/nothing.py'], "Config 'mmseg::segmenter/nothing.py' is not there"),
-    (['{ours}@model.backbone'], 'do not fit config'),
+    (['{ours}@model.backbone'], "not 'model.backbone'"),
+    (['{ours}', '--cfg-options', 'model.backbone.embed_dims.wide=1'], 'do not fit config'),
     (['{ours}@model.backbone.embed_dims.wide=1'], 'do not fit config'),
     (['{empty}'], 'has no model with a backbone'),
     (['{broken}'], 'cannot be read'),

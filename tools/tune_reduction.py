@@ -1,0 +1,161 @@
+"""Find the settings of a token reduction that make a trained model a given factor faster, or cost at most so much.
+
+With --target-speedup, the most accurate setting that is so fast; with --max-drop, the fastest one that loses no
+more. Both are measured beside the plain model on the same images: on the config's test data with their labels, or
+on a folder of images, where the predictions of the plain model stand for labels. The setting that is found is
+measured again on images that the search did not see, and written as a config if it reaches the target there.
+"""
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmtr.analysis.compare import progress_bar
+from mmtr.analysis.journal import made_with
+from mmtr.analysis.speed import machine
+from mmtr.analysis.tuning import SPEED_OF, Judge, Target, finished, import_optuna, open_study, ranked, search
+from mmtr.engine import measuring
+from mmtr.errors import UserError, command
+from mmtr.reducers import build_token_reducer
+from mmtr.registry import TOKEN_REDUCERS
+
+VERIFIED = 5  # settings that are verified at most, the best first
+
+
+def parse_args():
+    """The command line."""
+    parser = measuring.parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument('--out', required=True, metavar='CONFIG.py', help='the config to write; what was tried is kept '
+                        'in CONFIG.py.trials, from which the same command goes on, also with more --trials')
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument('--target-speedup', type=float, metavar='X', help='at least X times as fast as plain')
+    target.add_argument('--max-drop', type=float, metavar='Y',
+                        help='at most Y points of the metric below plain (without labels: below 100)')
+    parser.add_argument('--method', nargs='+', metavar='NAME', help='methods to try; default all of them')
+    parser.add_argument('--images', metavar='FOLDER', help='images without labels; default the test data of the config')
+    parser.add_argument('--metric', default='mIoU', help="of the config's test_evaluator; default mIoU")
+    parser.add_argument('--num-images', type=measuring.positive, default=20,
+                        help='images to search on, and as many others to verify on; default 20')
+    parser.add_argument('--trials', type=measuring.positive, default=60, help='settings to try; default 60')
+    parser.add_argument('--seed', type=int, default=0, help='of the images and the search. Measured times are the '
+                        'only other thing that two runs differ by')
+    parser.add_argument('--speed-of', choices=SPEED_OF, default='model',
+                        help="model: the whole test step, which is what one waits for (default); backbone: what "
+                             "papers' encoder speed-ups are of")
+    return parser.parse_args()
+
+
+def check_settings(args):
+    """Raise a ``UserError`` for what would fail only after a model is built and searched on."""
+    import_optuna()
+    measuring.check_file(args.out, '--out')
+    if not args.out.endswith('.py') or os.path.exists(args.out):
+        raise UserError(f'--out {args.out} must be the name of a new .py file.')
+    if args.target_speedup is not None and not args.target_speedup > 0:
+        raise UserError(f'--target-speedup {args.target_speedup} must be above 0, and above 1 to be faster.')
+    if args.max_drop is not None and not args.max_drop >= 0:
+        raise UserError(f'--max-drop {args.max_drop} must be at least 0.')
+    if args.seed < 0:
+        raise UserError(f'--seed {args.seed} must be at least 0.')
+    if args.images and args.metric != 'mIoU':
+        raise UserError(f'--metric {args.metric} needs labels, and --images has none: with it the metric is mIoU.')
+
+
+def methods_for(names, backbone):
+    """The methods to try: those named, or all that the backbone can take."""
+    TOKEN_REDUCERS.import_from_location()
+    fitting = []
+    for name in names or sorted(TOKEN_REDUCERS.module_dict):
+        try:
+            build_token_reducer(dict(type=name), backbone)
+            fitting.append(name.removeprefix('mmtr.'))
+        except UserError as error:
+            if names:
+                raise
+            print(f'Left out {name}: {error}', file=sys.stderr)
+    return fitting
+
+
+def in_words(args, outcome):
+    """An outcome beside the plain model."""
+    what = f'{args.metric} against the plain predictions' if args.images else args.metric
+    timed = 'whole test step' if args.speed_of == 'model' else 'backbone'
+    return (f'{outcome.speed_up:.2f}x as fast as plain ({timed}, {outcome.ms:.1f} ms an image against '
+            f'{outcome.plain_ms:.1f}), {what} {outcome.accuracy:.2f} (plain {outcome.plain_accuracy:.2f})')
+
+
+def verified(args, study, target, judge):
+    """The best setting that reaches the target also on the held-out images, and its outcome there.
+
+    Raises:
+        UserError: None does. It says how far the search got.
+    """
+    tried, count = None, len(judge.images.held_out)
+    for (reduction, searched), _ in zip(ranked(study, target), range(VERIFIED)):
+        if target.shortfall(searched) > 0:
+            tried = tried or (reduction, searched, f'on the {len(judge.images.search)} images of the search')
+            break
+        outcome = judge(reduction, judge.images.held_out)
+        print(f'On {count} other images: {reduction}: {in_words(args, outcome)}')
+        if target.shortfall(outcome) == 0:
+            return reduction, outcome
+        if tried is None or target.shortfall(outcome) < target.shortfall(tried[1]):
+            tried = reduction, outcome, f'on {count} images that the search had not seen'
+    reduction, outcome, where = tried
+    raise UserError(f'No setting reached {target} in {args.trials} trials, so nothing was written; the nearest, '
+                    f'{reduction}, is {in_words(args, outcome)}, {where}.')
+
+
+def with_reduction(cfg, reduction):
+    """What a config must change for ``reduction``, as a dict from dotted keys."""
+    if str(cfg.model.backbone.type).startswith('mmtr.'):
+        replaces = dict(_delete_=True) if cfg.model.backbone.get('token_reduction') else {}
+        return {'model.backbone.token_reduction': {**replaces, **reduction}}
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if 'TokenReductionHook' not in str(hook['type'])]
+    return dict(custom_hooks=[*hooks, dict(type='mmtr.TokenReductionHook', token_reduction=reduction)])
+
+
+def write_config(args, cfg, reduction, outcome, count):
+    """Write the config: its base, the one key, and what was measured."""
+    out = Path(args.out)
+    base = args.config if '::' in args.config else os.path.relpath(args.config, out.resolve().parent)
+    changed = Config()
+    changed.merge_from_dict({**args.cfg_options, **with_reduction(cfg, reduction)})
+    lines = [f'Found by: {shlex.join(sys.argv)}',
+             f'Measured on {count} images that the search did not see: {in_words(args, outcome)}.',
+             'Machine: ' + ', '.join(f'{key} {value}' for key, value in machine(args.device).items())]
+    unfinished = out.with_suffix('.part')
+    unfinished.write_text('\n'.join(f'# {line}' for line in lines) + f'\n_base_ = {base!r}\n{changed.pretty_text}')
+    unfinished.replace(out)
+
+
+@command
+def main():
+    """Search, verify, write."""
+    args = parse_args()
+    check_settings(args)
+    cfg, model = measuring.load(args, () if args.images else ('test_dataloader',))
+    backbone, target = model.backbone.token_reducer.backbone, Target(args.target_speedup, args.max_drop)
+    methods = methods_for(args.method, backbone)
+    judge = Judge(cfg, model, args.images, args.metric, args.speed_of, args.num_images, args.seed)
+    made = made_with(cfg, args.checkpoint, args.device, target=vars(target), methods=methods, images=args.images,
+                     metric=args.metric, number_of_images=args.num_images, speed=args.speed_of, seed=args.seed)
+    study = open_study(f'{args.out}.trials', made)
+    try:
+        with progress_bar(args.trials, len(finished(study)), 'trial') as bar:
+            search(study, lambda reduction: judge(reduction, judge.images.search), target, methods, backbone,
+                   args.trials, args.seed, bar.update)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'Interrupted after {len(finished(study))} of {args.trials} trials; the same command '
+                                'goes on from there.') from None
+    reduction, outcome = verified(args, study, target, judge)
+    write_config(args, cfg, reduction, outcome, len(judge.images.held_out))
+    print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()
