@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
 
 WARMUP = 2
+COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
 REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore')
@@ -56,6 +58,8 @@ def parse_args():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='other than float32: autocast')
+    parser.add_argument('--compile', action='store_true',
+                        help='each model a second time, through torch.compile; compiling is not timed')
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         help='override settings of every config')
@@ -71,6 +75,8 @@ def check_settings(args):
         devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
         raise UserError(f'--device {args.device} cannot be used: '
                         f'this machine has {", ".join(devices)}.') from error
+    if args.compile and not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'clang++'))):
+        raise UserError('--compile needs a C++ compiler, and there is neither g++ nor clang++ here: install one.')
     if args.json and (Path(args.json).is_dir() or not os.access(Path(args.json).absolute().parent, os.W_OK)):
         raise UserError(f'--json {args.json} cannot be written: give a file in a folder that exists.')
 
@@ -147,16 +153,17 @@ def measure(args, names, models):
                 module(images)
         return call
 
-    results, calls, modules = {}, {}, {}
+    results, calls = {}, {}
     for part in args.part:
         for name, model in zip(names, models):
             print(f'Counting {name}, {part}', file=sys.stderr)
-            modules[part, name] = model if part == 'model' else model.backbone
-            calls[part, name] = forward(modules[part, name])
-            flops = count_flops(modules[part, name], images[:1])
+            module = model if part == 'model' else model.backbone
+            compiled = args.compile and name.endswith(COMPILED)
+            calls[part, name] = forward(torch.compile(module, dynamic=False) if compiled else module)
+            flops = count_flops(module, images[:1])
             results[part, name] = dict(
                 part=part, config=name, gflops=flops.total / 1e9, uncounted=flops.unsupported,
-                parameters=sum(p.numel() for p in modules[part, name].parameters()),
+                parameters=sum(p.numel() for p in module.parameters()),
                 peak_memory_bytes=peak_memory(calls[part, name], args.device),
                 tokens_per_layer=token_schedule(model.backbone, args.shape), reducer_share=None)
     print(f'Timing {len(calls)} in turns', file=sys.stderr)
@@ -169,7 +176,8 @@ def measure(args, names, models):
         result.update(seconds=timing.seconds, ms_per_image=median, ms_per_image_quartiles=[low, high],
                       images_per_second=1e3 / median)
         backbone = models[names.index(name)].backbone
-        if reduces(backbone):
+        # Compiled, the reducer's moments are no calls of their own.
+        if reduces(backbone) and not (args.compile and name.endswith(COMPILED)):
             result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS,
                                             args.repeats)
     for (part, _), result in results.items():
@@ -246,6 +254,11 @@ def main():
         torch.set_num_threads(args.threads)
     names = names_of(args.configs)
     models, kept = build_all(args, args.configs, configs)
+    if args.compile:
+        # Models share code, and torch runs what it has compiled too often as it is, without a word.
+        torch._dynamo.config.recompile_limit = 64
+        names = [each for name in names for each in (name, name + COMPILED)]
+        models, kept = ([each for each in values for _ in range(2)] for values in (models, kept))
     results = measure(args, names, models)
     for result in results:
         result['own_weights'] = kept[names.index(result['config'])]
