@@ -2,7 +2,9 @@
 import importlib.util
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mmcv
@@ -99,24 +101,33 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
     if adaptive:
         raise UserError(f'{adaptive[0]} cannot be exported: how many tokens it keeps depends on the image, and the '
                         f'shapes in the file are fixed. {PAGE} names the methods that can.')
-    # They warn of torchvision, which nothing here uses, and of constants that they do not fold.
-    logs = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
+    segmentor, pixels = PixelSegmentor(model).eval(), torch.zeros(2, 3, *shape, dtype=torch.uint8)
     try:
-        # A batch of 1 would be taken for a constant.
-        torch.onnx.export(
-            PixelSegmentor(model), (torch.zeros(2, 3, *shape, dtype=torch.uint8),), str(path), dynamo=True,
-            dynamic_shapes=dict(image={0: torch.export.Dim('batch')}), input_names=['image'],
-            output_names=['logits', 'labels'], external_data=False, verbose=False,
-            custom_translation_table=_translations())
+        with _quiet():
+            # A batch of 1 would be taken for a constant, so the example has 2.
+            torch.onnx.export(
+                segmentor, (pixels,), str(path), dynamo=True, dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),
+                input_names=['image'], output_names=['logits', 'labels'], external_data=False, verbose=False,
+                custom_translation_table=_translations())
     except torch.onnx.OnnxExporterError as error:
         operator = re.search(r'target=torch\.ops\.([\w.]+)', str(error))
         if operator is None:
             raise
         raise UserError(f'The model cannot be exported: it uses the operator {operator[1]}, which ONNX lacks. {PAGE} '
                         'names the settings that can be.') from error
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's warnings of torchvision, which nothing here uses, and of its own insides."""
+    logs = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
         for log, level in zip(logs, levels):
             log.setLevel(level)
