@@ -59,7 +59,10 @@ def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
     alone, together = export.compare_with_onnx(model, session.run, images())
     assert (alone.batch, together.batch) == (1, 3)
     for found in (alone, together):
-        assert found.largest < 1e-4 and found.same_label == 1
+        # Where the two best logits are equal but for rounding, a pixel may have either label.
+        assert found.largest < 1e-4 and found.same_label > 0.999
+    logits, labels = session.run(None, {'image': torch.stack(images()).numpy()})
+    assert (labels == logits.argmax(1)).all()
     plain, _ = export.compare_with_onnx(apply_token_reduction(model, None), session.run, images())
     assert plain.largest > 1e-2, 'the file must hold the reduction'
 

@@ -1,9 +1,11 @@
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmtr.engine import export
 from mmtr.engine.model import build_model
 from tests.conftest import TOOLS
 
@@ -33,10 +35,13 @@ def test_a_file_that_passes_is_written(run, tmp_path, capsys):
     assert (tmp_path / 'a.onnx').is_file() and not (tmp_path / 'a.onnx.part').exists()
 
 
-def test_a_file_that_fails_is_not(run, tmp_path, capsys):
+def test_a_file_that_fails_is_not(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, 'export_onnx', lambda model, path, shape: path.write_text('wrong'))
+    monkeypatch.setattr(export, 'session', lambda path: SimpleNamespace(run=None))
+    monkeypatch.setattr(export, 'compare_with_onnx', lambda *args: [export.Difference(3, 0.1, 1e-6, 1.)])
     with pytest.raises(SystemExit) as stop:
-        run('--tolerance', 0, '--repeats', 0)
-    assert stop.value.code == 2 and 'Error: ONNX differs from PyTorch' in capsys.readouterr().err
+        run()
+    assert stop.value.code == 2 and 'in batches of 3: the largest difference' in capsys.readouterr().err
     assert not list(tmp_path.glob('a.onnx*'))
 
 
