@@ -16,5 +16,5 @@ setup(
     # mmcv, mmengine, mmseg and mmdet are left out on purpose: two stacks provide them under the
     # same import names (see requirements/), and pip would build mmcv without its operators.
     install_requires=['torch>=2.6', 'fvcore', 'safetensors', 'tqdm'],
-    extras_require={'tune': ['optuna>=5'], 'xformers': ['xformers']},
+    extras_require={'onnx': ['onnx', 'onnxscript', 'onnxruntime'], 'tune': ['optuna>=5'], 'xformers': ['xformers']},
 )

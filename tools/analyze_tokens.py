@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import torch
 from mmengine import ProgressBar
-from mmengine.config import DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
@@ -22,8 +21,9 @@ from mmtr.analysis.figures import draw_layers
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.speed import machine
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.configs import load_config, read_reductions
+from mmtr.engine.configs import add_options, load_config, merge_options, read_reductions
 from mmtr.engine.data_check import check_data
+from mmtr.engine.measuring import add_machine, positive, use_machine
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers import TokenReducer
@@ -38,20 +38,15 @@ def parse_args():
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('--images', nargs='+', type=Path, help="files, or one folder; else the config's test data")
-    parser.add_argument('--num-images', type=int, default=4, help='how many of them, the first ones (default 4)')
+    parser.add_argument('--num-images', type=positive, default=4, help='how many of them, the first ones (default 4)')
     parser.add_argument('--reductions', help="Python file with reductions = dict(name=dict(type='ToMe', ...)); "
                                              "else the config's own is compared with none")
     parser.add_argument('--out', type=Path, required=True, help='folder for figures and layers.json')
     parser.add_argument('--maps', action='store_true', help='also draw the token maps of each image, to OUT/maps')
-    parser.add_argument('--repeats', type=int, default=5, help='timed runs of each image (default 5)')
-    parser.add_argument('--threads', type=int, help='CPU threads of torch')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
-    args = parser.parse_args()
-    for option in ('num_images', 'repeats', 'threads'):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            parser.error(f'--{option.replace("_", "-")} must be a whole number above 0')
-    return args
+    parser.add_argument('--repeats', type=positive, default=5, help='timed runs of each image (default 5)')
+    add_machine(parser)
+    add_options(parser)
+    return parser.parse_args()
 
 
 def find_images(cfg, given, count):
@@ -148,11 +143,10 @@ def without_nan(node):
 def main():
     """Measure, print and draw."""
     args = parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_machine(args)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     cfg = load_config(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    merge_options(cfg, args.cfg_options)
     reductions = read_reductions(args.reductions) if args.reductions else None
     if not cfg.get('model') or not cfg.get('test_dataloader'):
         raise UserError(f"Config '{args.config}' must have a model and a test_dataloader, whose pipeline reads images.")

@@ -4,8 +4,10 @@ Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.typ
 """
 import argparse
 import json
+import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
 
 WARMUP = 2
+COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
 REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore')
@@ -42,6 +45,8 @@ def parse_args():
     add_machine(parser)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='other than float32: autocast')
+    parser.add_argument('--compile', action='store_true',
+                        help='each model a second time, through torch.compile; compiling is not timed')
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     add_options(parser)
     parser.add_argument('--json', metavar='F', help='write all results there, single durations included')
@@ -117,16 +122,17 @@ def measure(args, names, models):
                 module(images)
         return call
 
-    results, calls, modules = {}, {}, {}
+    results, calls = {}, {}
     for part in args.part:
         for name, model in zip(names, models):
             print(f'Counting {name}, {part}', file=sys.stderr)
-            modules[part, name] = model if part == 'model' else model.backbone
-            calls[part, name] = forward(modules[part, name])
-            flops = count_flops(modules[part, name], images[:1])
+            module = model if part == 'model' else model.backbone
+            compiled = args.compile and name.endswith(COMPILED)
+            calls[part, name] = forward(torch.compile(module, dynamic=False) if compiled else module)
+            flops = count_flops(module, images[:1])
             results[part, name] = dict(
                 part=part, config=name, gflops=flops.total / 1e9, uncounted=flops.unsupported,
-                parameters=sum(p.numel() for p in modules[part, name].parameters()),
+                parameters=sum(p.numel() for p in module.parameters()),
                 peak_memory_bytes=peak_memory(calls[part, name], args.device),
                 tokens_per_layer=token_schedule(model.backbone, args.shape), reducer_share=None)
     print(f'Timing {len(calls)} in turns', file=sys.stderr)
@@ -139,7 +145,8 @@ def measure(args, names, models):
         result.update(seconds=timing.seconds, ms_per_image=median, ms_per_image_quartiles=[low, high],
                       images_per_second=1e3 / median)
         backbone = models[names.index(name)].backbone
-        if reduces(backbone):
+        # Compiled, the reducer's moments are no calls of their own.
+        if reduces(backbone) and not (args.compile and name.endswith(COMPILED)):
             result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS,
                                             args.repeats)
     for (part, _), result in results.items():
@@ -203,11 +210,18 @@ def main():
     use_machine(args)
     if args.json:
         check_file(args.json, '--json')
+    if args.compile and not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'clang++'))):
+        raise UserError('--compile needs a C++ compiler, and there is neither g++ nor clang++ here: install one.')
     configs = [read_config(spec, args.cfg_options) for spec in args.configs]
     for cfg, spec in zip(configs, args.configs):
         check_shape(args.shape, cfg, spec)
     names = names_of(args.configs)
     models, kept = build_all(args, args.configs, configs)
+    if args.compile:
+        # Models share code, and torch runs what it has compiled too often as it is, without a word.
+        torch._dynamo.config.recompile_limit = 64
+        names = [each for name in names for each in (name, name + COMPILED)]
+        models, kept = ([each for each in values for _ in range(2)] for values in (models, kept))
     results = measure(args, names, models)
     for result in results:
         result['own_weights'] = kept[names.index(result['config'])]

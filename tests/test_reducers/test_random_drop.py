@@ -3,7 +3,7 @@ import torch
 
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
-from mmtr.ops.dropping import nearest_kept
+from mmtr.ops.dropping import nearest_kept, pseudo_random
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
@@ -102,3 +102,13 @@ def test_dropping_costs_no_product(restore):
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         random_drop(**settings)
+
+
+@pytest.mark.parametrize('seed', [0, 5, -3, 2**40])
+def test_the_hash_is_exact_on_every_device(seed):
+    prime, expected = 2**31 - 1, []
+    for value in range(1, 501):
+        for offset in (seed, 1):
+            value = pow(value * 48271 + offset * 16807, 5, prime)  # whole numbers without a limit
+        expected.append(value)
+    assert torch.equal(pseudo_random(500, seed, 'cpu'), torch.tensor(expected) / prime)

@@ -102,7 +102,7 @@ def test_what_a_single_token_lacks_is_null(run, files, drawn_data):
     (['--cfg-options', 'test_dataloader.dataset.data_root=nowhere'], "The data root 'nowhere' is not there"),
     (['--reductions', '{empty}'], 'must be a Python or YAML file with reductions = dict'),
     (['--cfg-options', 'test_dataloader='], 'must have a model and a test_dataloader'),
-    (['--num-images', '0'], '--num-images must be a whole number above 0')])
+    (['--num-images', '0'], '--num-images: invalid whole number above 0 value')])
 def test_bad_input_is_one_sentence(run, tmp_path, args, sentence):
     places = {name: tmp_path / name for name in ('empty', 'broken')}
     for path in places.values():

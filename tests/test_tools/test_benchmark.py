@@ -174,3 +174,24 @@ def test_counts_must_be_positive(run, configs, capsys, option):
         run(configs['ours'], '--shape', 64, 64, option, 0)
     assert stopped.value.code == 2
     assert "whole number above 0 value: '0'" in capsys.readouterr().err
+
+
+def test_each_model_has_a_compiled_twin(run, configs, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda module, dynamic: compiled.append(module) or module)
+    out = tmp_path / 'out.json'
+    run(configs['stock'], f'{configs["ours"]}{REDUCED}', '--shape', 160, 160, '--repeats', 1, '--device', 'cpu',
+        '--compile', '--json', out)
+    results = json.loads(out.read_text())['results']
+    names = ['stock', 'ours@type=TokenAdapter@layers=(1,2)']
+    assert [r['config'] for r in results] == [each for name in names for each in (name, f'{name} compiled')]
+    assert [type(module.backbone).__module__.split('.')[0] for module in compiled] == ['mmseg', 'mmtr']
+    assert results[2]['gflops'] == results[3]['gflops'] < results[0]['gflops']
+    assert results[2]['reducer_share'] > 0 and results[3]['reducer_share'] is None
+
+
+def test_compiling_needs_a_compiler(run, configs, monkeypatch, capsys):
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        run(configs['ours'], '--shape', 64, 64, '--compile')
+    assert stopped.value.code == 2 and '--compile needs a C++ compiler' in capsys.readouterr().err

@@ -66,7 +66,7 @@ class VisionTransformer(vit.VisionTransformer):
             raise UserError(f'An image of {inputs.shape[-2]}x{inputs.shape[-1]} pixels (height x width) is smaller '
                             f'than one patch of {patch[0]}x{patch[1]}: give larger images.')
         x, grid = self.patch_embed(inputs)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         x = self._pos_embeding(x, grid, self.pos_embed)
         if not self.with_cls_token:
             x = x[:, 1:]

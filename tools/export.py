@@ -1,0 +1,89 @@
+"""Export a segmentor to ONNX, and check the file against PyTorch on real images."""
+import argparse
+import logging
+import os.path as osp
+from pathlib import Path
+
+import torch
+from mmengine.logging import MMLogger
+
+from mmtr.analysis.speed import interleave, machine
+from mmtr.engine import export
+from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.launch import writable
+from mmtr.engine.model import build_model, load_weights
+from mmtr.errors import UserError, command
+
+
+def parse_args():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='of a segmentor, with or without token_reduction')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--out', required=True, metavar='F.onnx', help='the file to write')
+    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'),
+                        help="pixels; default: the config's sliding window, else its training crop")
+    parser.add_argument('--images', nargs='+', metavar='FILE',
+                        help='images to check on, resized to the shape; default: the first 3 of the test data')
+    parser.add_argument('--tolerance', type=float, default=1e-3,
+                        help='how far logits may differ (default 0.001): the farthest, of a reduced model the median')
+    parser.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5); 0: none')
+    parser.add_argument('--threads', type=int, help='CPU threads of torch and onnxruntime')
+    add_options(parser)
+    return parser.parse_args()
+
+
+def print_speed(model, run, image, repeats):
+    """Time PyTorch and onnxruntime in turns on one image (3, H, W)."""
+    segmentor, pixels = export.PixelSegmentor(model), image.unsqueeze(0)
+
+    def eager():
+        with torch.inference_mode():
+            segmentor(pixels)
+
+    times = interleave({'PyTorch': eager, 'onnxruntime': lambda: run(None, {'image': pixels.numpy()})}, repeats)
+    eager, onnx = (times[name].median for name in ('PyTorch', 'onnxruntime'))
+    used = machine()
+    print(f'ms/image: PyTorch {1e3 * eager:.1f}, onnxruntime {1e3 * onnx:.1f}, {eager / onnx:.2f}x as fast; median of '
+          f'{repeats} in turns, {used["threads"]} threads of {used["cpu"]}')
+
+
+@command
+def main():
+    """Export, check, time."""
+    args = parse_args()
+    export.check_packages()
+    writable(osp.dirname(osp.abspath(args.out)), '--out')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    MMLogger.get_instance('mmengine', log_level=logging.ERROR)
+    cfg = load_config(args.config)
+    merge_options(cfg, args.cfg_options)
+    shape = tuple(args.shape or export.default_shape(cfg))
+    images = export.read_images(args.images, shape) if args.images else export.test_images(cfg, 3, shape)
+    if len(images) < 2:
+        raise UserError('The check needs a batch of two images or more: name them with --images.')
+    model = build_model(cfg)
+    load_weights(model, args.checkpoint)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    # The file gets its name when it has passed the check.
+    unchecked = Path(f'{args.out}.part')
+    try:
+        export.export_onnx(model, unchecked, shape)
+        run = export.session(unchecked).run
+        differences = export.compare_with_onnx(model, run, images)
+        print(f'{len(images)} images, onnxruntime against PyTorch, whose batches are of 1:')
+        for found in differences:
+            print(f'  batches of {found.batch}: logits differ by at most {found.largest:.2g}, in the median pixel '
+                  f'by {found.median:.2g}; the same label in {found.same_label:.3%} of the pixels')
+        export.check_difference(model, differences, args.tolerance)
+        if args.repeats > 0:
+            print_speed(model, run, images[0], args.repeats)
+        unchecked.replace(args.out)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    print(f'Wrote {args.out}: image (batch, 3, {shape[0]}, {shape[1]}) uint8 -> logits, labels')
+
+
+if __name__ == '__main__':
+    main()
