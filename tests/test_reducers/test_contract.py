@@ -32,12 +32,14 @@ every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 
 
 def vit(cfg, patch_size=16, with_cls_token=True, **kwargs):
+    torch.manual_seed(0)
     return filled(VisionTransformer(
         img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4, final_norm=True,
         out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
 
 
 def eva02(cfg, patch_size=16, with_cls_token=True, **kwargs):
+    torch.manual_seed(0)
     return filled(EVA02(
         img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4,
         out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
@@ -53,7 +55,6 @@ def backbone(request):
 
 
 def filled(model):
-    torch.manual_seed(0)
     model.init_weights()
     # Fresh weights are so small that layers hardly change a token: a mistake would not show.
     for parameter in model.parameters():

@@ -9,7 +9,8 @@ from mmtr.tokens import Tokens
 class ReducibleBackbone:
     """Mixin of a plain ViT with ``patch_embed``, ``cls_token``, ``layers`` on ``Tokens`` and ``out_indices``.
 
-    Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds ``_add_positions`` and ``_final_norm``, and sets its reducer when it is built.
+    Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
+    ``_add_positions`` and ``_final_norm``, and sets its reducer when it is built.
     """
     with_cls_token = True
     out_origin = False
