@@ -1,10 +1,12 @@
 """A timm EVA-02 -> ``mmtr.EVA02``, to start training from.
 
 timm has two layouts: Ti and S with one projection for queries, keys and values and one for the FFN's gate
-and value, B and L with one for each and a norm inside the FFN. Here both have one.
+and value, B and L with one for each and a norm inside the FFN. Here both have one, and the rotary embedding
+turns channels i and i + D / 2 of a head where theirs turns neighbours.
 """
 
 import math
+import re
 
 import torch
 
@@ -83,28 +85,42 @@ def _block_table(state, source, target, dim, hidden):
 
 
 def fuse(state, prefix=''):
-    """Put projections together that the second layout keeps apart, in place."""
-    for i in range(depth(state, prefix.replace('.', r'\.') + r'layers\.(\d+)\.')):
+    """Bring the projections of either layout into ours, in place."""
+    _, layers, heads, _ = _size(state, prefix)
+    for i in range(layers):
         at = f'{prefix}layers.{i}.'
         if f'{at}attn.q' in state:
-            parts = [state.pop(f'{at}attn.{name}') for name in 'qkv']
-            state[f'{at}attn.in_proj.weight'] = torch.cat(parts)
+            state[f'{at}attn.in_proj.weight'] = torch.cat([state.pop(f'{at}attn.{name}') for name in 'qkv'])
             for kind in ('weight', 'bias'):
                 parts = [state.pop(f'{at}ffn.{name}.{kind}') for name in ('gate', 'value')]
                 state[f'{at}ffn.fc1.{kind}'] = torch.cat(parts)
+        q, k, v = state[f'{at}attn.in_proj.weight'].chunk(3)
+        state[f'{at}attn.in_proj.weight'] = torch.cat([_halves(q, heads), _halves(k, heads), v])
+        state[f'{at}attn.q_bias'] = _halves(state[f'{at}attn.q_bias'], heads)
+
+
+def _halves(rows, heads):
+    """The rows of a projection, of each head first the even ones, then the odd ones."""
+    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _size(state, prefix):
+    dim = len(state[f'{prefix}patch_embed.projection.weight'])
+    if dim % 64:
+        raise UserError(f'The file has {dim} channels, which are no heads of 64, as in EVA-02.')
+    layers = depth(state, re.escape(prefix) + r'layers\.(\d+)\.')
+    return dim, layers, dim // 64, SIZES.get((dim, layers), (None,))[0]
 
 
 def notes_of(state, source, prefix=''):
     """The ``Notes`` of a converted backbone: the settings that its weights need."""
-    dim, channels = state[f'{prefix}patch_embed.projection.weight'].shape[:2]
-    layers = depth(state, prefix.replace('.', r'\.') + r'layers\.(\d+)\.')
+    dim, layers, heads, letter = _size(state, prefix)
     hidden = state[f'{prefix}layers.0.ffn.fc2.weight'].shape[1]
-    letter, heads = SIZES.get((dim, layers), (None, None))
     settings = {
-        'backbone.in_channels': channels,
+        'backbone.in_channels': state[f'{prefix}patch_embed.projection.weight'].shape[1],
         'backbone.embed_dims': dim,
         'backbone.num_layers': layers,
-        'backbone.num_heads': heads or dim // 64,
+        'backbone.num_heads': heads,
         'backbone.mlp_ratio': 8 / 3 if int(dim * 8 / 3) == hidden else (hidden + 0.5) / dim,
         'backbone.ffn_norm': f'{prefix}layers.0.ffn.norm.weight' in state,
         'backbone.attn_norm': f'{prefix}layers.0.attn.norm.weight' in state,

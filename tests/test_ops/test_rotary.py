@@ -10,12 +10,12 @@ from mmtr.ops.windows import from_windows, to_windows
 def turn_slowly(x, row, column):
     """A head's channels (D,) turned as complex numbers, first half of the pairs by row, second by column."""
     pairs = len(x) // 2
-    out = []
+    out = [0.] * len(x)
     for i in range(pairs):
         position, band = (row, i) if i < pairs // 2 else (column, i - pairs // 2)
         angle = position / 10000**(band / (pairs // 2))
-        turned = complex(x[2 * i], x[2 * i + 1]) * complex(math.cos(angle), math.sin(angle))
-        out += [turned.real, turned.imag]
+        turned = complex(x[i], x[pairs + i]) * complex(math.cos(angle), math.sin(angle))
+        out[i], out[pairs + i] = turned.real, turned.imag
     return torch.tensor(out)
 
 
