@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from eva02_layout import HEADS, eva02, eva02_state
+from eva02_layout import cropr as official_cropr
 from mmengine.config import Config
 from mmseg.registry import MODELS
 from official_layouts import CLASSES, DIM, LAYERS, PATCH, SIZE, linear, linear_shapes, maps, norm_shapes
@@ -14,6 +15,7 @@ from mmtr.converters import cropr
 from mmtr.converters import eva02 as source
 from mmtr.models.backbones import EVA02
 from mmtr.ops.resize import resize_patches, resize_positions
+from mmtr.registry import TOKEN_REDUCERS
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_pretrained_weights_fit_another_patch_and_grid(tmp_path):
 
 
 def cropr_state(pruned, **options):
-    state = eva02_state(True)
+    state = eva02_state(True, layers=4)
     if pruned:
         generator = torch.Generator().manual_seed(2)
         shapes = {'cross_attn.queries': (1, 16, DIM), **norm_shapes('head.norm', DIM),
@@ -92,20 +94,26 @@ def cropr_state(pruned, **options):
                            **linear_shapes('cross_attn.mlp.fc2', 4 * DIM, DIM)})
         if options.get('projections'):
             shapes.update({f'cross_attn.{name}.weight': (DIM, DIM) for name in 'qkv'})
-        # One after each layer but the last two; here there is one more to see both.
+        # One after each layer but the last two.
         state.update({f'cropr.{i}.{key}': torch.randn(*shape, generator=generator)
                       for i in range(2) for key, shape in shapes.items()})
     return state
 
 
-def test_cropr_gives_the_outputs_of_the_release(image):
-    state = cropr_state(False)
-    expected = maps(linear(eva02(image, state), state, 'head'))
+@pytest.mark.parametrize('r', [(), (3, 2)], ids=['unpruned', 'pruned'])
+def test_cropr_gives_the_outputs_of_the_release(r, image):
+    TOKEN_REDUCERS.import_from_location()
+    if r and 'Cropr' not in TOKEN_REDUCERS.module_dict:
+        pytest.skip('there is no reducer Cropr')
+    state = cropr_state(bool(r))
+    tokens = torch.cat([official_cropr(image[i:i + 1], state, 4, r) for i in range(2)])
+    expected = maps(linear(tokens, state, 'head'))
     converted, notes = cropr.convert(state)
+    reduction = dict(type='Cropr', r=list(r), num_classes=CLASSES) if r else None
     head = dict(type='FCNHead', in_channels=DIM, channels=DIM, num_convs=0, concat_input=False, dropout_ratio=0.,
                 **settings_of(notes, 'decode_head.'))
-    model = MODELS.build(dict(type='EncoderDecoder', backbone=dict(type='mmtr.EVA02', **settings_of(notes)),
-                              decode_head=head))
+    model = MODELS.build(dict(type='EncoderDecoder', decode_head=head, backbone=dict(
+        type='mmtr.EVA02', token_reduction=reduction, **settings_of(notes))))
     model.eval()
     model.load_state_dict(converted, strict=True)
     with torch.no_grad():
