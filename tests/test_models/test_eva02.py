@@ -95,6 +95,9 @@ def test_reduced_tokens_attend_beyond_windows():
     windowed, whole = (attention(window=window) for window in (3, None))
     reduced = tokens.replace(x=x, index=index)
     torch.testing.assert_close(windowed.at(reduced).branch(x), whole.at(reduced).branch(x))
+    # All tokens, but in another order.
+    shuffled = tokens.replace(index=torch.randperm(35).expand(2, -1))
+    torch.testing.assert_close(windowed.at(shuffled).branch(tokens.x), whole.at(shuffled).branch(tokens.x))
     at = windowed.at(tokens)
     torch.testing.assert_close(at.attend(*at.qkv(x, index)), whole.at(reduced).branch(x))
 
