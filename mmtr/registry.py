@@ -6,6 +6,8 @@ MODELS = Registry('model', scope='mmtr', parent=root.MODELS, locations=['mmtr.mo
 HOOKS = Registry('hook', scope='mmtr', parent=root.HOOKS, locations=['mmtr.engine.hooks'])
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper', scope='mmtr', parent=root.OPTIM_WRAPPERS, locations=['mmtr.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optim_wrapper_constructor', scope='mmtr', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['mmtr.engine'])
 DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['mmtr.datasets'])
 
 # Reducers have no counterpart in mmengine, so this registry has no parent.

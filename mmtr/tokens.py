@@ -19,6 +19,8 @@ class Tokens:
         size: (B, N) how many original patch tokens each one stands for, 0: padding; None: one each.
         memo: What this forward pass must remember until it is restored. Treated as read-only:
             activation checkpointing runs a layer twice on the same memo.
+        rotary: Tables of ``mmtr.ops.rotary`` for the full grid, one for each kind of layer; empty where
+            the backbone has no rotary position embedding.
     """
     x: Tensor
     grid: tuple[int, int]
@@ -26,6 +28,7 @@ class Tokens:
     index: Optional[Tensor] = None
     size: Optional[Tensor] = None
     memo: dict = field(default_factory=dict)
+    rotary: tuple[Tensor, ...] = ()
 
     def replace(self, **changes) -> 'Tokens':
         """A copy with the given fields changed."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 from mmseg.utils import register_all_modules
 
 from mmtr.engine.model import build_model
@@ -60,7 +60,7 @@ def test_config_is_consistent(path):
     cfg = Config.fromfile(path)
     register_all_modules()
     backbone, head = cfg.model.backbone, cfg.model.decode_head
-    assert backbone.type == 'mmtr.VisionTransformer' and cfg.custom_imports.imports == ['mmtr']
+    assert backbone.type in ('mmtr.VisionTransformer', 'mmtr.EVA02') and cfg.custom_imports.imports == ['mmtr']
     assert head.in_channels == head.channels == backbone.embed_dims
     assert tuple(cfg.model.data_preprocessor.size) == tuple(backbone.img_size) == tuple(cfg.crop_size)
     data = cfg.test_dataloader.dataset
@@ -130,7 +130,20 @@ def test_evit_config_reduces_in_the_layers_of_the_paper():
     assert reducer.layers == (7, 13, 19) and reducer.keep_rate == 0.8
 
 
-@pytest.mark.parametrize('name', ['segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py'])
+def test_eva02_config_has_the_weights_of_the_release():
+    cfg = read('segmenter_eva02-l_ade20k.py')
+    register_all_modules()
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    # What the log of the release says of its unpruned model.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 304393302
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == 161728
+    rates = [layer.attn.branch_dropout.drop_prob for layer in model.backbone.layers]
+    assert rates[0] == rates[-1] == 0 and rates[-2] == pytest.approx(0.2 * 22 / 23)
+
+
+@pytest.mark.parametrize('name', [
+    'segmenter_eva02-s_ade20k.py', 'segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py'])
 def test_config_builds_and_runs(name):
     with torch.no_grad():
         assert build_model(read(name))(torch.zeros(1, 3, 64, 96)).shape == (1, 150, 4, 6)

@@ -33,15 +33,17 @@ def test_the_documented_method_keeps_every_promise(documented_method):
     assert build_token_reducer(documented_method, BackboneShape(24, 64, 1)).token_schedule((4, 5), 24) == (
         [20] * 10 + [12] * 14)
     cfg = dict(type='DropColumns')
-    contract.test_heads_receive_the_full_grid(cfg, 57, 130, 16, False)
     for depth in (2, 4):
         contract.test_whatever_a_search_draws_works('DropColumns', depth)
+    for backbone in contract.BACKBONES:
+        contract.test_heads_receive_the_full_grid(cfg, backbone, 57, 130, 16, False)
     for check in (contract.test_positions_are_in_raster_order, contract.test_prefix_tokens_are_never_reduced,
                   contract.test_an_image_does_not_depend_on_its_batch, contract.test_no_state_is_left_on_the_module,
                   contract.test_nothing_to_reduce_is_the_plain_model, contract.test_two_threads_share_a_model,
                   contract.test_compiles_without_a_graph_break, contract.test_token_schedule_is_what_the_layers_see,
                   contract.test_checkpointing_changes_no_gradient):
-        check(cfg)
+        for backbone in contract.BACKBONES:
+            check(cfg, backbone)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

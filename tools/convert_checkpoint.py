@@ -15,8 +15,10 @@ from mmtr.errors import UserError, command
 
 SUFFIXES = ('.pth', '.safetensors')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-# What mmseg's classes take where a config says nothing.
+# What mmseg's classes and ours take where a config says nothing.
 DEFAULTS = {
+    'backbone.attn_norm': False,
+    'backbone.ffn_norm': True,
     'backbone.in_channels': 3,
     'backbone.mlp_ratio': 4,
     'backbone.norm_cfg.eps': 1e-5,

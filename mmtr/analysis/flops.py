@@ -45,7 +45,7 @@ _HANDLERS = {
     'aten::_native_multi_head_attention': _native_multi_head_attention,
     'aten::baddbmm': lambda inputs, outputs: bmm_flop_jit(inputs[1:3], outputs),
     'aten::cdist': _cdist,
-    'aten::upsample_bicubic2d': elementwise_flop_counter(0, 16),
+    **dict.fromkeys(('aten::upsample_bicubic2d', 'aten::_upsample_bicubic2d_aa'), elementwise_flop_counter(0, 16)),
 }
 
 # A few operations per element, or none: nothing beside products over channels or tokens. What is
@@ -59,7 +59,7 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
     linalg_vector_norm lift_fresh log log_softmax logical_and logical_not logical_or logsumexp lt le
     masked_fill_ masked_scatter masked_select max_pool2d maximum mean meshgrid min minimum mish movedim
     mul mul_ ne neg new_ones norm not numel numpy_T one_hot ones_like pad pixel_shuffle pow prod rand
-    rand_like randn randn_like reciprocal repeat repeat_interleave reshape_as resolve_conj rsqrt rsub
+    rand_like randn randn_like reciprocal remainder repeat repeat_interleave reshape_as resolve_conj rsqrt rsub
     scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted
     sigmoid sign silu silu_ sin softmax softplus sort sqrt square std sub sub_ sum swapaxes take
     take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk

@@ -1,4 +1,5 @@
 from . import checkpoint, configs  # noqa: F401  they put safe loading and packaged configs in force
+from .layer_decay import LayerDecayConstructor
 from .optim_wrapper import CPUAmpOptimWrapper
 
-__all__ = ['CPUAmpOptimWrapper']
+__all__ = ['CPUAmpOptimWrapper', 'LayerDecayConstructor']

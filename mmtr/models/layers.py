@@ -25,8 +25,12 @@ class MultiheadAttention(mmcv_transformer.MultiheadAttention):
             return super().forward(query, key, value, identity, *args, **kwargs)
         return (query if identity is None else identity) + self.branch_dropout(self.branch(query))
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values: (B, N, C) -> three of (B, heads, N, C / heads)."""
+    def at(self, tokens: Tokens) -> 'MultiheadAttention':
+        """What a reducer attends ``tokens`` with: this module, which asks for no positions."""
+        return self
+
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values: (B, N, C) -> three of (B, heads, N, C / heads); ``kept`` makes no difference."""
         qkv = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -51,8 +55,12 @@ def _attention_twin(module, attn_backend):
     return twin
 
 
-class TransformerEncoderLayer(vit.TransformerEncoderLayer):
-    """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
+class ReducibleLayer:
+    """Mixin of a pre-norm layer on ``Tokens``, with the reducer's five moments.
+
+    A subclass has ``norm1``, ``attn`` with ``at(tokens)`` and ``branch_dropout``, ``norm2``, ``ffn`` with
+    ``dropout_layer``, ``with_cp``, and says what the FFN is without its residual.
+    """
 
     def forward(self, tokens: Tokens, reducer: TokenReducer, i: int) -> Tokens:
         """Layer ``i`` with the reducer's moments; ``with_cp`` recomputes all but the first and last."""
@@ -64,10 +72,17 @@ class TransformerEncoderLayer(vit.TransformerEncoderLayer):
         return reducer.after_layer(i, tokens)
 
     def _inner_forward(self, tokens, reducer, i):
-        branch = reducer.attention(i, self.attn, self.norm1(tokens.x), tokens)
+        branch = reducer.attention(i, self.attn.at(tokens), self.norm1(tokens.x), tokens)
         tokens = reducer.between(i, tokens.replace(x=tokens.x + self.attn.branch_dropout(branch)))
         branch = reducer.ffn(i, self._ffn_branch, self.norm2(tokens.x), tokens)
         return tokens.replace(x=tokens.x + self.ffn.dropout_layer(branch))
+
+    def _ffn_branch(self, x):
+        raise NotImplementedError
+
+
+class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
+    """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
 
     def _ffn_branch(self, x):
         return self.ffn.gamma2(self.ffn.layers(x))

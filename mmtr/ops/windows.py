@@ -1,4 +1,4 @@
-"""Windows of the patch grid that hold alike tokens."""
+"""Windows of the patch grid."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,3 +34,28 @@ def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: fl
     count = window_sum(torch.ones_like(unit[:1, :, :1])).squeeze(2)
     alike = pairs / (count * (count - 1)).clamp(min=1) > threshold
     return torch.where(alike[:, member], first, torch.arange(len(member), device=x.device))
+
+
+def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.) -> Tensor:
+    """Cut a grid into windows; the last ones are padded with ``value`` where it is no multiple of them.
+
+    Args:
+        x: (B, heads, H * W, D).
+        grid: (H, W).
+        window: Side of a window, in patches.
+
+    Returns:
+        (B * windows, heads, window * window, D).
+    """
+    height, width = grid
+    x = F.pad(x.unflatten(2, grid), (0, 0, 0, -width % window, 0, -height % window), value=value)
+    x = x.unflatten(3, (-1, window)).unflatten(2, (-1, window))
+    return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+
+
+def from_windows(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """Put windows together again: what ``to_windows`` made -> (B, heads, H * W, D)."""
+    height, width = grid
+    x = x.unflatten(2, (window, window)).unflatten(0, (-1, -(-height // window), -(-width // window)))
+    x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
+    return x[:, :, :height, :width].flatten(2, 3)

@@ -13,10 +13,14 @@ from mmtr.tokens import Tokens
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens."""
+    """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens.
+
+    ``grid`` is (H, W) of the patch grid of its training images; None: not known.
+    """
     depth: int
     embed_dims: int
     num_prefix: int
+    grid: Optional[tuple[int, int]] = None
 
 
 class TokenReducer(BaseModule):
@@ -64,7 +68,9 @@ class TokenReducer(BaseModule):
         """The attention branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
 
         Args:
-            attn: The attention module, with ``branch(x)``, ``qkv(x)`` and ``attend(q, k, v, bias=None)``.
+            attn: The layer's attention, which knows where ``tokens`` are, with ``branch(x)``,
+                ``qkv(x, kept=None)`` and ``attend(q, k, v, bias=None)``. For patch tokens that are fewer
+                than those of ``tokens``, ``kept`` (B, M) says which of these each one is.
             x: (B, P + N, C), normalised ``tokens.x``.
         """
         return attn.branch(x)

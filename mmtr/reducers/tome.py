@@ -80,8 +80,8 @@ class ToMe(MergingReducer):
         matching = soft_matching(patches, count)
         tokens.memo['matching'] = matching  # for pictures
         merged, size = _merge(x, tokens.num_prefix, matching)
-        return _unmerge(attn.attend(*attn.qkv(merged), self._bias(size, tokens.num_prefix)),
-                        tokens.num_prefix, matching)
+        q, k, v = attn.qkv(merged, matching.kept)
+        return _unmerge(attn.attend(q, k, v, self._bias(size, tokens.num_prefix)), tokens.num_prefix, matching)
 
     def _bias(self, size, num_prefix):
         if size is None or not self.proportional:

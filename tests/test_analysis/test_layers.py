@@ -8,7 +8,8 @@ from mmseg.models.backbones import VisionTransformer as Stock
 from mmtr.analysis import layers
 from mmtr.analysis.layers import analyze_layers
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
-from tests.test_reducers.test_contract import backbone, every_reducer, images
+from tests.test_reducers.test_contract import every_reducer, images
+from tests.test_reducers.test_contract import vit as backbone
 
 SHAPE = BackboneShape(depth=4, embed_dims=32, num_prefix=1)
 

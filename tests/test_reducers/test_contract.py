@@ -7,7 +7,7 @@ import torch
 from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
-from mmtr.models.backbones import VisionTransformer
+from mmtr.models.backbones import EVA02, VisionTransformer
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
 
@@ -33,17 +33,43 @@ CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_di
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 
 
-def backbone(cfg, patch_size=16, with_cls_token=True, **kwargs):
+def vit(cfg, patch_size=16, with_cls_token=True, **kwargs):
     torch.manual_seed(0)
-    model = VisionTransformer(
+    return filled(VisionTransformer(
         img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4, final_norm=True,
-        out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs)
+        out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
+
+
+def eva02(cfg, patch_size=16, with_cls_token=True, **kwargs):
+    torch.manual_seed(0)
+    return filled(EVA02(
+        img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4,
+        out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
+
+
+BACKBONES = (vit, eva02)
+
+
+@pytest.fixture(params=BACKBONES, ids=lambda build: build.__name__)
+def backbone(request):
+    """Function from a reducer's config to a small backbone in eval mode."""
+    return request.param
+
+
+def filled(model):
     model.init_weights()
     # Fresh weights are so small that layers hardly change a token: a mistake would not show.
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
+
+
+def branch_ends(layer):
+    """The linear layers that attention and FFN end with."""
+    if hasattr(layer.ffn, 'fc2'):
+        return layer.attn.proj, layer.ffn.fc2
+    return layer.attn.attn.out_proj, layer.ffn.layers[1]
 
 
 def images(batch=2, height=80, width=112, seed=1):
@@ -53,7 +79,7 @@ def images(batch=2, height=80, width=112, seed=1):
 @every_reducer
 @pytest.mark.parametrize('height, width, patch_size, with_cls_token', [
     (64, 64, 16, True), (80, 112, 16, True), (57, 130, 16, False), (84, 70, 14, True), (48, 48, 8, False)])
-def test_heads_receive_the_full_grid(cfg, height, width, patch_size, with_cls_token):
+def test_heads_receive_the_full_grid(cfg, backbone, height, width, patch_size, with_cls_token):
     if TOKEN_REDUCERS.module_dict[cfg['type']].needs_class_token and not with_cls_token:
         with pytest.raises(UserError, match='reads the class token, and this backbone has none'):
             backbone(cfg, patch_size, with_cls_token)
@@ -67,11 +93,11 @@ def test_heads_receive_the_full_grid(cfg, height, width, patch_size, with_cls_to
 
 
 @every_reducer
-def test_positions_are_in_raster_order(cfg):
+def test_positions_are_in_raster_order(cfg, backbone):
     # With attention and FFN silenced, a token is its patch: what is restored must resemble its own place.
     model = backbone(cfg)
     for layer in model.layers:
-        for linear in (layer.attn.attn.out_proj, layer.ffn.layers[1]):
+        for linear in branch_ends(layer):
             torch.nn.init.zeros_(linear.weight)
             torch.nn.init.zeros_(linear.bias)
     plain = copy.deepcopy(model)
@@ -86,7 +112,7 @@ def test_positions_are_in_raster_order(cfg):
 
 
 @every_reducer
-def test_prefix_tokens_are_never_reduced(cfg):
+def test_prefix_tokens_are_never_reduced(cfg, backbone):
     seen = []
     model = backbone(cfg)
     for layer in model.layers:
@@ -102,7 +128,7 @@ def test_prefix_tokens_are_never_reduced(cfg):
 
 
 @every_reducer
-def test_an_image_does_not_depend_on_its_batch(cfg):
+def test_an_image_does_not_depend_on_its_batch(cfg, backbone):
     model = backbone(cfg)
     batch = images(4)
     with torch.no_grad():
@@ -113,11 +139,12 @@ def test_an_image_does_not_depend_on_its_batch(cfg):
 
 
 @every_reducer
-def test_nothing_to_reduce_is_the_plain_model(cfg):
+def test_nothing_to_reduce_is_the_plain_model(cfg, backbone):
     reducing = TOKEN_REDUCERS.module_dict[cfg['type']]
     settings = {k: v for k, v in cfg.items() if k != 'per_layer'}
     model = backbone({**settings, **reducing.nothing})
-    stock = Stock(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, final_norm=True, out_indices=(1, 3))
+    stock = backbone(None) if backbone is eva02 else Stock(
+        img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, final_norm=True, out_indices=(1, 3))
     own = {id(p) for p in model.token_reducer.parameters()}
     state = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in own}
     stock.load_state_dict(state, strict=True)
@@ -129,7 +156,7 @@ def test_nothing_to_reduce_is_the_plain_model(cfg):
 
 @every_reducer
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_dtype_in_is_dtype_out(cfg, dtype):
+def test_dtype_in_is_dtype_out(cfg, backbone, dtype):
     model = backbone(cfg)
     plain = backbone(None)
     with torch.no_grad(), torch.autocast('cpu', dtype):
@@ -141,7 +168,7 @@ def test_dtype_in_is_dtype_out(cfg, dtype):
 
 @every_reducer
 @pytest.mark.parametrize('value', [0., 1.])
-def test_no_nan_on_a_constant_image(cfg, value):
+def test_no_nan_on_a_constant_image(cfg, backbone, value):
     with torch.no_grad():
         assert all(out.isfinite().all() for out in backbone(cfg)(torch.full((1, 3, 64, 64), value)))
     blank = backbone(cfg)
@@ -151,7 +178,7 @@ def test_no_nan_on_a_constant_image(cfg, value):
 
 
 @every_reducer
-def test_no_state_is_left_on_the_module(cfg):
+def test_no_state_is_left_on_the_module(cfg, backbone):
     model = backbone(cfg)
     before = {name: dict(vars(module)) for name, module in model.token_reducer.named_modules()}
     with torch.no_grad():
@@ -161,7 +188,7 @@ def test_no_state_is_left_on_the_module(cfg):
 
 
 @every_reducer
-def test_two_threads_share_a_model(cfg):
+def test_two_threads_share_a_model(cfg, backbone):
     model = backbone(cfg)
     inputs = [images(1, seed=i) for i in range(8)] + [images(1, 64, 144, seed=i) for i in range(8)]
     with torch.no_grad():
@@ -178,7 +205,7 @@ def test_two_threads_share_a_model(cfg):
 
 
 @every_reducer
-def test_compiles_without_a_graph_break(cfg):
+def test_compiles_without_a_graph_break(cfg, backbone):
     model = backbone(cfg)
     if not model.token_reducer.fixed_count:
         pytest.skip('the number of tokens depends on the image')
@@ -190,12 +217,12 @@ def test_compiles_without_a_graph_break(cfg):
 
 
 @every_reducer
-def test_token_schedule_is_what_the_layers_see(cfg):
+def test_token_schedule_is_what_the_layers_see(cfg, backbone):
     model = backbone(cfg)
     seen = []
     for layer in model.layers:
         # What attention computes on: some methods reduce after the norm.
-        layer.attn.attn.out_proj.register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - 1))
+        branch_ends(layer)[0].register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - 1))
     half_flat = images(1)
     half_flat[..., :56] = 1
     with torch.no_grad():
@@ -208,7 +235,7 @@ def test_token_schedule_is_what_the_layers_see(cfg):
 
 @every_reducer
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_gradients_flow(cfg, with_cp):
+def test_gradients_flow(cfg, backbone, with_cp):
     model = backbone(cfg, with_cp=with_cp).train()
     x = images().requires_grad_()
     sum(out.square().mean() for out in model(x)).backward()
@@ -223,7 +250,7 @@ def test_gradients_flow(cfg, with_cp):
 
 
 @every_reducer
-def test_checkpointing_changes_no_gradient(cfg):
+def test_checkpointing_changes_no_gradient(cfg, backbone):
     grads = []
     for with_cp in (False, True):
         model = backbone(cfg, with_cp=with_cp).train()
@@ -246,4 +273,4 @@ def test_whatever_a_search_draws_works(name, depth):
     if depth == 4:
         for settings in drawn[:4]:
             with torch.no_grad():
-                assert backbone(dict(type=name, **settings))(images())[1].isfinite().all()
+                assert vit(dict(type=name, **settings))(images())[1].isfinite().all()

@@ -9,7 +9,8 @@ from mmtr.ops.attention import attention_weights, class_attention
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
-from .test_contract import backbone, images
+from .test_contract import images
+from .test_contract import vit as backbone
 
 GRID, CHANNELS, PREFIX, HEADS = (4, 5), 16, 2, 4
 

@@ -10,7 +10,8 @@ from mmtr.ops.clustering import cluster_tokens, reconstruction
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
-from .test_contract import backbone, images
+from .test_contract import images
+from .test_contract import vit as backbone
 
 GRID, CHANNELS, PREFIX = (6, 9), 16, 2
 

@@ -6,7 +6,8 @@ from mmtr.analysis.flops import count_flops
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
-from .test_contract import backbone, images
+from .test_contract import images
+from .test_contract import vit as backbone
 
 GRID, CHANNELS, PREFIX = (5, 8), 16, 2
 

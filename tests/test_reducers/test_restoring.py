@@ -5,7 +5,8 @@ from mmtr import UserError
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
-from .test_contract import backbone, images
+from .test_contract import images
+from .test_contract import vit as backbone
 
 #: Every method that restores, with settings that reduce once and several times.
 RESTORING = [

@@ -23,7 +23,7 @@ def some_tokens(batch=2, grid=GRID, seed=0):
 class Attention:
     """Attention without weights."""
 
-    def qkv(self, x):
+    def qkv(self, x, kept=None):
         heads = x.unflatten(2, (HEADS, -1)).transpose(1, 2)
         return heads, heads.sin(), heads.cos()
 

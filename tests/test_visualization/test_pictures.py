@@ -5,7 +5,8 @@ from mmdet.models import DetDataPreprocessor
 from mmseg.models import SegDataPreProcessor
 
 from mmtr.visualization import TokenMap, draw_injected, record_token_maps, seen_image, token_maps, token_picture
-from tests.test_reducers.test_contract import backbone, every_reducer, images
+from tests.test_reducers.test_contract import every_reducer, images
+from tests.test_reducers.test_contract import vit as backbone
 
 CAPTION, GAP = 26, 6
 

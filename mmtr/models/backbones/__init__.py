@@ -1,3 +1,4 @@
+from .eva02 import EVA02
 from .vit import VisionTransformer
 
-__all__ = ['VisionTransformer']
+__all__ = ['EVA02', 'VisionTransformer']

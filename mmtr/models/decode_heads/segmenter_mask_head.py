@@ -48,7 +48,7 @@ class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
         x = self._transform_inputs(inputs)
         grid = (int(x.shape[2]), int(x.shape[3]))
         x = self.dec_proj(x.flatten(2).transpose(1, 2))
-        tokens = Tokens(torch.cat([self.cls_emb.expand(len(x), -1, -1), x], 1), grid, num_prefix=self.num_classes)
+        tokens = Tokens(torch.cat([self.cls_emb.expand(x.shape[0], -1, -1), x], 1), grid, num_prefix=self.num_classes)
         for i, layer in enumerate(self.layers):
             tokens = layer(tokens, self.token_reducer, i)
         tokens = self.token_reducer.restore(tokens)

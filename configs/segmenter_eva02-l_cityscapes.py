@@ -1,0 +1,13 @@
+# Cropr reports no Cityscapes: its recipe, with the crops and windows of Segmenter.
+_base_ = [
+    './_base_/models/segmenter_eva02-l.py',
+    'mmseg::_base_/datasets/cityscapes_768x768.py',
+    './_base_/eva02_162k.py',
+]
+crop_size = (768, 768)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(img_size=crop_size),
+    decode_head=dict(num_classes=19),
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(512, 512)))
+train_dataloader = dict(batch_size=8)

@@ -1,0 +1,97 @@
+"""The official Cropr segmentation checkpoints, unpruned or pruned -> ``EncoderDecoder`` on ``mmtr.EVA02``."""
+
+import math
+
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.errors import UserError
+
+from .eva02 import eva02_table, fuse, notes_of
+from .vit import depth, need, rename
+
+KIND = 'an official Cropr segmentation model'
+# In a Cropr module of the release -> in ``mmtr.reducers.Cropr``; the first are always there.
+QUERIES = ('cross_attn.queries', 'queries')
+LINEAR = {
+    'cross_attn.q': 'q',
+    'cross_attn.k': 'k',
+    'cross_attn.v': 'v',
+    'cross_attn.proj': 'proj',
+    'cross_attn.attn_norm': 'norm',
+    'cross_attn.mlp_norm': 'mlp.0',
+    'cross_attn.mlp.fc1': 'mlp.1',
+    'cross_attn.mlp.fc2': 'mlp.3',
+    'head.norm': 'head.0',
+    'head.head': 'head.1',
+}
+
+
+def read(path):
+    """(state, ) of a ``checkpoint.pth`` of the release, which keeps it under 'model'."""
+    state = read_checkpoint(path).get('model')
+    if not isinstance(state, dict):
+        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
+    return (state,)
+
+
+def convert(state):
+    """The release's keys -> ``backbone.*`` and ``decode_head.*``; raises ``UserError``.
+
+    The Cropr modules, one after each layer but the last two, go to ``backbone.token_reducer``.
+    """
+    table = eva02_table(state, KIND, 'backbone.')
+    weight = need(state, 'head.weight', KIND)
+    classes, dim = weight.shape
+    table['head.weight'] = ('decode_head.conv_seg.weight', (classes, dim))
+    table['head.bias'] = ('decode_head.conv_seg.bias', (classes,))
+    modules = depth(state, r'cropr\.(\d+)\.')
+    for i in range(modules):
+        table.update(_module_table(state, f'cropr.{i}.', f'backbone.token_reducer.heads.layer_{i:02}.'))
+    converted = rename(state, table, KIND)
+    fuse(converted, 'backbone.')
+    converted['decode_head.conv_seg.weight'] = converted['decode_head.conv_seg.weight'][:, :, None, None]
+    for i in range(modules):
+        key = f'backbone.token_reducer.heads.layer_{i:02}.queries'
+        converted[key] = converted[key].squeeze(0)
+
+    notes = notes_of(converted, 'cropr', 'backbone.')
+    patch = converted['backbone.patch_embed.projection.weight'].shape[-1]
+    notes.settings.update({
+        'backbone.patch_size': patch,
+        'backbone.img_size': (patch * math.isqrt(converted['backbone.pos_embed'].shape[1] - 1),) * 2,
+        'decode_head.num_classes': classes,
+        'data_preprocessor.mean': (127.5,) * 3,
+        'data_preprocessor.std': (127.5,) * 3,
+    })
+    if notes.fits:
+        notes.fits = notes.fits.replace('*', 'cropr_ade20k' if modules else 'ade20k')
+    if modules:
+        notes.settings.update(_module_settings(state, dim))
+        if 'cropr.0.cross_attn.proj.weight' in state:
+            notes.remarks.append('Its Cropr modules have several heads, and the file does not say how many: set '
+                                 'backbone.token_reduction.num_heads.')
+    return converted, notes
+
+
+def _module_settings(state, dim):
+    """The settings of ``mmtr.reducers.Cropr`` in which the modules differ from the released training command's."""
+    settings = {}
+    projections = tuple(name for name in 'qkv' if f'cropr.0.cross_attn.{name}.weight' in state)
+    if projections:
+        settings['projections'] = projections
+    if 'cropr.0.cross_attn.attn_norm.weight' in state:
+        settings['pre_norm'] = True
+    width = len(state.get('cropr.0.cross_attn.mlp.fc1.weight', ()))
+    if width != 4 * dim:
+        settings['mlp_ratio'] = width / dim
+    return {f'backbone.token_reduction.{key}': value for key, value in settings.items()}
+
+
+def _module_table(state, source, target):
+    """Every key of one Cropr module that the file has; what must be there is checked when it is loaded."""
+    table = {source + QUERIES[0]: (target + QUERIES[1], need(state, source + QUERIES[0], KIND).shape)}
+    for old, new in LINEAR.items():
+        for kind in ('weight', 'bias'):
+            key = f'{source}{old}.{kind}'
+            if key in state:
+                table[key] = (f'{target}{new}.{kind}', state[key].shape)
+    return table

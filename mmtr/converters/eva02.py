@@ -1,0 +1,128 @@
+"""A timm EVA-02 -> ``mmtr.EVA02``, to start training from.
+
+timm has two layouts: Ti and S with one projection for queries, keys and values and one for the FFN's gate
+and value, B and L with one for each and a norm inside the FFN. Here both have one, and the rotary embedding
+turns channels i and i + D / 2 of a head where theirs turns neighbours.
+"""
+
+import math
+import re
+
+import torch
+
+from mmtr.errors import UserError
+
+from .timm_vit import read
+from .vit import SIZES, Notes, depth, need, rename
+
+__all__ = ['convert', 'eva02_table', 'fuse', 'notes_of', 'read']
+KIND = 'a timm EVA-02'
+DROPPED = ('head.weight', 'head.bias')
+
+
+def convert(state):
+    """timm's keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``."""
+    converted = rename(state, eva02_table(state, KIND), KIND, DROPPED)
+    fuse(converted)
+    patches = converted['pos_embed'].shape[1] - 1
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise UserError(f'The position table has {patches + 1} entries, which is no class token and a square.')
+    patch = converted['patch_embed.projection.weight'].shape[-1]
+    notes = notes_of(converted, 'eva02')
+    notes.remarks = [
+        f'Patches stay at {patch}x{patch} pixels and the position table at {side}x{side}; the backbone resizes '
+        'both to its own when it loads them.',
+        "timm's models take images normalised as CLIP's; ours, as Cropr's, train with mean = std = 127.5.",
+    ]
+    return converted, notes
+
+
+def eva02_table(state, kind, target=''):
+    """The table for ``rename`` of a timm EVA-02 in either layout, to be followed by ``fuse``."""
+    kernel = need(state, 'patch_embed.proj.weight', kind)
+    positions = need(state, 'pos_embed', kind)
+    dim = len(kernel)
+    # With mean pooling timm keeps the last norm under another name.
+    norm = 'norm' if 'norm.weight' in state else 'fc_norm'
+    table = {
+        'cls_token': (f'{target}cls_token', (1, 1, dim)),
+        'pos_embed': (f'{target}pos_embed', (1, positions.numel() // dim, dim)),
+        'patch_embed.proj.weight': (f'{target}patch_embed.projection.weight', (dim, *kernel.shape[1:])),
+        'patch_embed.proj.bias': (f'{target}patch_embed.projection.bias', (dim,)),
+        f'{norm}.weight': (f'{target}norm.weight', (dim,)),
+        f'{norm}.bias': (f'{target}norm.bias', (dim,)),
+    }
+    hidden = need(state, 'blocks.0.mlp.fc2.weight', kind).shape[1]
+    for i in range(depth(state, r'blocks\.(\d+)\.')):
+        table.update(_block_table(state, f'blocks.{i}.', f'{target}layers.{i}.', dim, hidden))
+    return table
+
+
+def _block_table(state, source, target, dim, hidden):
+    linear = {'attn.proj': ('attn.proj', dim, dim), 'mlp.fc2': ('ffn.fc2', dim, hidden)}
+    norms = {'norm1': ('norm1', dim), 'norm2': ('norm2', dim)}
+    table = {}
+    if f'{source}attn.qkv.weight' in state:
+        table = {
+            'attn.qkv.weight': ('attn.in_proj.weight', (3 * dim, dim)),
+            'attn.q_bias': ('attn.q_bias', (dim,)),
+            'attn.v_bias': ('attn.v_bias', (dim,)),
+        }
+        linear['mlp.fc1'] = ('ffn.fc1', 2 * hidden, dim)
+    else:
+        table = {f'attn.{name}_proj.weight': (f'attn.{name}', (dim, dim)) for name in 'qkv'}
+        table |= {f'attn.{name}_proj.bias': (f'attn.{name}_bias', (dim,)) for name in 'qv'}
+        linear |= {'mlp.fc1_g': ('ffn.gate', hidden, dim), 'mlp.fc1_x': ('ffn.value', hidden, dim)}
+        norms['mlp.norm'] = ('ffn.norm', hidden)
+        if f'{source}attn.norm.weight' in state:  # EVA-02-CLIP
+            norms['attn.norm'] = ('attn.norm', dim)
+    for old, (new, n_out, n_in) in linear.items():
+        table |= {f'{old}.weight': (f'{new}.weight', (n_out, n_in)), f'{old}.bias': (f'{new}.bias', (n_out,))}
+    for old, (new, width) in norms.items():
+        table |= {f'{old}.{kind}': (f'{new}.{kind}', (width,)) for kind in ('weight', 'bias')}
+    return {source + old: (target + new, shape) for old, (new, shape) in table.items()}
+
+
+def fuse(state, prefix=''):
+    """Bring the projections of either layout into ours, in place."""
+    _, layers, heads, _ = _size(state, prefix)
+    for i in range(layers):
+        at = f'{prefix}layers.{i}.'
+        if f'{at}attn.q' in state:
+            state[f'{at}attn.in_proj.weight'] = torch.cat([state.pop(f'{at}attn.{name}') for name in 'qkv'])
+            for kind in ('weight', 'bias'):
+                parts = [state.pop(f'{at}ffn.{name}.{kind}') for name in ('gate', 'value')]
+                state[f'{at}ffn.fc1.{kind}'] = torch.cat(parts)
+        q, k, v = state[f'{at}attn.in_proj.weight'].chunk(3)
+        state[f'{at}attn.in_proj.weight'] = torch.cat([_halves(q, heads), _halves(k, heads), v])
+        state[f'{at}attn.q_bias'] = _halves(state[f'{at}attn.q_bias'], heads)
+
+
+def _halves(rows, heads):
+    """The rows of a projection, of each head first the even ones, then the odd ones."""
+    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _size(state, prefix):
+    dim = len(state[f'{prefix}patch_embed.projection.weight'])
+    if dim % 64:
+        raise UserError(f'The file has {dim} channels, which are no heads of 64, as in EVA-02.')
+    layers = depth(state, re.escape(prefix) + r'layers\.(\d+)\.')
+    return dim, layers, dim // 64, SIZES.get((dim, layers), (None,))[0]
+
+
+def notes_of(state, source, prefix=''):
+    """The ``Notes`` of a converted backbone: the settings that its weights need."""
+    dim, layers, heads, letter = _size(state, prefix)
+    hidden = state[f'{prefix}layers.0.ffn.fc2.weight'].shape[1]
+    settings = {
+        'backbone.in_channels': state[f'{prefix}patch_embed.projection.weight'].shape[1],
+        'backbone.embed_dims': dim,
+        'backbone.num_layers': layers,
+        'backbone.num_heads': heads,
+        'backbone.mlp_ratio': 8 / 3 if int(dim * 8 / 3) == hidden else (hidden + 0.5) / dim,
+        'backbone.ffn_norm': f'{prefix}layers.0.ffn.norm.weight' in state,
+        'backbone.attn_norm': f'{prefix}layers.0.attn.norm.weight' in state,
+    }
+    return Notes(dict(source=source, settings=settings), settings, letter and f'segmenter_eva02-{letter}_*.py')

@@ -1,0 +1,178 @@
+"""EVA-02: a plain ViT with rotary position embedding and SwiGLU."""
+import math
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule, ModuleList
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils import to_2tuple
+from mmseg.models.utils import PatchEmbed
+from torch import nn
+
+from mmtr.errors import UserError
+from mmtr.models.rotary import RotaryEncoderLayer
+from mmtr.ops.attention import check_backend
+from mmtr.ops.resize import resize_patches, resize_positions
+from mmtr.ops.rotary import rotary_table
+from mmtr.registry import MODELS
+
+from .base import ReducibleBackbone
+
+
+@MODELS.register_module()
+class EVA02(ReducibleBackbone, BaseModule):
+    """EVA-02 (Fang et al., "EVA-02: A Visual Representation for Neon Genesis", Sec. 2.1).
+
+    Ti, S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and a head for each 64 channels.
+
+    Args:
+        img_size: Pixels that the position table is for, one number or (height, width); others are interpolated.
+        patch_size: Pixels of a patch.
+        in_channels: Channels of an image.
+        embed_dims: C.
+        num_layers: Layers.
+        num_heads: Heads.
+        mlp_ratio: Channels of the FFN's gate, as a multiple of C, rounded down.
+        ffn_norm: Norm inside the FFN: B and L have it, Ti and S do not.
+        attn_norm: Norm before the output projection of attention: only EVA-02-CLIP has it.
+        out_indices: Layers whose output is given, counted from 0; -1 is the last.
+        with_cls_token: Whether layers see the class token. Its weights are there in any case.
+        final_norm: Norm after the last layer.
+        drop_path_rate: Probability to skip the branches of the last layer, rising from 0 in the first; or a
+            list, one for each layer.
+        norm_cfg: Of every norm.
+        rope_grid: Rows, and columns, of the pretraining grid, which rotary positions are scaled to.
+        window_size: Side, in patches, of the windows that ``window_layers`` attend within (ViTDet).
+        window_layers: These layers, counted from 0. Once tokens are reduced they attend to all that remain.
+        with_cp: Recompute layers in the backward pass, to save memory.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
+        attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
+        pretrained: Checkpoint, as ``tools/convert_checkpoint.py --source eva02`` writes it; another patch
+            or grid size is resized.
+        init_cfg: mmengine's.
+
+    Raises:
+        UserError: A setting cannot work, or ``pretrained`` does not fit; at the first forward, an image is
+            smaller than a patch.
+    """
+
+    def __init__(self, img_size=224, patch_size=16, in_channels=3, embed_dims=768, num_layers=12, num_heads=12,
+                 mlp_ratio=8 / 3, ffn_norm=True, attn_norm=False, out_indices=-1, with_cls_token=True,
+                 final_norm=True, drop_path_rate=0., norm_cfg=None, rope_grid=16, window_size=None,
+                 window_layers=(), with_cp=False, token_reduction=None, attn_backend='auto', pretrained=None,
+                 init_cfg=None):
+        if pretrained is not None:
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg)
+        if embed_dims % num_heads or embed_dims // num_heads % 4:
+            raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: rotary position '
+                            'embedding needs a multiple of 4 channels in each head.')
+        self.out_indices = _layers('out_indices', out_indices, num_layers)
+        window_layers = _layers('window_layers', window_layers, num_layers)
+        _check_windows(window_size, window_layers, with_cls_token)
+        rates = _drop_path_rates(drop_path_rate, num_layers)
+        check_backend(attn_backend)
+        norm_cfg = dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg
+        self.with_cls_token, self.rope_grid = with_cls_token, rope_grid
+        self.head_dims = embed_dims // num_heads
+        self.window_size = window_size if window_layers else None
+
+        self.img_size, self.patch_size = to_2tuple(img_size), patch_size
+        rows, columns = self._training_grid()
+        self.patch_embed = PatchEmbed(
+            in_channels, embed_dims, kernel_size=patch_size, stride=patch_size, padding='corner')
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dims))
+        self.layers = ModuleList(
+            RotaryEncoderLayer(embed_dims, num_heads, int(embed_dims * mlp_ratio), norm_cfg, ffn_norm, attn_norm,
+                               rate, window_size if i in window_layers else None, attn_backend, with_cp)
+            for i, rate in enumerate(rates))
+        self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
+        self.set_token_reduction(token_reduction)
+
+    def init_weights(self):
+        """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
+        if self.init_cfg is None:
+            self._init_as_published()
+        elif self.init_cfg['type'] == 'Pretrained':
+            self._load_pretrained(self.init_cfg['checkpoint'])
+        else:
+            super().init_weights()
+            return
+        self.token_reducer.init_weights()
+
+    def _init_as_published(self):
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=.02)
+        nn.init.trunc_normal_(self.pos_embed, std=.02)
+        with torch.no_grad():
+            for i, layer in enumerate(self.layers, 1):
+                layer.attn.proj.weight.div_(math.sqrt(2 * i))
+                layer.ffn.fc2.weight.div_(math.sqrt(2 * i))
+
+    def _load_pretrained(self, path):
+        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        state = dict(state.get('state_dict', state))
+        key = 'patch_embed.projection.weight'
+        if key in state:
+            state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
+        positions = state.get('pos_embed')
+        if positions is not None and positions.shape != self.pos_embed.shape:
+            side = math.isqrt(positions.shape[1] - 1)
+            if side * side != positions.shape[1] - 1:
+                raise UserError(f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
+                                f'no square, so it cannot be resized to {self._training_grid()}.')
+            state['pos_embed'] = resize_positions(positions, (side, side), self._training_grid(), 1)
+        own = {name: value.shape for name, value in self.state_dict().items()
+               if not name.startswith('token_reducer.')}
+        unused = {'norm.weight', 'norm.bias'} if isinstance(self.norm, nn.Identity) else set()
+        differing = sorted((own.keys() ^ state.keys()) - unused)
+        differing += [name for name in own if name in state and state[name].shape != own[name]]
+        if differing:
+            raise UserError(f"Checkpoint '{path}' is not of this EVA-02: it differs in {len(differing)} weights "
+                            f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).')
+        self.load_state_dict(state, strict=False)
+
+    def _embed(self, inputs):
+        tokens = super()._embed(inputs)
+        windows = (None,) if self.window_size is None else (None, self.window_size)
+        return tokens.replace(rotary=tuple(
+            rotary_table(tokens.grid, self.head_dims, self.rope_grid, window, tokens.x.device)
+            for window in windows))
+
+    def _add_positions(self, x, grid):
+        return x + resize_positions(self.pos_embed, self._training_grid(), grid, 1)
+
+    def _final_norm(self, x):
+        return self.norm(x)
+
+
+def _layers(key, layers, depth):
+    """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0."""
+    each = (layers,) if isinstance(layers, int) else tuple(layers)
+    for layer in each:
+        if not isinstance(layer, int) or not -depth <= layer < depth:
+            raise UserError(f'{key}={layers!r} names layer {layer!r}: this backbone has layers 0 to {depth - 1}.')
+    return tuple(layer % depth for layer in each)
+
+
+def _check_windows(size, layers, with_cls_token):
+    if not layers:
+        return
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f'window_size={size!r} must be the side of a window in patches, since window_layers are given.')
+    if with_cls_token:
+        raise UserError('window_layers cannot work with the class token, which is in no window: '
+                        'set with_cls_token=False, as ViTDet.')
+
+
+def _drop_path_rates(rate, depth):
+    rates = list(rate) if isinstance(rate, (list, tuple)) else [rate * i / max(depth - 1, 1) for i in range(depth)]
+    if len(rates) != depth or not all(0 <= r < 1 for r in rates):
+        raise UserError(f'drop_path_rate={rate!r} cannot work: give one probability below 1, or {depth} of them, '
+                        'one for each layer.')
+    return rates

@@ -1,0 +1,36 @@
+"""Pretrained weights for a grid of patches, made to fit another one."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _bicubic(x, size):
+    # Antialiasing also picks another bicubic kernel, the one that timm's models are resized with.
+    return F.interpolate(x, size, mode='bicubic', antialias=True)
+
+
+def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> Tensor:
+    """A position table (1, P + H * W, C) for another grid; its P prefix tokens stay as they are."""
+    if old == new:
+        return table
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+    patches = _bicubic(patches.transpose(1, 2).unflatten(2, old).float(), new).flatten(2).transpose(1, 2)
+    return torch.cat([prefix, patches.to(table.dtype)], 1)
+
+
+def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
+    """A patch embedding's kernel for another patch size (FlexiViT, Beyer et al., Sec. 3.4).
+
+    Patches that are enlarged together with the kernel get the embedding that they had.
+
+    Args:
+        kernel: (C, channels, height, width).
+        new: (height, width).
+    """
+    old = tuple(kernel.shape[-2:])
+    if old == new:
+        return kernel
+    pixels = old[0] * old[1]
+    enlarge = _bicubic(torch.eye(pixels, device=kernel.device).view(pixels, 1, *old), new).flatten(1)
+    fitted = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge.double()).T
+    return fitted.to(kernel.dtype).unflatten(2, new)
