@@ -13,10 +13,14 @@ from mmtr.tokens import Tokens
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens."""
+    """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens.
+
+    ``grid`` is (H, W) of the patch grid of its training images; None: not known.
+    """
     depth: int
     embed_dims: int
     num_prefix: int
+    grid: Optional[tuple[int, int]] = None
 
 
 class TokenReducer(BaseModule):
@@ -80,8 +84,13 @@ class TokenReducer(BaseModule):
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
         return tokens
 
-    def losses(self, *args, **kwargs) -> dict[str, Tensor]:
-        """Auxiliary training losses."""
+    def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
+        """Auxiliary training losses.
+
+        Args:
+            outputs: What this reducer noted in the forward pass, by name; see ``auxiliary_outputs``.
+            data_samples: The batch's, one an image, with its annotations.
+        """
         return {}
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:

@@ -38,7 +38,8 @@ class VisionTransformer(vit.VisionTransformer):
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""
         self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
-            depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=int(self.with_cls_token)))
+            depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=int(self.with_cls_token),
+            grid=tuple(size // self.patch_size for size in self.img_size)))
 
     def train(self, mode=True):
         """As stock, and returns the module as ``nn.Module.train`` does."""
