@@ -164,6 +164,7 @@ def test_a_detector_logs_the_losses_too():
         token_reduction=dict(type='Cropr', task='multilabel', num_classes=80))
     cfg.neck.update(in_channels=[32, 32], num_outs=2)
     cfg.rpn_head.anchor_generator.strides = cfg.roi_head.bbox_roi_extractor.featmap_strides = [16, 16]
+    cfg.rpn_head.anchor_generator.scales = [2]
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg).train()
         sample = DetDataSample(metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64)), gt_instances=InstanceData(
