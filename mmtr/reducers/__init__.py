@@ -8,5 +8,5 @@ from .random_drop import Random
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
-__all__ = ['ALGM', 'BackboneShape', 'Cropr', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter', 'TokenReducer',
-           'build_token_reducer']
+__all__ = ['ALGM', 'BackboneShape', 'Cropr', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter',
+           'TokenReducer', 'build_token_reducer']
