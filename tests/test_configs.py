@@ -11,6 +11,7 @@ from mmtr.engine.model import build_model
 from mmtr.reducers import (
     ALGM,
     BackboneShape,
+    Cropr,
     EViT,
     Expediting,
     GridPool,
@@ -23,7 +24,10 @@ from mmtr.registry import TOKEN_REDUCERS
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
-METHODS = dict(algm=ALGM, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter, tome=ToMe)
+METHODS = dict(algm=ALGM, cropr=Cropr, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter,
+               tome=ToMe)
+#: Methods that must be trained: not in the table of every size and data set.
+TRAINED = ('cropr',)
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
              b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
@@ -36,7 +40,7 @@ def read(name):
 def reducer_of(cfg):
     backbone = cfg.model.backbone
     return build_token_reducer(backbone.get('token_reduction'), BackboneShape(
-        backbone.num_layers, backbone.embed_dims, num_prefix=1))
+        backbone.num_layers, backbone.embed_dims, num_prefix=1, grid=tuple(n // 16 for n in backbone.img_size)))
 
 
 def method_of(path):
@@ -52,7 +56,7 @@ def test_every_size_head_and_data_set_is_there_plain_and_reduced():
                 # The size is left out where it is the paper's.
                 reduced = f'segmenter{head}' if size == 'l' else f'segmenter_vit-{size}{head}'
                 assert {f'segmenter_vit-{size}{head}_{data}.py', f'{reduced}_tadapter_{data}.py'} <= names
-        assert {f'segmenter_{method}_{data}.py' for method in METHODS} <= names
+        assert {f'segmenter_{method}_{data}.py' for method in METHODS if method not in TRAINED} <= names
 
 
 @pytest.mark.parametrize('path', SEGMENTERS, ids=lambda path: path.stem)
@@ -80,7 +84,17 @@ def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("'")[1])
     del cfg.model.backbone['token_reduction']
+    if method_of(path).__name__.lower() in TRAINED:  # its losses and its curriculum
+        assert cfg.model.type == 'mmtr.EncoderDecoder'
+        cfg.model.type = base.model.type
+        assert [hook.type for hook in cfg.pop('custom_hooks')] == ['mmtr.PruningCurriculumHook']
     assert cfg.to_dict() == base.to_dict()
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*_cropr_*.py')), ids=lambda path: path.stem)
+def test_auxiliary_heads_have_the_classes_of_the_main_one(path):
+    model = build_model(Config.fromfile(path))
+    assert model.backbone.token_reducer.num_classes == model.num_classes
 
 
 def without_scope(node):
@@ -109,7 +123,8 @@ def test_plain_config_is_the_stock_one(size):
 def test_compare_all_holds_every_method_at_settings_that_work_at_any_depth(depth):
     reductions = Config.fromfile(ROOT / 'configs/reductions/all_methods.py').reductions
     reducers = [build_token_reducer(cfg.to_dict(), BackboneShape(depth, 64, 1)) for cfg in reductions.values()]
-    assert {type(reducer) for reducer in reducers} == set(TOKEN_REDUCERS.module_dict.values())
+    assert {type(reducer) for reducer in reducers} == {
+        method for method in TOKEN_REDUCERS.module_dict.values() if not method.trained}
     assert all(min(reducer.token_schedule((23, 30), depth)) < 690 for reducer in reducers)
 
 

@@ -1,19 +1,16 @@
 """Convert a released checkpoint to OpenMMLab keys, and say which config it fits."""
 
 import argparse
-import json
 import os
 import shlex
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from safetensors.torch import save_file
 
 from mmtr.converters import SOURCES
+from mmtr.engine.checkpoint import SUFFIXES, write_checkpoint
 from mmtr.errors import UserError, command
 
-SUFFIXES = ('.pth', '.safetensors')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # What mmseg's classes and ours take where a config says nothing.
 DEFAULTS = {
@@ -25,29 +22,6 @@ DEFAULTS = {
     'backbone.patch_bias': False,
     'decode_head.mlp_ratio': 4,
 }
-
-
-def write_checkpoint(path, state_dict, meta):
-    """Write weights and ``meta`` in the format that the suffix of ``path`` names.
-
-    An earlier file stays until the new one is whole. Raises ``UserError`` when it cannot be written.
-    """
-    # Under another name on the same disk first: only then is the replacement one step.
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == '.safetensors':
-            save_file(state_dict, partial, metadata={'format': 'pt', 'meta': json.dumps(meta)})
-        else:
-            torch.save({'state_dict': state_dict, 'meta': meta}, partial)
-        os.replace(partial, path)
-    # torch and safetensors tell of a full disk by errors of their own.
-    except Exception as error:
-        reason = str(error).partition('\n')[0]
-        raise UserError(f"'{path}' cannot be written: {reason}.") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def deviations(settings, model):

@@ -71,7 +71,8 @@ def methods_for(names, backbone):
     fitting = []
     for name in names or sorted(TOKEN_REDUCERS.module_dict):
         try:
-            build_token_reducer(dict(type=name), backbone)
+            if build_token_reducer(dict(type=name), backbone).trained:
+                raise UserError(f'{name} has parameters of its own, which only training sets: choose another method.')
             fitting.append(name.removeprefix('mmtr.'))
         except UserError as error:
             if names:

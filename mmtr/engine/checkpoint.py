@@ -4,6 +4,7 @@ mmengine's own checkpoints hold a few classes that ``torch.load(weights_only=Tru
 they are declared safe here, so that no file needs to be trusted. The loaders below take the place of
 mmengine's, some of which fall back to unpickling anything.
 """
+import json
 import os
 import re
 import urllib.error
@@ -20,6 +21,8 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from mmtr.errors import UserError
 
+#: Of files that ``write_checkpoint`` can write.
+SUFFIXES = ('.pth', '.safetensors')
 _METHODS = {
     HistoryBuffer: ('min', 'max', 'mean', 'current'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
@@ -85,6 +88,30 @@ def _read_safetensors(path, map_location):
     if isinstance(map_location, (str, torch.device)):
         weights = {name: tensor.to(map_location) for name, tensor in weights.items()}
     return weights
+
+
+def write_checkpoint(path, state_dict, meta):
+    """Write weights and ``meta`` in the format that the suffix of ``path``, one of ``SUFFIXES``, names.
+
+    An earlier file stays until the new one is whole. Raises ``UserError`` when it cannot be written.
+    """
+    # Under another name on the same disk first: only then is the replacement one step.
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == '.safetensors':
+            from safetensors.torch import save_file
+            save_file(state_dict, partial, metadata={'format': 'pt', 'meta': json.dumps(meta)})
+        else:
+            torch.save({'state_dict': state_dict, 'meta': meta}, partial)
+        os.replace(partial, path)
+    # torch and safetensors tell of a full disk by errors of their own.
+    except Exception as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(f"'{path}' cannot be written: {reason}.") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
 
 
 def load_from_local(filename, map_location=None):

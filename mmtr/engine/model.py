@@ -9,7 +9,7 @@ from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 
 from .checkpoint import read_checkpoint
-from .hooks.coverage import coverage
+from .hooks.coverage import converts, coverage
 
 
 def without_pretrained(node):
@@ -49,6 +49,6 @@ def load_weights(model: nn.Module, path: str) -> None:
     """
     weights = read_weights(path)
     difference = coverage(model, weights)
-    if difference:
+    if difference and not converts(model, weights):
         raise UserError(f"Checkpoint '{path}' does not cover the model: {difference}.")
     model.load_state_dict(weights)

@@ -1,3 +1,3 @@
-from . import backbones, decode_heads
+from . import backbones, decode_heads, segmentors
 
-__all__ = ['backbones', 'decode_heads']
+__all__ = ['backbones', 'decode_heads', 'segmentors']

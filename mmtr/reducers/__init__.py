@@ -1,5 +1,6 @@
 from .algm import ALGM
 from .base import BackboneShape, TokenReducer, build_token_reducer
+from .cropr import Cropr
 from .evit import EViT
 from .expediting import Expediting
 from .grid_pool import GridPool
@@ -7,5 +8,5 @@ from .random_drop import Random
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
-__all__ = ['ALGM', 'BackboneShape', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter', 'TokenReducer',
-           'build_token_reducer']
+__all__ = ['ALGM', 'BackboneShape', 'Cropr', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter',
+           'TokenReducer', 'build_token_reducer']

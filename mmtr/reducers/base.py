@@ -42,6 +42,8 @@ class TokenReducer(BaseModule):
     fixed_count = True
     #: Whether it reads the class token, the first of the prefix tokens.
     needs_class_token = False
+    #: Whether it has parameters of its own, so that a model must be trained with it.
+    trained = False
 
     def __init__(self, backbone: BackboneShape):
         super().__init__()
@@ -96,8 +98,13 @@ class TokenReducer(BaseModule):
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
         return tokens
 
-    def losses(self, *args, **kwargs) -> dict[str, Tensor]:
-        """Auxiliary training losses."""
+    def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
+        """Auxiliary training losses.
+
+        Args:
+            outputs: What this reducer noted in the forward pass, by name; see ``auxiliary_outputs``.
+            data_samples: The batch's, one an image, with its annotations.
+        """
         return {}
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:

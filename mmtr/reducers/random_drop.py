@@ -6,38 +6,48 @@ from mmtr.ops.dropping import pseudo_random
 from mmtr.registry import TOKEN_REDUCERS
 
 from .base import check_number, check_whole, default_start
-from .dropping import DropReducer
+from .pruning import PruneReducer
 
 
 @TOKEN_REDUCERS.register_module()
-class Random(DropReducer):
+class Random(PruneReducer):
     """Drop tokens at random, or all but every k-th: the floor that any method must beat.
 
     Args:
         backbone: See ``TokenReducer``.
-        ratio: Share of the patch tokens that are dropped. None: 0.5, unless ``every`` is given.
+        ratio: Share of the patch tokens that are dropped. None: 0.5, unless ``every``, ``r`` or ``layers`` is given.
         layer: They are dropped before this layer, counted from 0. None: 10/24 of the depth.
         every: In place of ``ratio``: keep the first of each so many tokens in raster order.
         seed: Which tokens: the same for every image, whatever its batch.
         restore: What a dropped position gets at the end: ``last``, the last value that its token had;
             ``copy``, the nearest kept token; ``residual``, its last value and the change of that one since.
+        r, layers: In place of ``ratio`` and ``layer``: the schedule of ``PruneReducer``.
+        multiple_of, fusion: See ``PruneReducer``.
 
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
-    nothing = dict(ratio=0., every=None)
+    nothing = dict(r=0, ratio=None, layer=None, every=None)
+    every = None
 
-    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='residual'):
-        super().__init__(backbone, restore)
+    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='residual', r=None, layers=None,
+                 multiple_of=None, fusion='none'):
         if ratio is not None and every is not None:
             raise UserError(f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: '
                             'give one of them.')
-        self.ratio = check_number('ratio', 0.5 if ratio is None else ratio, lambda r: 0 <= r < 1,
-                                  'a share of at least 0 and below 1')
-        layer = default_start(backbone.depth) if layer is None else layer
-        self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
+        once, often = ({key: value for key, value in settings.items() if value is not None}
+                       for settings in (dict(ratio=ratio, layer=layer, every=every), dict(r=r, layers=layers)))
+        if once and often:
+            raise UserError(f'token_reduction has {", ".join(once)} and {", ".join(often)}: ratio, layer and every '
+                            'drop once, r and layers after several layers; give either.')
+        super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         self.every = None if every is None else check_whole('every', every, 1)
         self.seed = check_whole('seed', seed, 0)
+        if not often:
+            layer = default_start(backbone.depth) if layer is None else layer
+            self.layers = (check_whole('layer', layer, 0, backbone.depth - 1) - 1,)
+            self.r = (check_number('ratio', 0.5 if ratio is None else ratio, lambda r: 0 <= r < 1,
+                                   'a share of at least 0 and below 1'),)
 
     @classmethod
     def search_space(cls, trial, backbone):
@@ -45,23 +55,14 @@ class Random(DropReducer):
         return dict(ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
                     layer=trial.suggest_int('layer', 0, backbone.depth - 1))
 
-    def _count(self, grid):
-        """How many tokens are kept."""
-        count = grid[0] * grid[1]
-        return max(count - round(self.ratio * count), 1) if self.every is None else -(-count // self.every)
+    def _gone(self, patches):
+        return super()._gone(patches) if self.every is None else [patches - -(-patches // self.every)]
 
-    def before_layer(self, i, tokens):
-        """Drop."""
-        positions, kept = tokens.grid[0] * tokens.grid[1], self._count(tokens.grid)
-        if i != self.layer or kept == positions:
-            return tokens
+    def score(self, i, tokens):
+        """See ``PruneReducer``; the same for a position in all layers and images."""
+        patches, device = tokens.grid[0] * tokens.grid[1], tokens.x.device
         if self.every is None:
-            order = pseudo_random(positions, self.seed, tokens.x.device).argsort(stable=True)
-            slots = order[:kept].sort().values
+            score = -pseudo_random(patches, self.seed, device)
         else:
-            slots = torch.arange(0, positions, self.every, device=tokens.x.device)
-        return self._drop(tokens, slots.expand(tokens.x.shape[0], -1))
-
-    def token_schedule(self, grid, depth):
-        """See ``TokenReducer``."""
-        return [self._count(grid) if i >= self.layer else grid[0] * grid[1] for i in range(depth)]
+            score = -(torch.arange(patches, device=device) % self.every)
+        return score[self._index(tokens)]

@@ -15,7 +15,6 @@ from mmtr.converters import cropr
 from mmtr.converters import eva02 as source
 from mmtr.models.backbones import EVA02
 from mmtr.ops.resize import resize_patches, resize_positions
-from mmtr.registry import TOKEN_REDUCERS
 
 
 @pytest.fixture
@@ -102,9 +101,6 @@ def cropr_state(pruned, **options):
 
 @pytest.mark.parametrize('r', [(), (3, 2)], ids=['unpruned', 'pruned'])
 def test_cropr_gives_the_outputs_of_the_release(r, image):
-    TOKEN_REDUCERS.import_from_location()
-    if r and 'Cropr' not in TOKEN_REDUCERS.module_dict:
-        pytest.skip('there is no reducer Cropr')
     state = cropr_state(bool(r))
     tokens = torch.cat([official_cropr(image[i:i + 1], state, 4, r) for i in range(2)])
     expected = maps(linear(tokens, state, 'head'))

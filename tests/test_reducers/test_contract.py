@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
 from mmtr.models.backbones import EVA02, VisionTransformer
 from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import TOKEN_REDUCERS
 
 TOKEN_REDUCERS.import_from_location()
@@ -16,12 +18,16 @@ TOKEN_REDUCERS.import_from_location()
 MORE = dict(
     ALGM=[dict(threshold=0.2), dict(threshold=0.3, window=3, global_layer=None),
           dict(threshold=0.3, local_layer=None, global_layer=0)],
+    Cropr=[dict(layers=(0, 2), fusion='none', r=[3, 0.2], task='multilabel', pre_norm=True, mlp_ratio=0),
+           dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
+           dict(r=7, deploy=True)],
     EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, restore='copy'), dict(keep_rate=0.1)],
     Expediting=[
         dict(layer=0, grid=(3, 4), n_iters=1, window=3, temperature=1., k=1),
         dict(layer=3, grid=(0.3, 1.), window=9, normalize='l1', recon_temperature=0.01)],
     GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy')],
-    Random=[dict(every=3, layer=0, restore='copy'), dict(ratio=0.9, seed=5, restore='residual')],
+    Random=[dict(every=3, layer=0, restore='copy'), dict(ratio=0.9, seed=5, restore='residual'),
+            dict(r=0.3, fusion='llf'), dict(layers=(0, 2), multiple_of=4, restore='copy')],
     ToMe=[dict(r=0.5, layers=(1, 3), proportional_attention=True), dict(mode='progressive'),
           dict(mode='progressive', r=(0.25, -1), restore='residual'), dict(mode='progressive', r=[0, 9, 3, 1])],
     TokenAdapter=[
@@ -76,6 +82,16 @@ def images(batch=2, height=80, width=112, seed=1):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+def train_step(model, x):
+    """Feature maps of a forward pass in training, and the sum of the auxiliary losses."""
+    sample = BaseDataElement(
+        gt_sem_seg=PixelData(data=torch.arange(x[0, :1].numel()).view(1, *x.shape[2:]) % 150),
+        gt_instances=InstanceData(labels=torch.tensor([3, 140])), gt_label=torch.tensor([7]))
+    with auxiliary_outputs() as outputs:
+        outs = model(x)
+    return outs, sum(model.token_reducer.losses(outputs.get(model.token_reducer, {}), [sample] * len(x)).values())
+
+
 @every_reducer
 @pytest.mark.parametrize('height, width, patch_size, with_cls_token', [
     (64, 64, 16, True), (80, 112, 16, True), (57, 130, 16, False), (84, 70, 14, True), (48, 48, 8, False)])
@@ -122,8 +138,9 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     schedule = model.token_reducer.token_schedule((5, 7), 4)
     assert all(tokens.num_prefix == 1 for tokens in seen)
     if model.token_reducer.fixed_count:
-        # A layer's output may be restored already, or reduced in the next layer.
-        assert all(tokens.patches.shape[1] >= count for tokens, count in zip(seen, schedule[1:]))
+        # A layer's output may be restored already, or reduced or restored in the next layer.
+        assert all(tokens.patches.shape[1] >= min(counts)
+                   for tokens, counts in zip(seen, zip(schedule, schedule[1:])))
     assert min(schedule) < 35
 
 
@@ -238,14 +255,16 @@ def test_token_schedule_is_what_the_layers_see(cfg, backbone):
 def test_gradients_flow(cfg, backbone, with_cp):
     model = backbone(cfg, with_cp=with_cp).train()
     x = images().requires_grad_()
-    sum(out.square().mean() for out in model(x)).backward()
+    outs, loss = train_step(model, x)
+    (sum(out.square().mean() for out in outs) + loss).backward()
     assert x.grad.abs().sum() > 0
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     # A frozen parameter stays without a gradient.
     frozen = backbone(cfg, with_cp=with_cp).train()
     for parameter in frozen.layers.parameters():
         parameter.requires_grad = False
-    sum(out.square().mean() for out in frozen(images())).backward()
+    outs, loss = train_step(frozen, images())
+    (sum(out.square().mean() for out in outs) + loss).backward()
     assert all(p.grad is None for p in frozen.layers.parameters()) and frozen.pos_embed.grad is not None
 
 
@@ -254,13 +273,15 @@ def test_checkpointing_changes_no_gradient(cfg, backbone):
     grads = []
     for with_cp in (False, True):
         model = backbone(cfg, with_cp=with_cp).train()
-        model(images())[1].square().mean().backward()
-        grads.append([p.grad for p in model.parameters()])
+        outs, loss = train_step(model, images())
+        (outs[1].square().mean() + loss).backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize('name', sorted(TOKEN_REDUCERS.module_dict))
+@pytest.mark.parametrize(
+    'name', sorted(name for name, method in TOKEN_REDUCERS.module_dict.items() if not method.trained))
 @pytest.mark.parametrize('depth', [2, 4, 24])
 def test_whatever_a_search_draws_works(name, depth):
     optuna = pytest.importorskip('optuna')

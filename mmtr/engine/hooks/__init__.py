@@ -1,10 +1,11 @@
 from .checkpoint import CheckpointHook
 from .coverage import CheckpointCoverageHook
+from .curriculum import PruningCurriculumHook
 from .labels import LabelCheckHook
 from .seed import IterationSeedHook
 from .token_map import TokenMapHook
 from .token_reduction import TokenReductionHook
 
 __all__ = [
-    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'TokenMapHook',
-    'TokenReductionHook']
+    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'PruningCurriculumHook',
+    'TokenMapHook', 'TokenReductionHook']

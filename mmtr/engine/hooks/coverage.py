@@ -33,8 +33,12 @@ def coverage(model, state_dict):
     return ', '.join(_named(len(names), what, names) for names, what in parts if names)
 
 
-def _converts(model, state_dict):
-    # Some modules rename the keys of older versions of themselves while they load.
+def converts(model, state_dict):
+    """Whether ``model`` loads a state dict with other names: some modules rename keys of older versions of themselves.
+
+    Raises:
+        UserError: A module of it knows what is wrong.
+    """
     try:
         model.load_state_dict(state_dict)
     except RuntimeError:
@@ -64,7 +68,7 @@ class CheckpointCoverageHook(Hook):
         state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
         model = unwrap(runner.model)
         difference = coverage(model, state_dict)
-        if not difference or _converts(model, state_dict):
+        if not difference or converts(model, state_dict):
             return
         text = f"Checkpoint '{runner._load_from}' does not cover the model: {difference}"
         if not {*state_dict} & {*model.state_dict()}:

@@ -1,0 +1,38 @@
+"""How the auxiliary losses of a token reducer reach the runner."""
+from mmtr.errors import UserError
+from mmtr.reducers import TokenReducer
+from mmtr.reducers.auxiliary import auxiliary_outputs
+
+
+class ReductionLosses:
+    """Mixin for a stock segmentor or detector: ``loss`` has the losses of its token reducers too.
+
+    Those of the backbone's are named like ``reducer.layer_03.loss_ce``.
+
+    Raises:
+        UserError: The reducer has another number of classes than the model.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for reducer in self._reducers().values():
+            found, expected = getattr(reducer, 'num_classes', None), self._num_classes()
+            if found not in (None, expected):
+                raise UserError(f'token_reduction.num_classes={found}, but the model has {expected} classes: '
+                                f'set num_classes={expected}.')
+
+    def _num_classes(self):
+        raise NotImplementedError
+
+    def _reducers(self):
+        return {name: module for name, module in self.named_modules() if isinstance(module, TokenReducer)}
+
+    def loss(self, inputs, data_samples):
+        """As stock, and the reducer's."""
+        with auxiliary_outputs() as outputs:
+            losses = super().loss(inputs, data_samples)
+        for path, reducer in self._reducers().items():
+            owner = path.replace('token_reducer', 'reducer').removeprefix('backbone.')
+            for name, loss in reducer.losses(outputs.get(reducer, {}), data_samples).items():
+                losses[f'{owner}.{name}'] = loss
+        return losses

@@ -1,0 +1,118 @@
+"""From a forward pass to auxiliary losses: what a reducer notes, and how it is compared with the annotations."""
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtr.errors import UserError
+
+_OUTPUTS = ContextVar('auxiliary outputs of reducers', default=None)
+
+
+@contextmanager
+def auxiliary_outputs():
+    """Context that yields a dict, filled by the reducers that are trained inside: reducer -> name -> tensor.
+
+    So nothing stays on a module, and each thread sees its own.
+    """
+    outputs: dict[nn.Module, dict[str, Tensor]] = {}
+    before = _OUTPUTS.set(outputs)
+    try:
+        yield outputs
+    finally:
+        _OUTPUTS.reset(before)
+
+
+def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
+    """Put an output of ``reducer`` into the dict of ``auxiliary_outputs``.
+
+    Raises:
+        UserError: There is none: the model would never ask for the losses.
+    """
+    outputs = _OUTPUTS.get()
+    if outputs is None:
+        raise UserError("The token_reduction of this model learns from losses of its own, which a model of this type "
+                        "does not ask for: train it with type='mmtr.EncoderDecoder' or 'mmtr.CascadeRCNN' in place of "
+                        "the stock type, or set token_reduction.deploy=True to leave it as it is.")
+    outputs.setdefault(reducer, {})[name] = value
+
+
+class Task:
+    """How auxiliary predictions (B, M, K), M queries and K classes, are compared with annotations.
+
+    Args:
+        num_classes: K.
+        grid: (H, W) of the patch grid of training images; M is its size for dense tasks, else 1.
+    """
+    #: The field of a data sample that holds the annotation.
+    field = ''
+    loss_name = 'loss_ce'
+
+    def __init__(self, num_classes, grid):
+        self.num_classes, self.grid = num_classes, grid
+
+    @property
+    def num_queries(self):
+        """M."""
+        return 1
+
+    def loss(self, logits: Tensor, data_samples: list) -> Tensor:
+        """Of one module: (B, M, K) -> scalar."""
+        absent = next((sample for sample in data_samples if self.field not in sample), None)
+        if absent is not None:
+            raise UserError(f'token_reduction.task needs {self.field} in the training data, which have '
+                            f'{", ".join(absent.keys()) or "no annotation"}: choose the task that fits them.')
+        return self._loss(logits, [sample.get(self.field) for sample in data_samples])
+
+    def _checked(self, labels, ignored=()):
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        for label in ignored:
+            wrong &= labels != label
+        if wrong.any():
+            raise UserError(f'token_reduction.num_classes={self.num_classes}, but the training data hold the label '
+                            f'{int(labels[wrong].max())}: give the number of classes of the main head.')
+        return labels
+
+
+class Semantic(Task):
+    """One query a patch of the training grid; cross-entropy with the labels, taken at the corner of each patch."""
+    field = 'gt_sem_seg'
+    ignore_index = 255
+
+    @property
+    def num_queries(self):
+        """M."""
+        return self.grid[0] * self.grid[1]
+
+    def _loss(self, logits, annotations):
+        labels = torch.stack([annotation.data for annotation in annotations]).to(logits.device)
+        labels = F.interpolate(labels.float(), self.grid, mode='nearest').flatten(1).long()
+        self._checked(labels, [self.ignore_index])
+        total = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=self.ignore_index, reduction='sum')
+        return total / (labels != self.ignore_index).sum().clamp(min=1)
+
+
+class MultiLabel(Task):
+    """One query; binary cross-entropy with which classes the boxes of an image have."""
+    field = 'gt_instances'
+    loss_name = 'loss_bce'
+
+    def _loss(self, logits, annotations):
+        present = logits.new_zeros(len(logits), self.num_classes)
+        for row, annotation in zip(present, annotations):
+            row[self._checked(annotation.labels.to(logits.device))] = 1
+        return F.binary_cross_entropy_with_logits(logits.squeeze(1).float(), present.float())
+
+
+class Classification(Task):
+    """One query; cross-entropy with the label of the image."""
+    field = 'gt_label'
+
+    def _loss(self, logits, annotations):
+        labels = torch.cat([label.view(1) for label in annotations]).to(logits.device)
+        return F.cross_entropy(logits.squeeze(1), self._checked(labels))
+
+
+TASKS = dict(semantic=Semantic, multilabel=MultiLabel, classification=Classification)

@@ -1,0 +1,159 @@
+"""Token Cropr: tokens are ranked by queries that learn from auxiliary predictions of the task."""
+import torch
+from torch import Tensor, nn
+
+from mmtr.errors import UserError
+from mmtr.ops.attention import attention
+from mmtr.ops.query_scores import NORM_EPS, query_scores
+from mmtr.registry import TOKEN_REDUCERS
+
+from .auxiliary import TASKS, note_output
+from .base import check_choice, check_number, check_whole
+from .pruning import PruneReducer
+
+
+class AuxiliaryHead(nn.Module):
+    """Queries that look at the tokens, and the class prediction from what they see; for training.
+
+    Args:
+        channels: C.
+        num_queries: M.
+        num_classes: K.
+        num_heads: Of the attention; more than one have an output projection.
+        projections: Which of q, k, v have a linear projection.
+        pre_norm: Whether tokens are normalised first.
+        mlp_ratio: Width of the MLP's hidden layer over C; 0: no MLP.
+    """
+
+    def __init__(self, channels, num_queries, num_classes, num_heads, projections, pre_norm, mlp_ratio):
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries = nn.Parameter(torch.empty(num_queries, channels))
+        nn.init.trunc_normal_(self.queries, std=channels**-0.5)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if pre_norm else nn.Identity()
+        self.q, self.k, self.v = (nn.Linear(channels, channels, bias=False) if name in projections else nn.Identity()
+                                  for name in 'qkv')
+        self.proj = nn.Linear(channels, channels) if num_heads > 1 else nn.Identity()
+        width = int(channels * mlp_ratio)
+        self.mlp = None if width == 0 else nn.Sequential(
+            nn.LayerNorm(channels, eps=NORM_EPS), nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels))
+        self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, num_classes))
+        nn.init.trunc_normal_(self.head[1].weight, std=0.02)
+        nn.init.zeros_(self.head[1].bias)
+
+    def scorer(self) -> Tensor:
+        """The vector of ``query_scores``, float32: the sum of the queries, seen through projections and norm: (C,)."""
+        with torch.autocast(self.queries.device.type, enabled=False):
+            scorer = self.queries.detach().float().sum(0)
+            if isinstance(self.q, nn.Linear):
+                scorer = self.q.weight.detach().float() @ scorer
+            if isinstance(self.k, nn.Linear):
+                scorer = scorer @ self.k.weight.detach().float()
+            return scorer * self.norm.weight.detach().float() if isinstance(self.norm, nn.LayerNorm) else scorer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits of each query: (B, N, C) -> (B, M, K)."""
+        x = self.norm(x)
+        q = self.q(self.queries).expand(len(x), -1, -1)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, self.k(x), self.v(x)))
+        seen = self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(seen if self.mlp is None else seen + self.mlp(seen))
+
+
+@TOKEN_REDUCERS.register_module()
+class Cropr(PruneReducer):
+    """Token Cropr (Bergner et al., arXiv 2412.00965).
+
+    After each of ``layers`` an auxiliary head with learned queries predicts the task from the tokens, through
+    which no gradient flows; its queries rank them, and the lowest leave. In evaluation the ranking is left:
+    one vector a layer. In training the model must be one that asks for ``losses``, such as
+    ``mmtr.EncoderDecoder``.
+
+    Args:
+        backbone: See ``TokenReducer``.
+        r, layers, multiple_of: See ``PruneReducer``.
+        fusion: ``llf``: the last layer sees all tokens; ``none``: what left is given back after it, with the
+            last value that it had.
+        task: What the heads predict: ``semantic``, the label of each patch; ``multilabel``, which classes the
+            boxes of the image have; ``classification``, the label of the image.
+        num_classes: Of the task, as the main head.
+        num_heads: Of the attention of an auxiliary head; more than one have an output projection.
+        projections: Which of ``'q'``, ``'k'``, ``'v'`` have a linear projection.
+        pre_norm: Whether an auxiliary head normalises tokens first.
+        mlp_ratio: Width of the MLP of an auxiliary head over the channels; 0: no MLP.
+        deploy: Hold the ranking alone, without auxiliary heads: for checkpoints of tools/deploy_model.py.
+
+    Raises:
+        UserError: A setting cannot work, alone, with another one or with this backbone; while a checkpoint is
+            loaded: it is one of training and ``deploy`` is set, or the reverse; in training: see ``Task``.
+    """
+    nothing = dict(r=0)
+    trained = True
+
+    def __init__(self, backbone, r=None, layers=None, multiple_of=None, fusion='llf', task='semantic',
+                 num_classes=150, num_heads=1, projections=(), pre_norm=False, mlp_ratio=4., deploy=False):
+        super().__init__(backbone, 'last', r, layers, multiple_of, fusion)
+        check_choice('task', task, tuple(TASKS))
+        check_choice('deploy', deploy, (True, False))
+        check_choice('pre_norm', pre_norm, (True, False))
+        channels = backbone.embed_dims
+        if channels % check_whole('num_heads', num_heads, 1):
+            raise UserError(f'token_reduction.num_heads={num_heads} does not divide the {channels} channels of this '
+                            'backbone.')
+        if not set(projections) <= set('qkv'):
+            raise UserError(f"token_reduction.projections={projections!r} must be some of 'q', 'k', 'v'.")
+        check_number('mlp_ratio', mlp_ratio, lambda n: n >= 0, 'a number of at least 0')
+        self.num_classes = check_whole('num_classes', num_classes, 1)
+        self.pre_norm, self.deploy = pre_norm, deploy
+        if deploy:
+            self.scorers = nn.ParameterDict({name: nn.Parameter(torch.empty(channels), requires_grad=False)
+                                             for name in map(self._name, self.layers)})
+            for scorer in self.scorers.values():
+                nn.init.trunc_normal_(scorer, std=channels**-0.5)
+            return
+        if task == 'semantic' and backbone.grid is None:
+            raise UserError("token_reduction.task='semantic' has a query for each patch of a training image, and this "
+                            'backbone does not tell how many there are: give it img_size.')
+        self.task = TASKS[task](self.num_classes, backbone.grid)
+        self.heads = nn.ModuleDict({
+            name: AuxiliaryHead(channels, self.task.num_queries, num_classes, num_heads, projections, pre_norm,
+                                mlp_ratio) for name in map(self._name, self.layers)})
+
+    @staticmethod
+    def _name(i):
+        return f'layer_{i:02}'
+
+    def before_layer(self, i, tokens):
+        """In training the auxiliary prediction from the tokens as they are; then as ``PruneReducer``."""
+        if self.training and not self.deploy and i - 1 in self.layers:
+            name = self._name(i - 1)
+            note_output(self, name, self.heads[name](tokens.x.detach()))
+        return super().before_layer(i, tokens)
+
+    def score(self, i, tokens):
+        """The sum of the attention logits over heads and queries, (B, N)."""
+        name = self._name(i)
+        scorer = self.scorers[name] if self.deploy else self.heads[name].scorer()
+        return query_scores(tokens.patches, scorer, self.pre_norm)
+
+    def losses(self, outputs, data_samples):
+        """One loss a module."""
+        return {} if self.deploy else {
+            f'{name}.{self.task.loss_name}': self.task.loss(logits, data_samples)
+            for name, logits in outputs.items()}
+
+    def deployed_state_dict(self) -> dict[str, Tensor]:
+        """The state dict of the same reducer with ``deploy=True``."""
+        return {f'scorers.{name}': head.scorer() for name, head in self.heads.items()}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # The one place that every loader of torch and mmengine comes through.
+        wrong = f'{prefix}{"heads" if self.deploy else "scorers"}.'
+        if any(name.startswith(wrong) for name in state_dict):
+            raise UserError(
+                'This checkpoint is of training, it holds the auxiliary heads of Cropr, and the config has '
+                'token_reduction.deploy=True: convert it with tools/deploy_model.py, or set deploy=False.'
+                if self.deploy else
+                'This checkpoint was written by tools/deploy_model.py, without the auxiliary heads of Cropr, and the '
+                'config has token_reduction.deploy=False: set deploy=True, or give the checkpoint of training.')
+        super()._load_from_state_dict(state_dict, prefix, *args)

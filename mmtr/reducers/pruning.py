@@ -1,0 +1,112 @@
+"""What methods share that rank tokens and drop the lowest, by a schedule."""
+from itertools import accumulate
+
+from torch import Tensor
+
+from mmtr.errors import UserError
+from mmtr.ops.query_scores import highest
+from mmtr.tokens import Tokens
+
+from .base import check_choice, check_number, check_whole
+from .dropping import DropReducer
+
+#: Token Cropr's share for EVA-02-L: 880 of 1024 patches leave, 40 after each of 22 layers.
+PUBLISHED_SHARE = 55 / 64
+
+
+class PruneReducer(DropReducer):
+    """After each of some layers the tokens of lowest ``score`` leave; its subclasses say what the score is.
+
+    Args:
+        backbone: See ``TokenReducer``.
+        restore: See ``DropReducer``.
+        r: How many patch tokens leave after each of ``layers``: a count, or below 1 a share of the patches of
+            the grid, or a list of them, one a layer. None: 55/64 of the patches, in equal parts.
+        layers: After these layers, counted from 0, tokens leave. None: after all but the last two.
+        multiple_of: Sequences that became shorter are shortened further to a multiple of this, prefix
+            tokens included. None: they are not.
+        fusion: ``llf``, last layer fusion: the last layer sees the tokens that left again; ``none``: they
+            are given back after it.
+
+    Raises:
+        UserError: A setting cannot work, alone or with this backbone; at the first forward, or at once
+            where the backbone knows the size of its images: ``r`` leaves no token of the grid.
+    """
+
+    def __init__(self, backbone, restore, r=None, layers=None, multiple_of=None, fusion='none'):
+        super().__init__(backbone, restore)
+        check_choice('fusion', fusion, ('llf', 'none'))
+        self.fusion = fusion
+        self.layers = self._checked_layers(layers)
+        self.r = self._checked_r(r)
+        self.multiple_of = 1 if multiple_of is None else check_whole('multiple_of', multiple_of, 1)
+        #: Share of ``r`` that leaves in training, 0 to 1, for ``PruningCurriculumHook``.
+        self.rate = 1.
+        if backbone.grid is not None:
+            self.token_schedule(backbone.grid, backbone.depth)
+
+    def _checked_layers(self, layers):
+        depth = self.backbone.depth
+        if layers is None:
+            return tuple(range(depth - 2))
+        last = depth - (3 if self.fusion == 'llf' else 2)
+        if not isinstance(layers, (tuple, list)) or list(layers) != sorted(set(layers)):
+            raise UserError(f'token_reduction.layers={layers!r} must be a list of layers in rising order.')
+        if layers and layers[-1] == depth - 2 and self.fusion == 'llf':
+            raise UserError(f"token_reduction.layers={layers!r}: with fusion='llf' what left after layer "
+                            f'{depth - 2} would be back at once in the last layer; end with layer {last}.')
+        return tuple(check_whole('layers', layer, 0, last) for layer in layers)
+
+    def _checked_r(self, r):
+        count = len(self.layers)
+        if r is None:
+            r = PUBLISHED_SHARE / max(count, 1)
+        values = list(r) if isinstance(r, (tuple, list)) else [r] * count
+        if len(values) != count:
+            raise UserError(f'token_reduction.r={r!r} has {len(values)} values, but tokens leave after {count} '
+                            f'layers, {list(self.layers)}: give one value each.')
+        for value in values:
+            check_number('r', value, lambda n: 0 <= n < 1 or n >= 1 and n // 1 == n,
+                         'counts of tokens or shares from 0 to below 1')
+        if sum(value for value in values if value < 1) >= 1:
+            raise UserError(f'token_reduction.r={r!r} after {count} layers is all tokens: the shares must sum to '
+                            'less than 1.')
+        return tuple(values)
+
+    def score(self, i: int, tokens: Tokens) -> Tensor:
+        """(B, N) of the patch tokens after layer ``i``; the lowest leave."""
+        raise NotImplementedError
+
+    def _gone(self, patches: int) -> list[int]:
+        """How many of so many patches have left after each of ``layers``, at the full rate."""
+        return [round(n) for n in accumulate(r if r >= 1 else r * patches for r in self.r)]
+
+    def _left(self, grid, gone):
+        patches, prefix = grid[0] * grid[1], self.backbone.num_prefix
+        if gone == 0:
+            return patches
+        length = patches - gone + prefix
+        left = length - length % self.multiple_of - prefix
+        if left < 1 and any(r >= 1 for r in self.r):
+            raise UserError(
+                f'token_reduction.r={self.r[0] if len(set(self.r)) == 1 else list(self.r)} after {len(self.r)} layers '
+                f'takes {gone} of the {patches} patches of a {grid[0]}x{grid[1]} grid away, and none would be left: '
+                'give less, or a share below 1, which fits any image.')
+        return max(left, 1)
+
+    def before_layer(self, i, tokens):
+        """The tokens that the schedule has for layer ``i``."""
+        left, now = self.token_schedule(tokens.grid, i + 1)[i], tokens.patches.shape[1]
+        if left > now:
+            return self.restore(tokens)
+        return tokens if left == now else self._drop(tokens, highest(self.score(i - 1, tokens), left))
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``; in training at the present ``rate``."""
+        patches, rate = grid[0] * grid[1], self.rate if self.training else 1.
+        gone = {layer + 1: round(rate * n) for layer, n in zip(self.layers, self._gone(patches))}
+        schedule, left = [], patches
+        for i in range(depth):
+            left = self._left(grid, gone[i]) if i in gone else left
+            schedule.append(patches if self.fusion == 'llf' and i == self.backbone.depth - 1 else left)
+        return schedule

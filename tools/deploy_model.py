@@ -1,0 +1,110 @@
+"""Write a trained model without the parts that only training needs, and the config that goes with it.
+
+Example: tools/deploy_model.py configs/segmenter_vit-t_cropr_camvid.py work_dirs/cropr/iter_2000.pth deployed.pth
+writes deployed.pth and deployed.py.
+"""
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from mmtr.engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
+from mmtr.engine.configs import load_config
+from mmtr.engine.model import build_model, load_weights
+from mmtr.errors import UserError, command
+
+CONFIG = """_base_ = {base!r}
+model = dict(backbone=dict(token_reduction=dict(deploy=True)))
+"""
+
+
+def parse_args(argv):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of training')
+    parser.add_argument('checkpoint', help='.pth or .safetensors file of training')
+    parser.add_argument('output', metavar='OUT', help=f'the file to write: {" or ".join(SUFFIXES)}; the config goes '
+                        'beside it, with the suffix .py')
+    return parser.parse_args(argv)
+
+
+def read_config(path):
+    """The config of a model that has a deployed form.
+
+    Raises:
+        UserError: It has none, or is of the deployed form already.
+    """
+    cfg = load_config(path)
+    reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
+    if str(reduction.get('type')).removeprefix('mmtr.') != 'Cropr':
+        raise UserError(f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', so there is nothing "
+                        'to take out.')
+    if reduction.get('deploy'):
+        raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
+    return cfg
+
+
+def deployed(cfg, model):
+    """The model that ``cfg`` gives with ``deploy=True``, with the weights of ``model``."""
+    own = 'backbone.token_reducer.'
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(own)}
+    weights |= {own + name: value for name, value in model.backbone.token_reducer.deployed_state_dict().items()}
+    cfg.model.backbone.token_reduction.deploy = True
+    small = build_model(cfg)
+    small.load_state_dict(weights)
+    return small
+
+
+@torch.no_grad()
+def difference(first, second):
+    """Largest absolute difference of what two backbones give for random images, of the training size and another."""
+    generator, largest = torch.Generator().manual_seed(0), 0.
+    for height, width in (first.img_size, [size + 2 * first.patch_size for size in first.img_size]):
+        images = torch.randn(2, 3, height, width, generator=generator)
+        pairs = zip(tensors(first(images)), tensors(second(images)), strict=True)
+        largest = max([largest, *((a - b).abs().max().item() for a, b in pairs)])
+    return largest
+
+
+def tensors(outputs):
+    """All tensors of nested tuples and lists."""
+    return [outputs] if isinstance(outputs, torch.Tensor) else [t for each in outputs for t in tensors(each)]
+
+
+def size_in_words(model):
+    """How many parameters a model has."""
+    return f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
+
+
+@command
+def main(argv=None):
+    """Run the command line; prints what was written and what it was compared with."""
+    args = parse_args(argv)
+    out = Path(args.output)
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"OUT must end in {' or '.join(SUFFIXES)}, and '{out.name}' does not.")
+    config = out.with_suffix('.py')
+    for given, written in ((args.checkpoint, out), (args.config, config)):
+        if os.path.realpath(given) == os.path.realpath(written):
+            raise UserError(f"'{written}' would be overwritten by what is written for OUT: give another name.")
+    cfg = read_config(args.config)
+    model = build_model(cfg)
+    load_weights(model, args.checkpoint)
+    small = deployed(cfg, model)
+    largest = difference(model.backbone, small.backbone)
+    if not largest <= 1e-5:
+        raise UserError(f'The features before and after differ by {largest:.2g}, so nothing was written.')
+    meta = read_checkpoint(args.checkpoint, 'meta').get('meta', {})
+    write_checkpoint(out, small.state_dict(), {'dataset_meta': meta['dataset_meta']} if 'dataset_meta' in meta else {})
+    base = args.config if '::' in args.config else os.path.relpath(args.config, out.parent)
+    config.write_text(CONFIG.format(base=base))
+    sizes = [os.path.getsize(path) / 1e6 for path in (args.checkpoint, out)]
+    print(f'Before: {args.checkpoint}, {sizes[0]:.1f} MB, {size_in_words(model)}\n'
+          f'After:  {out}, {sizes[1]:.1f} MB, {size_in_words(small)}\n'
+          f'Largest difference of the features of random images: {largest:.2g}\n'
+          f'To use it: python tools/test.py {config} {out}')
+
+
+if __name__ == '__main__':
+    main()
