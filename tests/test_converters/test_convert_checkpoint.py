@@ -156,7 +156,7 @@ def test_a_failed_write_keeps_the_earlier_file(suffix, tmp_path, monkeypatch, ca
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('torch.save', full)
-    monkeypatch.setattr(tool, 'save_file', full)
+    monkeypatch.setattr('safetensors.torch.save_file', full)
     assert 'No space left' in refused(capsys, 'timm_vit', path, out)
     assert out.read_text() == 'earlier'
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, out.name])
