@@ -71,7 +71,8 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path):
     # And a process that was killed: its trial is still running.
     study = open_study(path, MADE)
     assert len(finished(study)) == 12
-    study.ask()
+    study.ask().suggest_categorical('method', METHODS)
+    assert all(trial.state.is_finished() for trial in open_study(path, MADE).trials)
     assert run(open_study(path, MADE), target, 20) == run(open_study(None, MADE), target, 20)
     with pytest.raises(UserError, match='with another checkpoint: remove it'):
         open_study(path, dict(MADE, checkpoint='c'))
