@@ -22,7 +22,7 @@ from mmtr.engine.model import build_model, read_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
 
-WARMUP = 2
+WARMUP = 1  # counting FLOPs and memory has run each model before
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.

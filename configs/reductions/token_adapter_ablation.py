@@ -1,6 +1,6 @@
 # Tab. 4a-e and Fig. 6a-b of the Token Adapter paper on a model of 12 layers: one thing changed at a time.
 def _adapter(**settings):
-    return dict(type='TokenAdapter', **{**dict(ratio=0.3), **settings})
+    return dict(type='TokenAdapter', **{**dict(ratio=0.3, score='max', restore='copy'), **settings})
 
 
 reductions = {
@@ -14,5 +14,5 @@ reductions = {
     **{f'threshold {t}': _adapter(mode='threshold', tau=t) for t in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
     **{f'layers ({a}, {b})': _adapter(layers=(a, b))
        for a, b in ((1, 12), (2, 12), (3, 12), (4, 12), (6, 12), (7, 12), (8, 12), (4, 11), (5, 10))},
-    'per layer 1 row': dict(type='TokenAdapter', per_layer=(1, 0), layers=(0, 12)),
+    'per layer 1 row': dict(type='TokenAdapter', per_layer=(1, 0), layers=(0, 12), score='max', restore='copy'),
 }

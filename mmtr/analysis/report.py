@@ -3,17 +3,19 @@ import json
 import re
 from pathlib import Path
 
-from mmtr.analysis.compare import markdown_table
+from mmtr.analysis.compare import main_metric, markdown_table
 from mmtr.errors import UserError
 
-REGION = re.compile(r'<!-- (?P<kind>\w+) (?P<path>\S+) -->\n.*?<!-- end -->', re.DOTALL)
+#: Of the encoder, that ``_matched`` compares methods at.
+SPEED_UPS = (1.2, 1.4, 1.7, 2, 2.5, 3)
+REGION = re.compile(r'<!-- (?P<kind>\w+) (?P<path>\S+)(?: (?P<names>[^\n]+))? -->\n.*?<!-- end -->', re.DOTALL)
 
 
 def refresh(text: str, root: Path) -> str:
-    """``text`` with each region ``<!-- KIND PATH -->...<!-- end -->`` made anew from the JSON at PATH.
+    """``text`` with each region ``<!-- KIND PATH [NAME | NAME] -->...<!-- end -->`` made anew from the JSON at PATH.
 
     Args:
-        text: Markdown.
+        text: Markdown. Names: only these rows beside the first.
         root: Folder that the paths start from.
 
     Raises:
@@ -26,10 +28,21 @@ def refresh(text: str, root: Path) -> str:
         files = sorted((root / path).glob('*.json')) if kind == 'resolution' else [root / path]
         try:
             reports = [json.loads(file.read_text()) for file in files]
-            return f'<!-- {kind} {path} -->\n{TABLES[kind](reports)}\n<!-- end -->'
+            if match['names']:
+                _keep(reports[0]['results'], match['names'].split(' | '))
+            first = match[0].partition('\n')[0]
+            return f'{first}\n{TABLES[kind](reports)}\n<!-- end -->'
         except (OSError, json.JSONDecodeError, KeyError, IndexError) as error:
             raise UserError(f"'{path}' holds no results for a table of {kind}: {error!r}.") from error
     return REGION.sub(table, text)
+
+
+def _keep(results, names):
+    for name in list(results)[1:]:
+        if name not in names:
+            del results[name]
+    for name in names:
+        results[name]  # a KeyError for a name that is not there
 
 
 def _rows(rows):
@@ -73,6 +86,25 @@ def _accuracy(reports):
             f'*{report["images"]} images, {_machine(report["machine"])}.*')
 
 
+def _matched(reports):
+    """The best setting of each method that is at least so fast, in one run of tools/compare.py."""
+    results = reports[0]['results']
+    metric = main_metric(results)
+    plain, *others = results.items()
+    speed_ups = {name: plain[1]['encoder_ms'] / r['encoder_ms'] for name, r in others}
+    families = dict.fromkeys(re.split(r' [(\d]', name)[0] for name in speed_ups)
+    rows = [['encoder at least', *(f'{s}x' for s in SPEED_UPS)]]
+    for family in families:
+        row = [family]
+        for least in SPEED_UPS:
+            fast = [(r['metrics'][metric], name) for name, r in others
+                    if re.split(r' [(\d]', name)[0] == family and speed_ups[name] >= least]
+            best = max(fast, default=None)
+            row.append('' if best is None else f'{best[0]:.2f} ({best[1].removeprefix(family).strip()})')
+        rows.append(row)
+    return f'{_rows(rows)}\n\n*{metric}; plain: {plain[1]["metrics"][metric]:.2f}.*'
+
+
 def _classes(reports):
     """The IoU of each class in one run of tools/compare.py."""
     results = reports[0]['results']
@@ -87,7 +119,7 @@ def _resolution(reports):
     runs = sorted(((r['results'][0]['gflops'], r['settings']['batch_size'], r['machine']['dtype'], r) for r in reports),
                   key=lambda run: run[:3])
     longest = max((r['results'] for r in reports), key=len)
-    names = [re.sub(r'.*@', '', r['config']) for r in longest[1:]]
+    names = [re.sub('.*[@=]', '', r['config']) for r in longest[1:]]
     rows = [['model', 'pixels', 'batch', 'dtype', 'plain images/s', 'peak MB',
              *(f'{name}: speed-up (predicted)' for name in names)]]
     for _, batch, dtype, report in runs:
@@ -99,4 +131,4 @@ def _resolution(reports):
     return f'{_rows(rows)}\n\n*{_machine({**reports[0]["machine"], "dtype": "dtype as given"})}.*'
 
 
-TABLES = dict(speed=_speed, accuracy=_accuracy, classes=_classes, resolution=_resolution)
+TABLES = dict(speed=_speed, accuracy=_accuracy, matched=_matched, classes=_classes, resolution=_resolution)

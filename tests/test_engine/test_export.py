@@ -14,7 +14,9 @@ from mmtr.registry import TOKEN_REDUCERS
 TOKEN_REDUCERS.import_from_location()
 SHAPE = (80, 112)
 # Every method with its defaults, and settings that use operators of their own. Two layers, since export is slow.
-EXPORTED = [*(dict(type=name) for name in sorted(TOKEN_REDUCERS.module_dict) if TOKEN_REDUCERS.get(name).fixed_count),
+EXPORTED = [*(dict(type=name) for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
+              if method.fixed_count and not method.trained),
+            dict(type='Cropr', layers=(0,), r=0.5, fusion='none'),
             dict(type='TokenAdapter', score='attn', metric='euclidean', mode='threshold', tau=-1.),
             dict(type='ToMe', mode='progressive', layers=(1, 2))]
 needs_onnx = pytest.mark.skipif(

@@ -1,6 +1,7 @@
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,13 +66,9 @@ def tiny(tiny_segmenter, tmp_path):
 def scenes(tmp_path_factory):
     """Four scenes of the demo."""
     out = tmp_path_factory.mktemp('drawn') / 'scenes'
-    argv, path = sys.argv, sys.path[:]
-    sys.argv = ['draw_scenes.py', '--out', str(out), '--train', '0', '--val', '4']
-    sys.path.insert(0, str(ROOT / 'demo'))
-    try:
-        runpy.run_path(str(ROOT / 'demo/draw_scenes.py'), run_name='__main__')
-    finally:
-        sys.argv, sys.path[:] = argv, path
+    # In a process of its own: its workers are forked, and this one has threads.
+    subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, '--train', '0', '--val', '4'],
+                   check=True)
     return out
 
 

@@ -1,0 +1,21 @@
+"""Make the tables of docs/benchmarks.md anew from the recorded results that they name (docs/results/)."""
+import argparse
+from pathlib import Path
+
+from mmtr.analysis.report import refresh
+from mmtr.errors import command
+
+
+@command
+def main():
+    """Rewrite the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('page', nargs='?', type=Path, help='default docs/benchmarks.md',
+                        default=Path(__file__).resolve().parents[1] / 'docs/benchmarks.md')
+    page = parser.parse_args().page
+    page.write_text(refresh(page.read_text(), page.resolve().parent))
+    print(f'{page} is up to date.')
+
+
+if __name__ == '__main__':
+    main()
