@@ -32,7 +32,7 @@ def refresh(text: str, root: Path) -> str:
                 _keep(reports[0]['results'], match['names'].split(' | '))
             first = match[0].partition('\n')[0]
             return f'{first}\n{TABLES[kind](reports)}\n<!-- end -->'
-        except (OSError, json.JSONDecodeError, KeyError, IndexError) as error:
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"'{path}' holds no results for a table of {kind}: {error!r}.") from error
     return REGION.sub(table, text)
 
