@@ -22,7 +22,6 @@ from mmtr.engine.model import build_model, read_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
 
-WARMUP = 1  # counting FLOPs and memory has run each model before
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
@@ -41,7 +40,7 @@ def parse_args():
     parser.add_argument('--checkpoint', help='weights of all models; else random ones, the same for all')
     parser.add_argument('--batch-size', type=positive, default=1)
     parser.add_argument('--repeats', type=positive, default=10,
-                        help=f'timed rounds, after {WARMUP} of warm-up')
+                        help='timed rounds, after FLOPs and memory were counted, which warms up')
     add_machine(parser)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='other than float32: autocast')
@@ -136,8 +135,9 @@ def measure(args, names, models):
                 peak_memory_bytes=peak_memory(calls[part, name], args.device),
                 tokens_per_layer=token_schedule(model.backbone, args.shape), reducer_share=None)
     print(f'Timing {len(calls)} in turns', file=sys.stderr)
-    bar = ProgressBar(WARMUP + args.repeats, file=sys.stderr)
-    timings = interleave(calls, args.repeats, WARMUP, progress=lambda done, of: bar.update())
+    bar = ProgressBar(args.repeats, file=sys.stderr)
+    # Counting has run each model three times: no more warm-up.
+    timings = interleave(calls, args.repeats, warmup=0, progress=lambda done, of: bar.update())
     print(file=sys.stderr)
     for (part, name), result in results.items():
         timing = timings[part, name]

@@ -19,6 +19,8 @@ KEY=model.backbone.token_reduction
 L=configs/segmenter_vit-l_ade20k.py
 
 compare camvid configs/segmenter_vit-t_camvid.py "$CAMVID" configs/reductions/camvid.py
+compare camvid_targets configs/segmenter_vit-t_camvid.py "$CAMVID" configs/reductions/camvid_targets.py
+compare camvid_720 configs/segmenter_vit-t_camvid-720x540.py "$CAMVID" configs/reductions/camvid_720.py
 compare demo configs/segmenter_vit_demo.py demo/segmenter_vit_demo.pth configs/reductions/demo.py
 benchmark methods_vit-l_640 $L configs/segmenter_tadapter_ade20k.py "$L@$KEY.type=TokenAdapter" \
     "$L@$KEY.type=GridPool@$KEY.ratio=0.3" configs/segmenter_expediting_ade20k.py configs/segmenter_evit_ade20k.py \
@@ -33,7 +35,7 @@ for size in 512 640 768 1024; do
     for model in s b l; do
         C=configs/segmenter_vit-${model}_ade20k.py
         benchmark resolution/vit-${model}_${size}_batch1 $C "$C@$KEY.type=TokenAdapter" \
-            --shape $size $size --part backbone --repeats 3
+            --shape $size $size --part backbone --repeats 2
     done
 done
 compare token_adapter_camvid configs/segmenter_vit-t_camvid.py "$CAMVID" configs/reductions/token_adapter_ablation.py
@@ -41,7 +43,7 @@ for size in 512 640 768 1024; do
     for model in s b l; do
         C=configs/segmenter_vit-${model}_ade20k.py
         benchmark resolution/vit-${model}_${size}_batch8_bf16 $C "$C@$KEY.type=TokenAdapter" \
-            --shape $size $size --part backbone --batch-size 8 --dtype bfloat16 --repeats 2
+            --shape $size $size --part backbone --batch-size 8 --dtype bfloat16 --repeats 1
     done
 done
 $PYTHON tools/update_benchmarks.py

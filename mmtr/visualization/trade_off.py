@@ -47,7 +47,7 @@ def draw_trade_off(results: dict[str, dict], metric: str, paths, title: str = ''
         axes.scatter(*zip(*plain), s=130, marker='*', color='black', label='plain', zorder=4)
     axes.margins(0.08)
     figure.legend(fontsize=7, loc='outside right upper')
-    labels = {name: name.removeprefix(methods[name]).strip() or name for name in points}
+    labels = {name: name.removeprefix(methods[name]).strip(' ,') or name for name in points}
     order = [*front, *(name for name in points if name not in front)]
     _label(figure, axes, points, labels, [name for name in order if methods[name] != 'plain'])
     for path in paths:
