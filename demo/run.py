@@ -49,7 +49,7 @@ def picture(model, reductions, batch, palette):
     return mosaic([
         [('image', image), ('ground truth', painted(image, sample.gt_sem_seg.data[0].numpy(), palette)),
          *[(f'prediction, {name}', painted(image, labels, palette)) for name, labels in predicted.items()]],
-        [('tokens: grey representative, teal normal, orange unique', draw_groups(image, token_map, patch)),
+        [('tokens: grey representative, teal normal', draw_groups(image, token_map, patch)),
          ('one colour: merged into one token', draw_matches(image, token_map, patch)),
          ('mean colour of merged patches', draw_injected(image, token_map, patch)),
          ('differs between the predictions',

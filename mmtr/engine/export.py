@@ -138,6 +138,8 @@ def session(path: str):
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that spin while they wait would take the cores from whoever runs in turns with it.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
