@@ -4,7 +4,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmtr.models.backbones import VisionTransformer
 
-METHODS = [None, dict(type='ToMe', r=0.3), dict(type='ToMe', mode='progressive', r=40), dict(type='ALGM'),
+METHODS = [None, dict(type='ToMe', r=0.3), dict(type='ToMe', mode='progressive', r=40),
            dict(type='EViT'), dict(type='Expediting'), dict(type='TokenAdapter'), dict(type='GridPool', ratio=0.3)]
 # What layers are made of without any reduction; the rest is the method's own.
 LAYERS = ('addmm', '_scaled_dot_product_flash_attention_for_cpu', 'gelu', 'native_layer_norm', 'mkldnn_convolution',
