@@ -116,16 +116,15 @@ def _classes(reports):
 
 def _resolution(reports):
     """Runs of tools/benchmark.py at several sizes and batches: images/s, speed-up, peak memory of each model."""
-    runs = sorted(((r['results'][0]['gflops'], r['settings']['batch_size'], r['machine']['dtype'], r) for r in reports),
-                  key=lambda run: run[:3])
+    runs = sorted(((r['results'][0]['parameters'], r['settings']['shape'], r['settings']['batch_size'], r)
+                   for r in reports), key=lambda run: run[:3])
     longest = max((r['results'] for r in reports), key=len)
     names = [re.sub('.*[@=]', '', r['config']) for r in longest[1:]]
     rows = [['model', 'pixels', 'batch', 'dtype', 'plain images/s', 'peak MB',
              *(f'{name}: speed-up (predicted)' for name in names)]]
-    for _, batch, dtype, report in runs:
+    for _, (height, width), batch, report in runs:
         plain, *others = report['results']
-        height, width = report['settings']['shape']
-        rows.append([plain['config'], f'{height}x{width}', str(batch), dtype, f'{plain["images_per_second"]:.2f}',
+        rows.append([plain['config'], f'{height}x{width}', str(batch), report['machine']['dtype'], f'{plain["images_per_second"]:.2f}',
                      f'{plain["peak_memory_bytes"] / 1e6:.0f}',
                      *(f'{r["speed_up"]:.2f}x ({1 / r["gflops_ratio"]:.2f}x)' for r in others)])
     return f'{_rows(rows)}\n\n*{_machine({**reports[0]["machine"], "dtype": "dtype as given"})}.*'

@@ -24,7 +24,7 @@ def folder(tmp_path):
 
     def timed(config, ms, gflops, share):
         return dict(part='backbone', config=config, ms_per_image=ms, ms_per_image_quartiles=[ms - 1, ms + 1],
-                    images_per_second=1e3 / ms, gflops=gflops, peak_memory_bytes=5e6, speed_up=100 / ms,
+                    images_per_second=1e3 / ms, gflops=gflops, parameters=9, peak_memory_bytes=5e6, speed_up=100 / ms,
                     gflops_ratio=gflops / 8, reducer_share=share)
     run = dict(command='tools/benchmark.py c.py', machine=machine, settings=dict(shape=[64, 96], batch_size=2),
                results=[timed('plain', 100., 8., None), timed('plain@type=Pool', 50., 4., 0.01)])
