@@ -124,7 +124,8 @@ def _resolution(reports):
              *(f'{name}: speed-up (predicted)' for name in names)]]
     for _, (height, width), batch, report in runs:
         plain, *others = report['results']
-        rows.append([plain['config'], f'{height}x{width}', str(batch), report['machine']['dtype'], f'{plain["images_per_second"]:.2f}',
+        rows.append([plain['config'], f'{height}x{width}', str(batch), report['machine']['dtype'],
+                     f'{plain["images_per_second"]:.2f}',
                      f'{plain["peak_memory_bytes"] / 1e6:.0f}',
                      *(f'{r["speed_up"]:.2f}x ({1 / r["gflops_ratio"]:.2f}x)' for r in others)])
     return f'{_rows(rows)}\n\n*{_machine({**reports[0]["machine"], "dtype": "dtype as given"})}.*'
