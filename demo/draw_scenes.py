@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -82,7 +83,8 @@ def main():
                 (work / part / split).mkdir(parents=True)
         jobs = [(split, k, i, args.seed) for k, (split, n) in enumerate(counts.items()) for i in range(n)]
         print(f'drawing {len(jobs)} scenes into {args.out}', flush=True)
-        with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        # Spawned: a fork of a process that has threads, OpenCV's or torch's, can wait for them forever.
+        with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context('spawn')) as pool:
             for _ in pool.map(partial(write_scene, work), jobs, chunksize=16):
                 pass
         (work / 'stamp.json').write_text(json.dumps(settings))

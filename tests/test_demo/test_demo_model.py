@@ -1,6 +1,7 @@
 """The shipped model on drawn scenes, through the real tools."""
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ CHECKPOINT = ROOT / 'demo/segmenter_vit_demo.pth'
 def scenes(tmp_path_factory):
     """Twelve validation scenes, as demo/draw_scenes.py draws them."""
     out = tmp_path_factory.mktemp('drawn') / 'scenes'
-    run('demo/draw_scenes.py', '--out', out, '--train', 0, '--val', 12)
+    subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, '--train', '0', '--val', '12'],
+                   check=True)
     return out
 
 

@@ -66,7 +66,6 @@ def tiny(tiny_segmenter, tmp_path):
 def scenes(tmp_path_factory):
     """Four scenes of the demo."""
     out = tmp_path_factory.mktemp('drawn') / 'scenes'
-    # In a process of its own: its workers are forked, and this one has threads.
     subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, '--train', '0', '--val', '4'],
                    check=True)
     return out
