@@ -8,7 +8,7 @@ from mmseg.registry import MODELS
 
 from mmtr import UserError, apply_token_reduction
 
-REDUCTION = dict(type='TokenAdapter', ratio=0.25, layers=(1, 2))
+REDUCTION = dict(type='TokenAdapter', restore='copy', ratio=0.25, layers=(1, 2))
 
 
 def stock_segmentor(cfg):
