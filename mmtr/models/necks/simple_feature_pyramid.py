@@ -12,13 +12,12 @@ from mmtr.registry import MODELS
 
 @MODELS.register_module()
 class LN2d(nn.LayerNorm):
-    """Layer norm over the channels of a map, (B, C, H, W) -> the same, in the dtype of its weights."""
+    """Layer norm over the channels of a map, (B, C, H, W) -> the same."""
 
     def forward(self, x):
         """See above."""
-        # Under autocast that is float32, as torch has it on a GPU: mmcv's RoIAlign takes no bfloat16 on a CPU. It
-        # reads maps as contiguous, whatever they are.
-        return super().forward(x.movedim(1, -1).to(self.weight.dtype)).movedim(-1, 1).contiguous()
+        # mmcv's RoIAlign reads a map as contiguous, whatever it is.
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
 
 @MODELS.register_module()
