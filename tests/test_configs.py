@@ -2,12 +2,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from mmseg.utils import register_all_modules
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmtr.engine.model import build_model
+from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.reducers import (
     ALGM,
     BackboneShape,
@@ -24,6 +29,7 @@ from mmtr.registry import TOKEN_REDUCERS
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
+DETECTORS = sorted((ROOT / 'configs').glob('cascade-mask-rcnn_*.py'))
 METHODS = dict(algm=ALGM, cropr=Cropr, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter,
                tome=ToMe)
 #: Methods that must be trained: not in the table of every size and data set.
@@ -37,10 +43,18 @@ def read(name):
     return Config.fromfile(ROOT / 'configs' / name)
 
 
+def without_weights(cfg):
+    """The model on the meta device: as large as it likes."""
+    register_all_modules()
+    with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model)
+
+
 def reducer_of(cfg):
     backbone = cfg.model.backbone
     return build_token_reducer(backbone.get('token_reduction'), BackboneShape(
-        backbone.num_layers, backbone.embed_dims, num_prefix=1, grid=tuple(n // 16 for n in backbone.img_size)))
+        backbone.num_layers, backbone.embed_dims, num_prefix=int(backbone.get('with_cls_token', True)),
+        grid=tuple(n // backbone.get('patch_size', 16) for n in backbone.img_size)))
 
 
 def method_of(path):
@@ -78,23 +92,53 @@ def test_config_is_consistent(path):
     assert type(reducer_of(cfg)) is method_of(path)
 
 
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)
+def test_detector_config_is_consistent(path):
+    cfg = Config.fromfile(path)
+    model, size = cfg.model, tuple(cfg.model.backbone.img_size)
+    assert cfg.custom_imports.imports == ['mmtr', 'mmtr.models.detectors']
+    assert model.neck.in_channels == model.backbone.embed_dims
+    strides = [model.backbone.patch_size * n // 4 for n in (1, 2, 4, 8, 16)]
+    assert model.rpn_head.anchor_generator.strides == strides
+    for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
+        assert extractor.featmap_strides == strides[:4]
+    channels = {model.neck.out_channels, model.rpn_head.in_channels, model.roi_head.mask_head.in_channels,
+                *(head.in_channels for head in model.roi_head.bbox_head)}
+    assert len(channels) == 1 and size[0] % model.data_preprocessor.pad_size_divisor == 0
+    data = cfg.test_dataloader.dataset
+    classes = data.metainfo.classes if 'metainfo' in data else CocoDataset.METAINFO['classes']
+    assert {head.num_classes for head in (*model.roi_head.bbox_head, model.roi_head.mask_head)} == {len(classes)}
+    crops = [step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop']
+    assert [tuple(step.crop_size) for step in crops] == [size]
+    assert type(reducer_of(cfg)) is method_of(path)
+
+
 @pytest.mark.parametrize(
-    'path', [p for p in SEGMENTERS if method_of(p) is not TokenReducer], ids=lambda path: path.stem)
+    'path', [p for p in SEGMENTERS + DETECTORS if method_of(p) is not TokenReducer], ids=lambda path: path.stem)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
-    base = Config.fromfile(path.parent / path.read_text().split("'")[1])
-    del cfg.model.backbone['token_reduction']
+    base = Config.fromfile(path.parent / path.read_text().split("_base_ = '")[1].split("'")[0])
+    reduction = cfg.model.backbone.pop('token_reduction')
     if method_of(path).__name__.lower() in TRAINED:  # its losses and its curriculum
-        assert cfg.model.type == 'mmtr.EncoderDecoder'
+        assert cfg.model.type == f'mmtr.{base.model.type}'
         cfg.model.type = base.model.type
-        assert [hook.type for hook in cfg.pop('custom_hooks')] == ['mmtr.PruningCurriculumHook']
+        assert cfg.custom_hooks.pop().type == 'mmtr.PruningCurriculumHook'
+        base.setdefault('custom_hooks', [])
+    if path in DETECTORS:  # windows as long as the grid is whole
+        windows = [layer for layer in base.model.backbone.window_layers if layer <= reduction.layers[0]]
+        assert cfg.model.backbone.window_layers == windows
+        cfg.model.backbone.window_layers = base.model.backbone.window_layers
     assert cfg.to_dict() == base.to_dict()
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*_cropr_*.py')), ids=lambda path: path.stem)
 def test_auxiliary_heads_have_the_classes_of_the_main_one(path):
-    model = build_model(Config.fromfile(path))
-    assert model.backbone.token_reducer.num_classes == model.num_classes
+    cfg = Config.fromfile(path)
+    # mmseg's ViT cannot be built on the meta device.
+    model = without_weights(cfg) if cfg.model.backbone.type == 'mmtr.EVA02' else build_model(cfg)
+    head = model.roi_head.mask_head[0] if path in DETECTORS else model.decode_head
+    assert model.backbone.token_reducer.num_classes == head.num_classes
+    assert isinstance(model, ReductionLosses)
 
 
 def without_scope(node):
@@ -147,14 +191,41 @@ def test_evit_config_reduces_in_the_layers_of_the_paper():
 
 def test_eva02_config_has_the_weights_of_the_release():
     cfg = read('segmenter_eva02-l_ade20k.py')
-    register_all_modules()
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+    model = without_weights(cfg)
     # What the log of the release says of its unpruned model.
     assert sum(parameter.numel() for parameter in model.parameters()) == 304393302
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == 161728
     rates = [layer.attn.branch_dropout.drop_prob for layer in model.backbone.layers]
     assert rates[0] == rates[-1] == 0 and rates[-2] == pytest.approx(0.2 * 22 / 23)
+
+
+def test_cropr_configs_have_the_counts_of_the_release():
+    release = [1025, *(1025 - 41 - 40 * k for k in range(22)), 1025]
+    counts = reducer_of(read('segmenter_eva02-l_cropr_ade20k.py')).token_schedule((32, 32), 24)
+    assert [n + 1 for n in counts] == release and release[-2] == 144
+    counts = reducer_of(read('segmenter_eva02-s_cropr_ade20k.py')).token_schedule((32, 32), 12)
+    assert [counts[0] + 1, counts[-2] + 1, counts[-1] + 1] == [1025, 144, 1025]
+    counts = reducer_of(read('segmenter_eva02-l_cropr_cityscapes.py')).token_schedule((48, 48), 24)
+    assert counts[-2] / 48**2 == pytest.approx(144 / 1024, abs=8 / 48**2)
+
+
+@pytest.mark.parametrize('name, published', [('', 2790), ('_cropr', 1273)])
+def test_detector_has_the_reported_gflops(name, published):
+    cfg = read(f'cascade-mask-rcnn_eva02-l{name}_coco.py').model.backbone
+    reduction = cfg.pop('token_reduction', None)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        backbone = MODELS.build(cfg).eval()
+    if name:
+        backbone.set_token_reduction({**reduction, 'deploy': True})
+    with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone(torch.empty(1, 3, 1536, 1536))
+    # Those reported are of the linear layers alone: the counter behind them did not know fused attention.
+    counts = counter.get_flop_counts()['Global']
+    assert round((counts[torch.ops.aten.addmm] + counts[torch.ops.aten.convolution]) / 2e9) == published
+    if name:
+        schedule = backbone.token_reducer.token_schedule((96, 96), 24)
+        assert schedule[5] == schedule[-1] == 9216 and schedule[-2] / 9216 == pytest.approx(0.03, abs=0.005)
 
 
 @pytest.mark.parametrize('name', [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from eva02_layout import HEADS, eva02, eva02_state
+from eva02_layout import HEADS, HIDDEN, eva02, eva02_state
 from eva02_layout import cropr as official_cropr
 from mmengine.config import Config
 from mmseg.registry import MODELS
@@ -15,6 +15,8 @@ from mmtr.converters import cropr
 from mmtr.converters import eva02 as source
 from mmtr.models.backbones import EVA02
 from mmtr.ops.resize import resize_patches, resize_positions
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -143,6 +145,17 @@ def test_cropr_weights_lie_under_model(tmp_path):
         cropr.read(tmp_path / 'plain.pth')
 
 
+@pytest.mark.parametrize('pruned, name', [(False, ''), (True, 'cropr_')])
+def test_a_checkpoint_of_the_released_size_names_its_config(pruned, name):
+    state, large = {}, {DIM: 1024, 3 * DIM: 3072, 4 * DIM: 4096, HIDDEN: 2730}
+    for key, value in cropr_state(pruned).items():
+        shape = [large.get(n, n) for n in value.shape]
+        for i in range(24 if key.startswith('blocks.0.') else 0 if key.startswith('blocks.') else 1):
+            state[key.replace('blocks.0.', f'blocks.{i}.')] = torch.empty(shape, device='meta')
+    fits = cropr.convert(state)[1].fits
+    assert fits == f'segmenter_eva02-l_{name}ade20k.py' and (ROOT / 'configs' / fits).exists()
+
+
 def test_settings_of_the_released_size_are_those_of_the_config():
     shapes = {'patch_embed.projection.weight': (1024, 3, 14, 14)}
     for i in range(24):
@@ -150,7 +163,6 @@ def test_settings_of_the_released_size_are_those_of_the_config():
         shapes[f'layers.{i}.ffn.norm.weight'] = (2730,)
     notes = source.notes_of({key: torch.empty(shape, device='meta') for key, shape in shapes.items()}, 'eva02')
     assert notes.fits == 'segmenter_eva02-l_*.py'
-    root = Path(__file__).parents[2]
-    backbone = Config.fromfile(root / 'configs/segmenter_eva02-l_ade20k.py').model.backbone
+    backbone = Config.fromfile(ROOT / 'configs/segmenter_eva02-l_ade20k.py').model.backbone
     built = {'in_channels': 3, 'ffn_norm': True, 'attn_norm': False}
     assert {key: backbone.get(key, built.get(key)) for key in settings_of(notes)} == settings_of(notes)
