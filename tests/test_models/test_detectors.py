@@ -5,10 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SIZE = 128
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before():
+    """mmengine keeps what a run of mmdet has set, such as its scope, for all that follow in this process."""
+    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
+    yield
+    for kind, instances in kept.items():
+        kind._instance_dict.clear()
+        kind._instance_dict.update(instances)
 
 
 @pytest.fixture
@@ -45,6 +58,8 @@ def small(root, work_dir):
         'model.neck.in_channels': 32, 'model.train_cfg.rpn_proposal.max_per_img': 20,
         'model.test_cfg.rpn.max_per_img': 20, 'model.test_cfg.rcnn.score_thr': 0.,
         'model.test_cfg.rcnn.max_per_img': 5,
+        # Images as they are: no anchor lies inside one that is scaled down to a tenth.
+        'train_dataloader.dataset.pipeline.2.ratio_range': '(1.0,1.0)',
         'train_dataloader.dataset.pipeline.2.scale': size, 'train_dataloader.dataset.pipeline.3.crop_size': size,
         'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2,
         'default_hooks.logger.interval': 1, 'optim_wrapper.type': 'OptimWrapper',
