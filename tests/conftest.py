@@ -2,6 +2,7 @@
 import copy
 import itertools
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +19,13 @@ TOOLS = Path(__file__).parents[1] / 'tools'
 RUNS = itertools.count()
 CLASSES = ('sky', 'grass', 'sand', 'lake')
 torch.set_num_threads(1)
+
+
+def draw_scenes(folder, count):
+    """``count`` validation scenes of the demo, drawn as its user draws them, in a process of its own: the data root."""
+    subprocess.run([sys.executable, TOOLS.parent / 'demo/draw_scenes.py', '--out', folder / 'scenes', '--train', '0',
+                    '--val', str(count)], check=True)
+    return folder / 'scenes'
 
 
 def draw_data(root, images=6, size=64, seed=0):

@@ -22,14 +22,12 @@ from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.speed import machine
 from mmtr.apis import apply_token_reduction
 from mmtr.engine.configs import add_options, load_config, merge_options, read_reductions
-from mmtr.engine.data_check import check_data
+from mmtr.engine.data_check import check_data, images_in
 from mmtr.engine.measuring import add_machine, positive, use_machine
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import UserError, command
 from mmtr.reducers import TokenReducer
 from mmtr.visualization import record_token_maps, seen_image, token_maps, token_picture
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def parse_args():
@@ -60,9 +58,7 @@ def find_images(cfg, given, count):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         files = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
     elif len(given) == 1 and given[0].is_dir():
-        files = sorted(path for path in given[0].iterdir() if path.suffix.lower() in SUFFIXES)
-        if not files:
-            raise UserError(f"--images '{given[0]}' holds no image ({', '.join(SUFFIXES)}).")
+        files = images_in(given[0])
     else:
         files = given
     files = files[:count]

@@ -2,7 +2,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
@@ -15,11 +14,11 @@ from torch import nn
 from mmtr.analysis.compare import build_evaluator, build_reducers, compare_reductions
 from mmtr.analysis.journal import check_same
 from mmtr.analysis.speed import now
+from mmtr.engine.data_check import images_in
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneShape
 from mmtr.registry import TOKEN_REDUCERS
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 #: What a speed-up can be of -> where ``compare_reductions`` has it.
 SPEED_OF = dict(model='total_ms', backbone='encoder_ms')
 
@@ -120,7 +119,7 @@ class Judge:
             # The plain predictions stand for labels, so that what compares with labels compares with them.
             self.evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
             self.metainfo = dict(classes=[str(i) for i in range(model.num_classes)])
-            paths, pipeline = _image_paths(folder), _pipeline(cfg)
+            paths, pipeline = images_in(folder, '**/*'), _pipeline(cfg)
             self.images = Images(lambda i: self._labelled(pseudo_collate([pipeline(dict(img_path=str(paths[i])))])),
                                  len(paths), wanted, seed)
 
@@ -143,13 +142,6 @@ class Judge:
         for sample, predicted in zip(batch['data_samples'], self.model.test_step(batch)):
             sample.gt_sem_seg = PixelData(data=predicted.pred_sem_seg.data.cpu())
         return batch
-
-
-def _image_paths(folder):
-    paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"--images '{folder}' holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-    return paths
 
 
 def _pipeline(cfg):

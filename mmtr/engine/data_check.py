@@ -2,12 +2,14 @@
 import inspect
 import os
 import os.path as osp
+from pathlib import Path
 
 from mmengine.registry import DATASETS
 
 from mmtr.errors import UserError
 
 PAGE = 'docs/datasets.md'
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def check_data(cfg, loaders):
@@ -108,3 +110,15 @@ def _is_listed(path, listed):
     if folder not in listed:
         listed[folder] = set(os.listdir(folder)) if osp.isdir(folder) else set()
     return name in listed[folder]
+
+
+def images_in(folder, pattern: str = '*') -> list[Path]:
+    """The image files that match ``pattern`` below a folder, given as ``--images``, sorted.
+
+    Raises:
+        UserError: There are none.
+    """
+    paths = sorted(path for path in Path(folder).glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"--images '{folder}' holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+    return paths

@@ -1,13 +1,14 @@
 """The shipped model on drawn scenes, through the real tools."""
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+
+from tests.conftest import draw_scenes
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / 'demo/segmenter_vit_demo.pth'
@@ -16,10 +17,7 @@ CHECKPOINT = ROOT / 'demo/segmenter_vit_demo.pth'
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     """Twelve validation scenes, as demo/draw_scenes.py draws them."""
-    out = tmp_path_factory.mktemp('drawn') / 'scenes'
-    subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, '--train', '0', '--val', '12'],
-                   check=True)
-    return out
+    return draw_scenes(tmp_path_factory.mktemp('drawn'), 12)
 
 
 def run(script, *args):

@@ -1,7 +1,6 @@
 import json
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mmengine.config import Config
 import mmtr.analysis.tuning
 from mmtr.analysis.tuning import Judge
 from mmtr.engine.model import build_model
-from tests.conftest import TOOLS
+from tests.conftest import TOOLS, draw_scenes
 
 pytest.importorskip('optuna')
 ROOT = TOOLS.parent
@@ -65,10 +64,7 @@ def tiny(tiny_segmenter, tmp_path):
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     """Four scenes of the demo."""
-    out = tmp_path_factory.mktemp('drawn') / 'scenes'
-    subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, '--train', '0', '--val', '4'],
-                   check=True)
-    return out
+    return draw_scenes(tmp_path_factory.mktemp('drawn'), 4)
 
 
 def test_the_config_that_is_written_reaches_the_target_and_is_tested_as_any(tune, scenes, tmp_path, monkeypatch):
