@@ -29,12 +29,14 @@ reduced, signals = RestoringReducer._reduced, []
 
 
 def noted(self, before, after):
+    """What the reducer does, and the signal of this image."""
     after = reduced(self, before, after)
     signals.append(float((after.memo['residual'].norm(dim=-1) / before.patches.norm(dim=-1)).mean()))
     return after
 
 
 def miou(areas):
+    """Of (images, 2, classes) areas of intersection and union, in per cent."""
     return float((areas[:, 0].sum(0) / areas[:, 1].sum(0)).mean() * 100)
 
 
