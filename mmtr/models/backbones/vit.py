@@ -23,6 +23,7 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
         UserError: The reducer or one of its settings does not exist or cannot work; the backend
             cannot run here; at the first forward, an image is smaller than a patch.
     """
+    final_norm_name = 'ln1'
 
     def __init__(self, *args, token_reduction=None, attn_backend='auto', **kwargs):
         super().__init__(*args, **kwargs)
