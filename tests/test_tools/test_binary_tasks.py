@@ -42,10 +42,10 @@ files = dict(data_root='{data}', data_prefix=dict(img_path='images', seg_map_pat
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(**files, pipeline=shrunk[0]))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(**files, pipeline=shrunk[1]))
 test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=4, val_interval=4)
-param_scheduler = [{{**_base_.param_scheduler[0], 'end': 1}}, {{**_base_.param_scheduler[1], 'begin': 1, 'end': 4}}]
+train_cfg = dict(max_epochs=12, val_interval=12)
+param_scheduler = [{{**_base_.param_scheduler[0], 'end': 1}}, {{**_base_.param_scheduler[1], 'begin': 1, 'end': 12}}]
 optim_wrapper = dict(optimizer=dict(lr=0.01))
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4))
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=12))
 randomness = dict(seed=0)
 work_dir = '{tmp_path}/work'
 """)
@@ -60,13 +60,13 @@ def logged(folder):
 def test_training_lowers_the_loss_and_testing_prints_every_measure(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     losses = [line['loss'] for line in logged(tmp_path / 'work') if 'loss' in line]
-    assert len(losses) == 12 and np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert len(losses) == 36 and np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
     parts = next(line for line in logged(tmp_path / 'work') if 'loss' in line)
     assert parts['loss'] == pytest.approx(parts['decode.loss_ce'] + parts['decode.loss_dice'], abs=1e-3)
     trained = next(line for line in logged(tmp_path / 'work') if 'MAE' in line)
     assert MEASURES <= trained.keys()
 
-    status, _ = tool('test', config, tmp_path / 'work/epoch_4.pth', '--work-dir', tmp_path / 'tested')
+    status, _ = tool('test', config, tmp_path / 'work/epoch_12.pth', '--work-dir', tmp_path / 'tested')
     assert status == 0
     log, = (tmp_path / 'tested').glob('*/*.json')
     tested = json.loads(log.read_text())

@@ -1,18 +1,17 @@
 # DINOv2 ViT-B/14 with the light decoder of DAR-TR-PEFT, at the 518 pixels that DINOv2's position table is for.
 custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)
-crop_size = (518, 518)
 model = dict(
     type='EncoderDecoder',
     pretrained=None,
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        size=crop_size,
+        size=(518, 518),
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255),
-    backbone=dict(type='mmtr.DINOv2', img_size=crop_size, patch_size=14, embed_dims=768, num_layers=12, num_heads=12),
+    backbone=dict(type='mmtr.DINOv2', img_size=(518, 518), patch_size=14, embed_dims=768, num_layers=12, num_heads=12),
     decode_head=dict(
         type='mmtr.SimpleDecoder',
         in_channels=768,
