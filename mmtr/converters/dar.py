@@ -85,7 +85,7 @@ def convert(state, base):
     })
     letter = SIZES.get((dim, layers), (None,))[0]
     notes = Notes(dict(source='dar', settings=settings), settings, letter and f'dinov2-{letter}_dar_*.py')
-    notes.remarks = ['The whole model is in it: DINOv2, what was tuned, and the head. For which task is not in the file.']
+    notes.remarks = ['The whole model is in it: DINOv2, what was tuned, and the head. The task is not in the file.']
     return converted, notes
 
 
