@@ -10,5 +10,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optim_wrapper_constructor', scope='mmtr', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['mmtr.engine'])
 DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['mmtr.datasets'])
 
-# Reducers have no counterpart in mmengine, so this registry has no parent.
+# These have no counterpart in mmengine, so their registries have no parent.
 TOKEN_REDUCERS = Registry('token reducer', scope='mmtr', locations=['mmtr.reducers'])
+PEFTS = Registry('peft', scope='mmtr', locations=['mmtr.peft'])

@@ -2,6 +2,8 @@
 import torch
 
 from mmtr.errors import UserError
+from mmtr.peft import build_peft
+from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
@@ -10,7 +12,7 @@ class ReducibleBackbone:
     """Mixin of a plain ViT with ``patch_embed``, ``cls_token``, ``layers`` on ``Tokens`` and ``out_indices``.
 
     Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
-    ``_add_positions`` and ``_final_norm``, and sets its reducer when it is built.
+    ``_add_positions`` and ``_final_norm``, and sets its reducer, then its ``peft``, when it is built.
     """
     with_cls_token = True
     out_origin = False
@@ -18,9 +20,43 @@ class ReducibleBackbone:
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""
-        self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
+        reducer = build_token_reducer(token_reduction, self.shape)
+        if getattr(self, 'peft', None) is not None:
+            self.peft.check_reducer(reducer)
+        self.token_reducer = reducer
+
+    def set_peft(self, peft) -> None:
+        """Train what ``dict(type=..., **settings)`` says, and freeze all but that and the reducer; None: train all.
+
+        Once, when the backbone is built and has its reducer.
+        """
+        self.peft = None
+        if peft is not None:
+            self.peft = build_peft(peft, self.shape)
+            self.peft.check_reducer(self.token_reducer)
+            self.peft.attach(self.layers)
+            freeze(self)
+
+    def train(self, mode=True):
+        """As stock, but what is frozen stays in eval mode: a fixed function, without dropout and drop path."""
+        super().train(mode)
+        if self.peft is not None:
+            for module in frozen_modules(self):
+                module.eval()
+        return self
+
+    def init_weights(self):
+        """As stock, which may touch every module; what ``peft`` trains then starts from its own."""
+        super().init_weights()
+        if self.peft is not None:
+            self.peft.init_weights()
+
+    @property
+    def shape(self) -> BackboneShape:
+        """What its reducer and its PEFT are told of it."""
+        return BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=int(self.with_cls_token),
-            grid=self._training_grid()))
+            grid=self._training_grid())
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
@@ -31,7 +67,7 @@ class ReducibleBackbone:
         outs = [self._output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i)
+            tokens = layer(tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
                 full = self.token_reducer.restore(tokens)
                 if i == last:
