@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.registry import DefaultScope
+from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from mmseg.utils import register_all_modules
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,6 +30,7 @@ from mmtr.registry import TOKEN_REDUCERS
 
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
+DINOV2 = sorted((ROOT / 'configs').glob('dinov2-*.py'))
 DETECTORS = sorted((ROOT / 'configs').glob('cascade-mask-rcnn_*.py'))
 METHODS = dict(algm=ALGM, cropr=Cropr, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter,
                tome=ToMe)
@@ -90,6 +92,47 @@ def test_config_is_consistent(path):
         if transform.type == 'RandomCrop':
             assert tuple(transform.crop_size) == tuple(cfg.crop_size)
     assert type(reducer_of(cfg)) is method_of(path)
+
+
+@pytest.mark.parametrize('path', DINOV2, ids=lambda path: path.stem)
+def test_dinov2_config_is_consistent(path):
+    cfg = Config.fromfile(path)
+    register_all_modules()
+    backbone, head = cfg.model.backbone, cfg.model.decode_head
+    assert (backbone.type, head.type, cfg.custom_imports.imports) == ('mmtr.DINOv2', 'mmtr.SimpleDecoder', ['mmtr'])
+    assert (head.in_channels, head.channels) == (backbone.embed_dims, 256)
+    assert backbone.embed_dims == 64 * backbone.num_heads == dict(s=384, b=768, l=1024)[path.stem[7]]
+    assert tuple(cfg.model.data_preprocessor.size) == tuple(backbone.img_size) == tuple(cfg.crop_size) == (518, 518)
+    data = cfg.test_dataloader.dataset
+    classes = data.metainfo.classes if 'metainfo' in data else DATASETS.get(data.type).METAINFO['classes']
+    assert head.num_classes == len(classes)
+    if cfg.model.test_cfg.mode == 'slide':
+        assert tuple(cfg.model.test_cfg.crop_size) == tuple(cfg.crop_size)
+    crops = [step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop']
+    assert [tuple(step.crop_size) for step in crops] == [tuple(cfg.crop_size)]
+    # An infinite sampler would never end an epoch.
+    assert cfg.train_dataloader.sampler.type == 'DefaultSampler' and cfg.train_dataloader.batch_size == 10
+
+
+@pytest.mark.parametrize('path', DINOV2, ids=lambda path: path.stem)
+def test_dinov2_learning_rate_is_that_of_the_paper(path):
+    cfg, epoch = Config.fromfile(path), 7
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1.5e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW([parameter], lr=1.5e-4)
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        schedulers = [PARAM_SCHEDULERS.build({**step, 'optimizer': optimizer}, default_args=dict(epoch_length=epoch))
+                      for step in cfg.param_scheduler]
+    warm_up, end = cfg.param_scheduler[0].end * epoch, cfg.train_cfg.max_epochs * epoch
+    for step in range(end):
+        if step < warm_up:
+            expected = 1e-3 + (1 - 1e-3) * step / (warm_up - 1)
+        else:
+            expected = 1e-6 + (1 - 1e-6) * (1 + math.cos(math.pi * (step - warm_up) / (end - warm_up))) / 2
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(1.5e-4 * expected, rel=1e-3), step
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
 
 
 @pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)
@@ -233,3 +276,9 @@ def test_detector_has_the_reported_gflops(name, published):
 def test_config_builds_and_runs(name):
     with torch.no_grad():
         assert build_model(read(name))(torch.zeros(1, 3, 64, 96)).shape == (1, 150, 4, 6)
+
+
+def test_dinov2_config_builds_and_runs():
+    # 4 x the 5x7 patches of an image that is padded to them.
+    with torch.no_grad():
+        assert build_model(read('dinov2-b_full_cityscapes.py'))(torch.zeros(1, 3, 57, 98)).shape == (1, 19, 20, 28)

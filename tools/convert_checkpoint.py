@@ -19,6 +19,7 @@ DEFAULTS = {
     'backbone.in_channels': 3,
     'backbone.mlp_ratio': 4,
     'backbone.norm_cfg.eps': 1e-5,
+    'backbone.num_registers': 0,
     'backbone.patch_bias': False,
     'decode_head.mlp_ratio': 4,
 }

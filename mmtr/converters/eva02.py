@@ -13,7 +13,7 @@ import torch
 from mmtr.errors import UserError
 
 from .timm_vit import read
-from .vit import SIZES, Notes, depth, need, rename
+from .vit import SIZES, Notes, depth, heads_of_64, need, rename
 
 __all__ = ['convert', 'eva02_table', 'fuse', 'notes_of', 'read']
 KIND = 'a timm EVA-02'
@@ -106,10 +106,8 @@ def _halves(rows, heads):
 
 def _size(state, prefix):
     dim = len(state[f'{prefix}patch_embed.projection.weight'])
-    if dim % 64:
-        raise UserError(f'The file has {dim} channels, which are no heads of 64, as in EVA-02.')
     layers = depth(state, re.escape(prefix) + r'layers\.(\d+)\.')
-    return dim, layers, dim // 64, SIZES.get((dim, layers), (None,))[0]
+    return dim, layers, heads_of_64(dim, 'EVA-02'), SIZES.get((dim, layers), (None,))[0]
 
 
 def notes_of(state, source, prefix=''):

@@ -39,6 +39,13 @@ def depth(state, pattern):
     return max((int(m[1]) for m in map(re.compile(pattern).match, state) if m), default=-1) + 1
 
 
+def heads_of_64(dim, kind):
+    """The number of attention heads of 64 channels each; raises ``UserError``."""
+    if dim % 64:
+        raise UserError(f'The file has {dim} channels, which are no heads of 64, as in {kind}.')
+    return dim // 64
+
+
 def rename(state, table, kind, dropped=()):
     """The tensors of ``state`` under new names, as float32.
 

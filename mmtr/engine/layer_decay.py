@@ -12,7 +12,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Optimizer whose learning rate is ``decay_rate`` times smaller with each layer of ``model.backbone``.
 
     Heads and the backbone's last norm keep the rate of the config, its last layer has it once decayed, the
-    embedding most. Vectors (biases, norms), position table and class token have no weight decay.
+    embedding most. Vectors (biases, norms), position table, class token and registers have no weight decay.
 
     Args:
         optim_wrapper_cfg: mmengine's; its optimizer has an ``lr``.
@@ -40,7 +40,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             if not parameter.requires_grad:
                 continue
             below = len(layers) + 1 - self._depth(name, len(layers))
-            decays = parameter.dim() > 1 and not name.endswith(('pos_embed', 'cls_token'))
+            decays = parameter.dim() > 1 and not name.endswith(('pos_embed', 'cls_token', 'register_tokens'))
             group = groups.setdefault((below, decays), dict(params=[], lr=self.base_lr * self.decay_rate**below))
             if not decays:
                 group['weight_decay'] = 0.
@@ -52,5 +52,5 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         layer = re.match(r'backbone\.layers\.(\d+)\.', name)
         if layer:
             return int(layer[1]) + 1
-        embedding = ('backbone.patch_embed', 'backbone.pos_embed', 'backbone.cls_token')
+        embedding = ('backbone.patch_embed', 'backbone.pos_embed', 'backbone.cls_token', 'backbone.register_tokens')
         return 0 if name.startswith(embedding) else depth + 1

@@ -4,18 +4,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _bicubic(x, size):
+def _bicubic(x, antialias=True, **size):
     # Antialiasing also picks another bicubic kernel, the one that timm's models are resized with.
-    return F.interpolate(x, size, mode='bicubic', antialias=True)
+    return F.interpolate(x, mode='bicubic', antialias=antialias, **size)
 
 
-def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> Tensor:
-    """A position table (1, P + H * W, C) for another grid; its P prefix tokens stay as they are."""
+def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int,
+                     antialias: bool = True, offset: float = 0.) -> Tensor:
+    """A position table (1, P + H * W, C) for another grid; its P prefix tokens stay as they are.
+
+    Args:
+        antialias: As of ``F.interpolate``.
+        offset: Patches, below 1, that the new grid counts as larger where the scale is computed (DINO, DINOv2).
+    """
     if old == new:
         return table
+    size = dict(scale_factor=[(n + offset) / m for n, m in zip(new, old)]) if offset else dict(size=new)
     prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
-    patches = _bicubic(patches.transpose(1, 2).unflatten(2, old).float(), new).flatten(2).transpose(1, 2)
-    return torch.cat([prefix, patches.to(table.dtype)], 1)
+    patches = _bicubic(patches.transpose(1, 2).unflatten(2, old).float(), antialias, **size)
+    return torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(table.dtype)], 1)
 
 
 def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
@@ -31,6 +38,6 @@ def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
     if old == new:
         return kernel
     pixels = old[0] * old[1]
-    enlarge = _bicubic(torch.eye(pixels, device=kernel.device).view(pixels, 1, *old), new).flatten(1)
+    enlarge = _bicubic(torch.eye(pixels, device=kernel.device).view(pixels, 1, *old), size=new).flatten(1)
     fitted = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge.double()).T
     return fitted.to(kernel.dtype).unflatten(2, new)

@@ -12,7 +12,7 @@ def draw(shapes, seed=0):
     """Small random weights, so that the eps of a LayerNorm shows; its scale is near 1."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        key: 0.05 * torch.randn(*shape, generator=generator)
+        key: 0.05 * torch.randn(shape, generator=generator)
         + (1.0 if 'norm' in key and 'weight' in key else 0.0)
         for key, shape in shapes.items()
     }

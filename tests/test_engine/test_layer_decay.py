@@ -3,7 +3,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmtr import UserError
-from mmtr.models.backbones import EVA02
+from mmtr.models.backbones import EVA02, DINOv2
 
 
 def model():
@@ -33,6 +33,15 @@ def test_every_layer_learns_slower_than_the_one_above():
     parameters = dict(segmentor.named_parameters())
     assert {name: found[id(parameters[name])] for name in expected} == expected
     assert len(found) == len(parameters) - 1
+
+
+def test_registers_are_part_of_the_embedding():
+    segmentor = model()
+    segmentor.backbone = DINOv2(img_size=28, embed_dims=8, num_layers=3, num_heads=2, num_registers=4)
+    found = {id(p): (group['lr'], group['weight_decay'])
+             for group in build(segmentor, decay_rate=0.5).param_groups for p in group['params']}
+    assert found[id(segmentor.backbone.register_tokens)] == found[id(segmentor.backbone.cls_token)] == (0.0625, 0.)
+    assert found[id(segmentor.backbone.layers[2].ffn.gamma2.weight)] == (0.5, 0.)
 
 
 @pytest.mark.parametrize('paramwise', [dict(), dict(decay_rate=0), dict(decay_rate='0.9'),

@@ -8,7 +8,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
-from mmtr.models.backbones import EVA02, VisionTransformer
+from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import TOKEN_REDUCERS
@@ -54,7 +54,16 @@ def eva02(cfg, patch_size=16, with_cls_token=True, **kwargs):
         out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
 
 
-BACKBONES = (vit, eva02)
+def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
+    """With registers, where there is a class token."""
+    torch.manual_seed(0)
+    return filled(DINOv2(
+        img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4, out_indices=(1, 3),
+        num_registers=3 * with_cls_token, layer_scale_init_value=1., with_cls_token=with_cls_token,
+        token_reduction=cfg, **kwargs))
+
+
+BACKBONES = (vit, eva02, dinov2)
 
 
 @pytest.fixture(params=BACKBONES, ids=lambda build: build.__name__)
@@ -137,7 +146,7 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
-    assert all(tokens.num_prefix == 1 for tokens in seen)
+    assert {tokens.num_prefix for tokens in seen} == {4 if backbone is dinov2 else 1}
     if model.token_reducer.fixed_count:
         # A layer's output may be restored already, or reduced or restored in the next layer.
         assert all(tokens.patches.shape[1] >= min(counts)
@@ -160,7 +169,7 @@ def test_nothing_to_reduce_is_the_plain_model(cfg, backbone):
     reducing = TOKEN_REDUCERS.module_dict[cfg['type']]
     settings = {k: v for k, v in cfg.items() if k != 'per_layer'}
     model = backbone({**settings, **reducing.nothing})
-    stock = backbone(None) if backbone is eva02 else Stock(
+    stock = backbone(None) if backbone is not vit else Stock(
         img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, final_norm=True, out_indices=(1, 3))
     own = {id(p) for p in model.token_reducer.parameters()}
     state = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in own}
@@ -240,8 +249,9 @@ def test_token_schedule_is_what_the_layers_see(cfg, backbone):
     for layer in model.layers:
         # What attention computes on: some methods reduce after the norm.
         attn, ffn = branch_ends(layer)
-        attn.register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - 1))
-        ffn.register_forward_hook(lambda module, args, out: through_ffn.append(out.shape[:-1].numel() - 1))
+        attn.register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - model.num_prefix))
+        ffn.register_forward_hook(
+            lambda module, args, out: through_ffn.append(out.shape[:-1].numel() - model.num_prefix))
     half_flat = images(1)
     half_flat[..., :56] = 1
     with torch.no_grad():

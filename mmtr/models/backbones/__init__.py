@@ -1,4 +1,5 @@
+from .dinov2 import DINOv2
 from .eva02 import EVA02
 from .vit import VisionTransformer
 
-__all__ = ['EVA02', 'VisionTransformer']
+__all__ = ['DINOv2', 'EVA02', 'VisionTransformer']

@@ -1,7 +1,11 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
+import math
+
 import torch
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
+from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape, build_token_reducer
@@ -17,6 +21,15 @@ class ReducibleBackbone:
     with_cls_token = True
     out_origin = False
     output_cls_token = False
+    #: Whether the final norm is on every output, not on that of the last layer alone.
+    norm_every_output = False
+    #: Name of the final norm, which a pretrained file may have in vain.
+    final_norm_name = 'norm'
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before those of the patches."""
+        return int(self.with_cls_token)
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""
@@ -46,16 +59,27 @@ class ReducibleBackbone:
         return self
 
     def init_weights(self):
-        """As stock, which may touch every module; what ``peft`` trains then starts from its own."""
-        super().init_weights()
+        """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds."""
+        if self.peft is not None and self._pretrained_file():
+            self._load_pretrained(self._pretrained_file())
+        else:
+            super().init_weights()
+        self._init_peft()
+
+    def _init_peft(self):
+        """Last, for the backbone may have filled all that is in it."""
         if self.peft is not None:
             self.peft.init_weights()
+
+    def _pretrained_file(self):
+        cfg = self.init_cfg
+        return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
 
     @property
     def shape(self) -> BackboneShape:
         """What its reducer and its PEFT are told of it."""
         return BackboneShape(
-            depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=int(self.with_cls_token),
+            depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=self.num_prefix,
             grid=self._training_grid())
 
     def _training_grid(self):
@@ -70,7 +94,7 @@ class ReducibleBackbone:
             tokens = layer(tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
                 full = self.token_reducer.restore(tokens)
-                if i == last:
+                if i == last or self.norm_every_output:
                     full = full.replace(x=self._final_norm(full.x))
                 if i in self.out_indices:
                     outs.append(self._output(full))
@@ -85,11 +109,15 @@ class ReducibleBackbone:
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; reducers count with ints.
         grid = int(grid[0]), int(grid[1])
         x = self._add_positions(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1), grid)
-        return Tokens(x if self.with_cls_token else x[:, 1:], grid, num_prefix=int(self.with_cls_token))
+        return Tokens(x if self.with_cls_token else x[:, 1:], grid, num_prefix=self.num_prefix)
 
     def _add_positions(self, x, grid):
-        """Class and patch tokens (B, 1 + H * W, C) with their position embedding."""
+        """Class and patch tokens (B, 1 + H * W, C) with their position embedding; registers go between them."""
         raise NotImplementedError
+
+    def _resize_positions(self, table, old, new):
+        """A position table (1, 1 + H * W, C) for another grid."""
+        return resize_positions(table, old, new, 1)
 
     def _final_norm(self, x):
         """The norm after the last layer."""
@@ -98,3 +126,42 @@ class ReducibleBackbone:
     def _output(self, tokens):
         out = tokens.patches.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
         return [out, tokens.x[:, 0]] if self.output_cls_token else out
+
+    def _load_pretrained(self, path):
+        """Load a backbone's file, made to fit this patch and grid; raises ``UserError`` where it still differs.
+
+        ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
+        """
+        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        prefix = self.init_cfg.get('prefix', '')
+        state = {name.removeprefix(prefix).lstrip('.'): value
+                 for name, value in state.get('state_dict', state).items() if name.startswith(prefix)}
+        key = 'patch_embed.projection.weight'
+        if key in state:
+            state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
+        positions = state.get('pos_embed')
+        if positions is not None and positions.shape != self.pos_embed.shape:
+            side = math.isqrt(positions.shape[1] - 1)
+            if side * side != positions.shape[1] - 1:
+                raise UserError(f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
+                                f'no square, so it cannot be resized to {self._training_grid()}.')
+            state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
+        own = {name: value.shape for name, value in self.state_dict().items()
+               if not name.startswith(('token_reducer.', 'peft.'))}
+        unused = {f'{self.final_norm_name}.{kind}' for kind in ('weight', 'bias')} - own.keys()
+        differing = sorted((own.keys() ^ state.keys()) - unused)
+        differing += [name for name in own if name in state and state[name].shape != own[name]]
+        if differing:
+            some = ', '.join(differing[:3]) + (', ...' if len(differing) > 3 else '')
+            raise UserError(f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
+                            f'{len(differing)} weights ({some}).')
+        self.load_state_dict(state, strict=False)
+
+
+def which_layers(key, layers, depth):
+    """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0."""
+    each = (layers,) if isinstance(layers, int) else tuple(layers)
+    for layer in each:
+        if not isinstance(layer, int) or not -depth <= layer < depth:
+            raise UserError(f'{key}={layers!r} names layer {layer!r}: this backbone has layers 0 to {depth - 1}.')
+    return tuple(layer % depth for layer in each)

@@ -4,7 +4,6 @@ import math
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
-from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import to_2tuple
 from mmseg.models.utils import PatchEmbed
 from torch import nn
@@ -12,11 +11,10 @@ from torch import nn
 from mmtr.errors import UserError
 from mmtr.models.rotary import RotaryEncoderLayer
 from mmtr.ops.attention import check_backend
-from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
 
-from .base import ReducibleBackbone
+from .base import ReducibleBackbone, which_layers
 
 
 @MODELS.register_module()
@@ -68,8 +66,8 @@ class EVA02(ReducibleBackbone, BaseModule):
         if embed_dims % num_heads or embed_dims // num_heads % 4:
             raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: rotary position '
                             'embedding needs a multiple of 4 channels in each head.')
-        self.out_indices = _layers('out_indices', out_indices, num_layers)
-        window_layers = _layers('window_layers', window_layers, num_layers)
+        self.out_indices = which_layers('out_indices', out_indices, num_layers)
+        window_layers = which_layers('window_layers', window_layers, num_layers)
         _check_windows(window_size, window_layers, with_cls_token)
         rates = _drop_path_rates(drop_path_rate, num_layers)
         check_backend(attn_backend)
@@ -96,14 +94,13 @@ class EVA02(ReducibleBackbone, BaseModule):
         """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
         if self.init_cfg is None:
             self._init_as_published()
-        elif self.init_cfg['type'] == 'Pretrained':
-            self._load_pretrained(self.init_cfg['checkpoint'])
+        elif self._pretrained_file():
+            self._load_pretrained(self._pretrained_file())
         else:
             super().init_weights()
             return
         self.token_reducer.init_weights()
-        if self.peft is not None:
-            self.peft.init_weights()
+        self._init_peft()
 
     def _init_as_published(self):
         for module in self.layers.modules():
@@ -118,29 +115,6 @@ class EVA02(ReducibleBackbone, BaseModule):
                 layer.attn.proj.weight.div_(math.sqrt(2 * i))
                 layer.ffn.fc2.weight.div_(math.sqrt(2 * i))
 
-    def _load_pretrained(self, path):
-        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state = dict(state.get('state_dict', state))
-        key = 'patch_embed.projection.weight'
-        if key in state:
-            state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
-        positions = state.get('pos_embed')
-        if positions is not None and positions.shape != self.pos_embed.shape:
-            side = math.isqrt(positions.shape[1] - 1)
-            if side * side != positions.shape[1] - 1:
-                raise UserError(f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
-                                f'no square, so it cannot be resized to {self._training_grid()}.')
-            state['pos_embed'] = resize_positions(positions, (side, side), self._training_grid(), 1)
-        own = {name: value.shape for name, value in self.state_dict().items()
-               if not name.startswith(('token_reducer.', 'peft.'))}
-        unused = {'norm.weight', 'norm.bias'} if isinstance(self.norm, nn.Identity) else set()
-        differing = sorted((own.keys() ^ state.keys()) - unused)
-        differing += [name for name in own if name in state and state[name].shape != own[name]]
-        if differing:
-            raise UserError(f"Checkpoint '{path}' is not of this EVA-02: it differs in {len(differing)} weights "
-                            f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).')
-        self.load_state_dict(state, strict=False)
-
     def _embed(self, inputs):
         tokens = super()._embed(inputs)
         windows = (None,) if self.window_size is None else (None, self.window_size)
@@ -149,19 +123,10 @@ class EVA02(ReducibleBackbone, BaseModule):
             for window in windows))
 
     def _add_positions(self, x, grid):
-        return x + resize_positions(self.pos_embed, self._training_grid(), grid, 1)
+        return x + self._resize_positions(self.pos_embed, self._training_grid(), grid)
 
     def _final_norm(self, x):
         return self.norm(x)
-
-
-def _layers(key, layers, depth):
-    """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0."""
-    each = (layers,) if isinstance(layers, int) else tuple(layers)
-    for layer in each:
-        if not isinstance(layer, int) or not -depth <= layer < depth:
-            raise UserError(f'{key}={layers!r} names layer {layer!r}: this backbone has layers 0 to {depth - 1}.')
-    return tuple(layer % depth for layer in each)
 
 
 def _check_windows(size, layers, with_cls_token):

@@ -24,6 +24,7 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
         UserError: The reducer, the PEFT or one of their settings does not exist or cannot work; the backend
             cannot run here; at the first forward, an image is smaller than a patch.
     """
+    final_norm_name = 'ln1'
 
     def __init__(self, *args, token_reduction=None, peft=None, attn_backend='auto', **kwargs):
         super().__init__(*args, **kwargs)
@@ -38,6 +39,9 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
     def _add_positions(self, x, grid):
         x = self._pos_embeding(x, grid, self.pos_embed)
         return self.pre_ln(x) if self.pre_norm else x
+
+    def _resize_positions(self, table, old, new):
+        return self.resize_pos_embed(table, new, old, self.interpolate_mode)
 
     def _final_norm(self, x):
         return self.norm1(x) if self.final_norm else x

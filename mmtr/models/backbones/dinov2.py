@@ -1,0 +1,120 @@
+"""DINOv2: a plain ViT with LayerScale, register tokens and a position table of its own interpolation."""
+import torch
+from mmcv.cnn.bricks.scale import LayerScale
+from torch import nn
+
+from mmtr.errors import UserError
+from mmtr.models.layers import MultiheadAttention
+from mmtr.models.twins import share
+from mmtr.ops.resize import resize_positions
+from mmtr.registry import MODELS
+
+from .base import which_layers
+from .vit import VisionTransformer
+
+
+class ScaledAttention(MultiheadAttention):
+    """Attention that ends with LayerScale, as mmcv's FFN can; made by ``add_layer_scale``."""
+
+    def attend(self, *args, **kwargs):
+        """As of ``MultiheadAttention``, then scaled."""
+        return self.gamma1(super().attend(*args, **kwargs))
+
+
+def add_layer_scale(layer, init_value):
+    """Give a layer of ``VisionTransformer`` what DINOv2's has in addition, in place."""
+    layer.attn = share(ScaledAttention, layer.attn)
+    layer.attn.gamma1 = LayerScale(layer.attn.embed_dims, scale=init_value)
+    layer.ffn.gamma2 = LayerScale(layer.ffn.embed_dims, scale=init_value)
+    # mmseg's layer skips the FFN alone. The module has no state: attention and FFN are skipped independently.
+    layer.attn.dropout_layer = layer.ffn.dropout_layer
+
+
+@MODELS.register_module()
+class DINOv2(VisionTransformer):
+    """DINOv2 (Oquab et al., arXiv 2304.07193), with registers: Darcet et al., arXiv 2309.16588.
+
+    Ti (ours), S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and a head for each 64 channels.
+    Every output has the final norm. Giant, with SwiGLU, is not supported.
+
+    Args:
+        img_size: Pixels that the position table is for, one number or (height, width); others are interpolated.
+        patch_size: Pixels of a patch.
+        num_registers: Register tokens, 0 or 4 in the released models, between class token and patches; they have
+            no position and are never reduced.
+        layer_scale_init_value: Of LayerScale; the released models were pretrained from 1e-5.
+        interpolate_antialias, interpolate_offset: How the position table is interpolated, see
+            ``mmtr.ops.resize.resize_positions``. None: as the released models, False and 0.1 without registers,
+            True and 0 with them.
+        out_indices: Layers whose output is given, counted from 0; -1 is the last.
+        norm_cfg: Of every norm.
+        patch_bias, final_norm: As mmseg's ViT.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
+        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
+        kwargs: ``VisionTransformer``'s. ``pretrained`` is a checkpoint as ``tools/convert_checkpoint.py --source
+            dinov2`` writes it; another patch or grid size is resized.
+
+    Raises:
+        UserError: A setting cannot work; ``pretrained`` does not fit; as ``VisionTransformer``.
+    """
+    norm_every_output = True
+    num_registers = 0
+
+    def __init__(self, img_size=518, patch_size=14, num_registers=0, layer_scale_init_value=1e-5,
+                 interpolate_antialias=None, interpolate_offset=None, out_indices=-1, norm_cfg=None, patch_bias=True,
+                 final_norm=True, token_reduction=None, peft=None, **kwargs):
+        super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,
+                         norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg, **kwargs)
+        self.out_indices = which_layers('out_indices', out_indices, len(self.layers))
+        _check('num_registers', num_registers, lambda n: n // 1 == n and n >= 0, 'a number of tokens')
+        if num_registers and not self.with_cls_token:
+            raise UserError(f'num_registers={num_registers} needs the class token, which registers stand behind: set '
+                            'with_cls_token=True, or num_registers=0.')
+        self.num_registers = num_registers
+        if num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.cls_token.shape[-1]))
+        self.antialias = num_registers > 0 if interpolate_antialias is None else bool(interpolate_antialias)
+        offset = (0. if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
+        self.offset = _check('interpolate_offset', offset, lambda n: 0 <= n < 1,
+                             'a share of a patch, from 0 to below 1')
+        _check('layer_scale_init_value', layer_scale_init_value, lambda n: n > 0, 'a number above 0')
+        for layer in self.layers:
+            add_layer_scale(layer, layer_scale_init_value)
+        self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
+
+    @property
+    def num_prefix(self):
+        """Class token and registers."""
+        return super().num_prefix + self.num_registers
+
+    def init_weights(self):
+        """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
+        if self._pretrained_file():
+            self._load_pretrained(self._pretrained_file())
+            self.token_reducer.init_weights()
+            self._init_peft()
+            return
+        super().init_weights()
+        if self.num_registers:
+            nn.init.trunc_normal_(self.register_tokens, std=.02)
+
+    def _pos_embeding(self, patched_img, hw_shape, pos_embed):
+        # mmseg's resizes by the number of patches, so not from 4x9 to 6x6.
+        return self.drop_after_pos(
+            patched_img + self._resize_positions(pos_embed, self._training_grid(), hw_shape))
+
+    def _resize_positions(self, table, old, new):
+        return resize_positions(table, old, new, 1, self.antialias, self.offset)
+
+    def _add_positions(self, x, grid):
+        x = super()._add_positions(x, grid)
+        if not self.num_registers:
+            return x
+        return torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
+
+
+def _check(key, value, fits, words):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+        raise UserError(f'{key}={value!r} must be {words}.')
+    return value

@@ -1,0 +1,40 @@
+"""The light decoder of DAR-TR-PEFT."""
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import resize
+from torch import Tensor
+
+from mmtr.errors import UserError
+from mmtr.registry import MODELS
+
+
+@MODELS.register_module()
+class SimpleDecoder(BaseDecodeHead):
+    """1x1 convolution, enlargement, 1x1 convolution, classes (Lei et al., CVPR 2025).
+
+    Args:
+        in_channels: C.
+        channels: Of both convolutions.
+        scale_factor: How many times as high and wide the map becomes between them, bilinearly.
+        norm_cfg: Norm after each of them.
+        kwargs: mmseg's ``BaseDecodeHead``'s.
+
+    Raises:
+        UserError: ``scale_factor`` does not enlarge, or leave, the map.
+    """
+
+    def __init__(self, in_channels, channels=256, scale_factor=4, norm_cfg=None, **kwargs):
+        super().__init__(in_channels, channels, norm_cfg=dict(type='BN') if norm_cfg is None else norm_cfg, **kwargs)
+        if isinstance(scale_factor, bool) or not isinstance(scale_factor, int) or scale_factor < 1:
+            raise UserError(f'decode_head.scale_factor={scale_factor!r} must be a whole number of at least 1.')
+        self.scale_factor = scale_factor
+        cfg = dict(kernel_size=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        self.conv = ConvModule(in_channels, channels, **cfg)
+        self.fusion_conv = ConvModule(channels, channels, **cfg)
+
+    def forward(self, inputs) -> Tensor:
+        """Features of the backbone, the last (B, C, H, W) -> logits (B, classes, s * H, s * W)."""
+        x = self.conv(self._transform_inputs(inputs))
+        size = [self.scale_factor * int(n) for n in x.shape[2:]]
+        x = resize(x, size, mode='bilinear', align_corners=self.align_corners)
+        return self.cls_seg(self.fusion_conv(x))
