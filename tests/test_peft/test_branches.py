@@ -15,11 +15,11 @@ from ..test_reducers.test_contract import BACKBONES, CASES, eva02, images, train
 
 SELECT = dict(type='DAR')
 ALL = dict(type='DAR', threshold=0.)
-PEFT = [
+PEFTS = [
     dict(type='DAR'), dict(type='DAR', norm='in', dropout=0.2, bottleneck=5, compensator=7, scale=0.1),
     dict(type='Adapter'), dict(type='Adapter', norm='out', bottleneck=3), dict(type='LoRA'),
     dict(type='LoRA', rank=3, alpha=6., dropout=0.1, targets=['qkv|proj', 'fc.', '1.qkv'])]
-every_peft = pytest.mark.parametrize('peft', PEFT, ids=str)
+every_peft = pytest.mark.parametrize('peft', PEFTS, ids=str)
 every_backbone = pytest.mark.parametrize('backbone', BACKBONES, ids=lambda build: build.__name__)
 
 
