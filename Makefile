@@ -45,8 +45,9 @@ $(VENV)/installed: setup.py requirements/runtime.txt $(VENV)/openmmlab
 	@$(PIP) --no-build-isolation -r requirements/runtime.txt -e .
 	@touch $@
 
-$(VENV)/test-tools: requirements/tests.txt requirements/tune.txt $(VENV)/installed
+$(VENV)/test-tools: requirements/tests.txt requirements/tune.txt requirements/binary.txt $(VENV)/installed
 	@$(PIP) -r requirements/tests.txt
+	@$(PIP) --no-deps -r requirements/binary.txt
 	@touch $@
 
 clean:

@@ -10,6 +10,10 @@ class UserError(ValueError):
     right. Tools print it alone, without a traceback.
     """
 
+    def __init__(self, message):
+        # torch repeats what a worker of a DataLoader raised as the text of its traceback, which ends with the message.
+        super().__init__(message.rsplit(f'{__name__}.UserError: ', 1)[-1].strip())
+
 
 def in_chain(error, kind):
     """The first exception of a kind among ``error`` and what caused it, or None.

@@ -9,6 +9,8 @@ OPTIM_WRAPPERS = Registry(
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optim_wrapper_constructor', scope='mmtr', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['mmtr.engine'])
 DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['mmtr.datasets'])
+TRANSFORMS = Registry('transform', scope='mmtr', parent=root.TRANSFORMS, locations=['mmtr.datasets'])
+METRICS = Registry('metric', scope='mmtr', parent=root.METRICS, locations=['mmtr.evaluation'])
 
 # These have no counterpart in mmengine, so their registries have no parent.
 TOKEN_REDUCERS = Registry('token reducer', scope='mmtr', locations=['mmtr.reducers'])

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS
 
+from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
 from mmtr.errors import UserError
 
 PAGE = 'docs/datasets.md'
+#: Masks that are looked into before a run; the others are checked as they are loaded.
+SAMPLE = 8
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
@@ -21,7 +24,8 @@ def check_data(cfg, loaders):
 
     Raises:
         UserError: A folder or annotation file is not there, or images lack annotations. It says which
-            path, the layout that the data set reads, and the page that tells how to prepare it.
+            path, the layout that the data set reads, and the page that tells how to prepare it. Or one of a few
+            masks is not binary where it must be.
     """
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         for loader in loaders:
@@ -103,6 +107,10 @@ def _check_pairs(kind, cfg, settings, folders, layout):
         if absent:
             raise UserError(f'{len(absent)} of {len(paths)} {what} files are not there, the first is '
                             f"'{absent[0]}': {layout}.")
+    if issubclass(kind, BinaryDataset) and 'seg_map_path' in folders:
+        load = LoadBinaryAnnotations()
+        for pair in pairs[::len(pairs) // SAMPLE + 1]:
+            load(pair)
 
 
 def _is_listed(path, listed):

@@ -1,0 +1,1 @@
+_base_ = ['./_base_/models/dinov2-b_binary.py', './_base_/datasets/cuhk.py', './_base_/dinov2_40e.py']

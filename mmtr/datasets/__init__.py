@@ -1,0 +1,3 @@
+from .binary import BinaryDataset, LoadBinaryAnnotations
+
+__all__ = ['BinaryDataset', 'LoadBinaryAnnotations']

@@ -1,0 +1,3 @@
+from .binary import BinaryMetric
+
+__all__ = ['BinaryMetric']

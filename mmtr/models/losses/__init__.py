@@ -1,0 +1,3 @@
+from .binary_dice import BinaryDiceLoss
+
+__all__ = ['BinaryDiceLoss']
