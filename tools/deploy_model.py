@@ -39,7 +39,7 @@ def read_config(path):
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
     if reduction.get('deploy'):
         raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
-    if not (has_cropr(cfg) or has_peft(cfg) or cfg.get('model', {}).get('distillation')):
+    if not (has_cropr(cfg) or has_peft(cfg) or distills(cfg)):
         raise UserError(f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', no model.backbone.peft"
                         ' and no model.distillation, so there is nothing to take out or to put together.')
     return cfg
@@ -49,6 +49,11 @@ def has_cropr(cfg):
     """Whether the backbone of a config has the reducer with auxiliary heads."""
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
     return str(reduction.get('type')).removeprefix('mmtr.') == 'Cropr'
+
+
+def distills(cfg):
+    """Whether the model of a config has a teacher."""
+    return cfg.get('model', {}).get('distillation') is not None
 
 
 def deployed(cfg, model):
@@ -64,7 +69,7 @@ def deployed(cfg, model):
         weights = _with(weights, 'backbone.token_reducer.', model.backbone.token_reducer.deployed_state_dict())
     if backbone:
         changes['backbone'] = backbone
-    if cfg.model.get('distillation'):
+    if distills(cfg):
         changes['distillation'] = None
         weights = _with(weights, 'distillation.', {})
     cfg = Config(cfg.to_dict())

@@ -64,8 +64,8 @@ def check_pretrained(model: nn.Module) -> None:
         if _pretrained(backbone) is None:
             raise UserError(
                 f'{name or "backbone"}.peft freezes the weights of the backbone, and there are none to freeze: set '
-                f"model.{name or 'backbone'}.init_cfg=dict(type='Pretrained', checkpoint=...). A whole model in "
-                'load_from would not do, for checkpoints hold only what is tuned.')
+                f'model.{name or "backbone"}.pretrained to their file. A whole model in load_from would not do, for '
+                'checkpoints hold only what is tuned.')
 
 
 def _pretrained(backbone):
@@ -76,8 +76,8 @@ def _pretrained(backbone):
 def _load_pretrained(name, backbone, what):
     file = _pretrained(backbone)
     if file is None:
-        raise UserError(f"{what}, and this config does not say where the frozen weights are: set model.{name}.init_cfg="
-                        "dict(type='Pretrained', checkpoint=...).")
+        raise UserError(f'{what}, and this config does not say where the frozen weights are: set '
+                        f'model.{name}.pretrained to the file of training.')
     try:
         backbone.init_weights()
     except UserError as error:

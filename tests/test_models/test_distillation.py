@@ -128,6 +128,7 @@ def test_only_the_original_collapses(stop_gradient):
 
 def test_deployed_model_has_neither_teacher_nor_mlps(distilled, tool, tmp_path):
     config = tmp_path / 'distilled.py'
+    distilled.model.distillation = dict()
     distilled.dump(str(config))
     assert tool('train', config) == (0, '')
     checkpoint, out = tmp_path / 'work' / 'iter_4.pth', tmp_path / 'small.pth'

@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_one_sentence(config, tool, tmp_path):
 def test_training_needs_something_to_freeze(config, tool):
     file = changed(config, 'none.py', 'model = dict(backbone=dict(init_cfg=None))')
     status, said = tool('train', file)
-    assert status == 2 and 'there are none to freeze: set model.backbone.init_cfg=' in said
+    assert status == 2 and 'there are none to freeze: set model.backbone.pretrained' in said
     file = changed(config, 'plain.py', "model = dict(backbone=dict(peft=None))\n"
                    "custom_hooks = [dict(type='mmtr.PEFTCheckpointHook')]")
     status, said = tool('train', file)

@@ -56,8 +56,8 @@ class Distillation(BaseModule):
     def init_weights(self):
         """Load the teacher."""
         if (self.teacher.init_cfg or {}).get('type') != 'Pretrained':
-            raise UserError("The teacher of model.distillation has random weights: set model.distillation.teacher."
-                            "init_cfg=dict(type='Pretrained', checkpoint=...), or that of the backbone.")
+            raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
+                            'that of model.distillation.teacher if it has its own.')
         self.teacher.init_weights()
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
