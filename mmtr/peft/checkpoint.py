@@ -45,10 +45,10 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
     backbones = dict(frozen_backbones(model))
     if not backbones:
         raise UserError(f'{what}, and the model of this config has no peft: set model.backbone.peft as in training.')
-    if _differing(expected, model):
+    if _differing(expected, frozen_state(model)):
         for name, backbone in backbones.items():
             _load_pretrained(name, backbone, what)
-        differing = _differing(expected, model)
+        differing = _differing(expected, frozen_state(model))
         if differing:
             files = ' and '.join(f"'{_pretrained(backbone)}'" for backbone in backbones.values())
             raise UserError(f'{what}, and the pretrained file {files} is not the one that it was tuned with: '
@@ -68,6 +68,22 @@ def check_pretrained(model: nn.Module) -> None:
                 'checkpoints hold only what is tuned.')
 
 
+def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Raise a ``UserError`` if a whole checkpoint would put other weights than the pretrained ones into what is frozen."""
+    state = {name.removeprefix('module.'): value
+             for name, value in checkpoint.get('state_dict', checkpoint).items()}
+    frozen = frozen_state(model)
+    # A weight of another shape is not loaded, and that is for others to say.
+    shared = {name: value for name, value in state.items()
+              if name in frozen and value.shape == frozen[name].shape}
+    differing = _differing(fingerprint(shared), {name: frozen[name] for name in shared})
+    if differing:
+        name = next(iter(dict(frozen_backbones(model))))
+        raise UserError(f"'{path}' holds other weights than the pretrained file for {len(differing)} of those that peft "
+                        f'freezes, and checkpoints of what is tuned would not find them again: freeze these by model.'
+                        f"{name}.init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='{name}').")
+
+
 def _pretrained(backbone):
     cfg = backbone.init_cfg
     return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
@@ -84,8 +100,8 @@ def _load_pretrained(name, backbone, what):
         raise UserError(f'{what}, and needs the pretrained file of training: {error}') from error
 
 
-def _differing(expected, model):
-    found = fingerprint(frozen_state(model))
+def _differing(expected, frozen):
+    found = fingerprint(frozen)
     # Of one file resized by two machines, rounding may differ.
     return [name for name in {**expected, **found} if name not in found or name not in expected
             or found[name].shape != expected[name].shape

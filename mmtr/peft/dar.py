@@ -1,5 +1,4 @@
 """DAR's light branch: the Adapter, and the Compensator over the patch grid."""
-import torch
 import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
@@ -67,5 +66,5 @@ class DAR(Adapter):
 
     def _branch(self, i, tokens):
         branch = super()._branch(i, tokens)
-        prefix, patches = branch[:, :tokens.num_prefix], branch[:, tokens.num_prefix:]
-        return torch.cat([prefix, patches + self.compensators[i](tokens.patches, tokens.grid)], 1)
+        branch[:, tokens.num_prefix:] += self.compensators[i](tokens.patches, tokens.grid)
+        return branch

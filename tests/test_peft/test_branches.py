@@ -88,6 +88,27 @@ def test_an_image_is_as_it_is_alone(peft, backbone):
             torch.testing.assert_close(out, model(x[i:i + 1])[1][0], atol=2e-5, rtol=1e-4)
 
 
+@every_peft
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_dtype_in_is_dtype_out(peft, dtype):
+    model = vit(SELECT, peft=peft)
+    with torch.no_grad(), torch.autocast('cpu', dtype):
+        assert [out.dtype for out in model(images())] == [out.dtype for out in vit(None)(images())]
+    with torch.no_grad():
+        outs = model.to(dtype)(images().to(dtype))
+    assert all(out.dtype == dtype and out.isfinite().all() for out in outs)
+
+
+@every_peft
+def test_compiles_without_a_graph_break(peft):
+    model = vit(None, peft=peft)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        for out, eager in zip(compiled(images()), model(images())):
+            torch.testing.assert_close(out, eager, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize('height, width, with_cls_token', [(80, 112, True), (48, 176, False)])
 def test_branch_is_adapter_and_compensator_of_the_tokens_as_they_are(height, width, with_cls_token):
     model = vit(None, peft=dict(type='DAR', bottleneck=6, compensator=5, scale=0.7), with_cls_token=with_cls_token)

@@ -191,6 +191,21 @@ def test_what_does_not_fit_is_one_sentence(config, tool, tmp_path):
         assert words in str(error.value)
 
 
+def test_start_from_a_whole_model_of_other_weights(config, tool, tmp_path):
+    plain = changed(config, 'plain.py', 'model = dict(backbone=dict(token_reduction=None, peft=None))\n'
+                    f"work_dir = '{tmp_path / 'plain'}'")
+    assert tool('train', plain) == (0, '')
+    whole = tmp_path / 'plain' / 'iter_4.pth'
+    status, said = tool('train', config, '--cfg-options', f'load_from={whole}')
+    assert status == 2 and "checkpoint='{0}', prefix='backbone')".format(whole) in said and said.count('\n') == 1
+    as_said = changed(config, 'prefix.py', f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{whole}', "
+                      f"prefix='backbone')))\nload_from = '{whole}'")
+    assert tool('train', as_said) == (0, '')
+    tuned, state = build_model(Config.fromfile(as_said)), read_checkpoint(whole)['state_dict']
+    load_weights(tuned, str(tmp_path / 'work' / 'iter_4.pth'))
+    assert all(torch.equal(value, state[name]) for name, value in frozen(tuned).items())
+
+
 def test_training_needs_something_to_freeze(config, tool):
     file = changed(config, 'none.py', 'model = dict(backbone=dict(init_cfg=None))')
     status, said = tool('train', file)

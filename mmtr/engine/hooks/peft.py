@@ -3,7 +3,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from mmtr.errors import UserError
-from mmtr.peft.checkpoint import check_pretrained, put_in_frozen, take_out_frozen
+from mmtr.peft.checkpoint import check_pretrained, check_same_frozen, put_in_frozen, take_out_frozen
 from mmtr.peft.freezing import frozen_backbones, table
 from mmtr.registry import HOOKS
 
@@ -18,7 +18,7 @@ class PEFTCheckpointHook(Hook):
 
     Raises:
         UserError: The model has no ``peft``, or its backbone no pretrained file; while a checkpoint is loaded: see
-            ``put_in_frozen``.
+            ``put_in_frozen`` and ``check_same_frozen``.
     """
     priority = 'VERY_LOW'  # after the hooks that swap the weights, before the one that checks them
 
@@ -36,5 +36,8 @@ class PEFTCheckpointHook(Hook):
         take_out_frozen(unwrap(runner.model), checkpoint)
 
     def after_load_checkpoint(self, runner, checkpoint):
-        """Put them in again."""
-        put_in_frozen(unwrap(runner.model), checkpoint, runner._load_from)
+        """Put them in again; a whole checkpoint must bring the same ones where a run starts from it."""
+        model, path = unwrap(runner.model), runner._load_from
+        put_in_frozen(model, checkpoint, path)
+        if runner._train_loop is not None:
+            check_same_frozen(model, checkpoint, path)
