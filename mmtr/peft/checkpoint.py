@@ -69,7 +69,7 @@ def check_pretrained(model: nn.Module) -> None:
 
 
 def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Raise a ``UserError`` if a whole checkpoint would put other weights than the pretrained ones into what is frozen."""
+    """Raise a ``UserError`` if a whole checkpoint would put other weights than the pretrained ones where they freeze."""
     state = {name.removeprefix('module.'): value
              for name, value in checkpoint.get('state_dict', checkpoint).items()}
     frozen = frozen_state(model)
@@ -79,9 +79,9 @@ def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
     differing = _differing(fingerprint(shared), {name: frozen[name] for name in shared})
     if differing:
         name = next(iter(dict(frozen_backbones(model))))
-        raise UserError(f"'{path}' holds other weights than the pretrained file for {len(differing)} of those that peft "
-                        f'freezes, and checkpoints of what is tuned would not find them again: freeze these by model.'
-                        f"{name}.init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='{name}').")
+        raise UserError(f"'{path}' holds other weights than the pretrained file for {len(differing)} of those that "
+                        'peft freezes, and checkpoints of what is tuned would not find them again: freeze these by '
+                        f"model.{name}.init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='{name}').")
 
 
 def _pretrained(backbone):

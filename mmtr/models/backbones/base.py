@@ -133,8 +133,8 @@ class ReducibleBackbone:
         ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
         """
         state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        prefix = self.init_cfg.get('prefix', '')
-        state = {name.removeprefix(prefix).lstrip('.'): value
+        prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
+        state = {name.removeprefix(prefix): value
                  for name, value in state.get('state_dict', state).items() if name.startswith(prefix)}
         key = 'patch_embed.projection.weight'
         if key in state:
