@@ -50,7 +50,7 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
             _load_pretrained(name, backbone, what)
         differing = _differing(expected, frozen_state(model))
         if differing:
-            files = ' and '.join(f"'{_pretrained(backbone)}'" for backbone in backbones.values())
+            files = ' and '.join(f"'{backbone.pretrained_file}'" for backbone in backbones.values())
             raise UserError(f'{what}, and the pretrained file {files} is not the one that it was tuned with: '
                             f'{len(differing)} of {len(expected)} weights differ, such as {differing[0]}.')
     state = {name.removeprefix('module.'): value for name, value in checkpoint['state_dict'].items()}
@@ -61,7 +61,7 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
 def check_pretrained(model: nn.Module) -> None:
     """Raise a ``UserError`` unless each backbone with ``peft`` has a pretrained file."""
     for name, backbone in frozen_backbones(model):
-        if _pretrained(backbone) is None:
+        if backbone.pretrained_file is None:
             raise UserError(
                 f'{name or "backbone"}.peft freezes the weights of the backbone, and there are none to freeze: set '
                 f'model.{name or "backbone"}.pretrained to their file. A whole model in load_from would not do, for '
@@ -69,7 +69,7 @@ def check_pretrained(model: nn.Module) -> None:
 
 
 def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Raise a ``UserError`` if a whole checkpoint would put other weights than the pretrained ones where they freeze."""
+    """Raise a ``UserError`` if a whole checkpoint has other weights than the pretrained ones where they are frozen."""
     state = {name.removeprefix('module.'): value
              for name, value in checkpoint.get('state_dict', checkpoint).items()}
     frozen = frozen_state(model)
@@ -84,14 +84,8 @@ def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
                         f"model.{name}.init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='{name}').")
 
 
-def _pretrained(backbone):
-    cfg = backbone.init_cfg
-    return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
-
-
 def _load_pretrained(name, backbone, what):
-    file = _pretrained(backbone)
-    if file is None:
+    if backbone.pretrained_file is None:
         raise UserError(f'{what}, and this config does not say where the frozen weights are: set '
                         f'model.{name}.pretrained to the file of training.')
     try:

@@ -1,5 +1,6 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
 import math
+from typing import Optional
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -60,8 +61,8 @@ class ReducibleBackbone:
 
     def init_weights(self):
         """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds."""
-        if self.peft is not None and self._pretrained_file():
-            self._load_pretrained(self._pretrained_file())
+        if self.peft is not None and self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
         self._init_peft()
@@ -71,7 +72,9 @@ class ReducibleBackbone:
         if self.peft is not None:
             self.peft.init_weights()
 
-    def _pretrained_file(self):
+    @property
+    def pretrained_file(self) -> Optional[str]:
+        """The file that ``init_weights`` loads; None: it draws the weights at random."""
         cfg = self.init_cfg
         return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
 

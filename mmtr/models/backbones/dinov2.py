@@ -90,8 +90,8 @@ class DINOv2(VisionTransformer):
 
     def init_weights(self):
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
-        if self._pretrained_file():
-            self._load_pretrained(self._pretrained_file())
+        if self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
             self.token_reducer.init_weights()
             self._init_peft()
             return

@@ -94,8 +94,8 @@ class EVA02(ReducibleBackbone, BaseModule):
         """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
         if self.init_cfg is None:
             self._init_as_published()
-        elif self._pretrained_file():
-            self._load_pretrained(self._pretrained_file())
+        elif self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
             return

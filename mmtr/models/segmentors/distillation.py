@@ -55,7 +55,7 @@ class Distillation(BaseModule):
 
     def init_weights(self):
         """Load the teacher."""
-        if (self.teacher.init_cfg or {}).get('type') != 'Pretrained':
+        if self.teacher.pretrained_file is None:
             raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
                             'that of model.distillation.teacher if it has its own.')
         self.teacher.init_weights()
