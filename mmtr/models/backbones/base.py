@@ -135,7 +135,7 @@ class ReducibleBackbone:
 
         ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
         """
-        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        state = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
         prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
         state = {name.removeprefix(prefix): value
                  for name, value in state.get('state_dict', state).items() if name.startswith(prefix)}
