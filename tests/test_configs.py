@@ -101,8 +101,13 @@ def test_dinov2_config_is_consistent(path):
     backbone, head = cfg.model.backbone, cfg.model.decode_head
     assert (backbone.type, head.type, cfg.custom_imports.imports) == ('mmtr.DINOv2', 'mmtr.SimpleDecoder', ['mmtr'])
     assert (head.in_channels, head.channels) == (backbone.embed_dims, 256)
-    assert backbone.embed_dims == 64 * backbone.num_heads == dict(s=384, b=768, l=1024)[path.stem[7]]
-    assert tuple(cfg.model.data_preprocessor.size) == tuple(backbone.img_size) == tuple(cfg.crop_size) == (518, 518)
+    letter = path.stem.removeprefix('dinov2-').split('_')[0]
+    assert backbone.embed_dims == 64 * backbone.num_heads == dict(ti=192, s=384, b=768, l=1024)[letter]
+    assert tuple(cfg.model.data_preprocessor.size) == tuple(backbone.img_size) == tuple(cfg.crop_size)
+    if letter == 'ti':  # trained from random weights here
+        assert not any(n % backbone.patch_size for n in cfg.crop_size)
+    else:
+        assert tuple(cfg.crop_size) == (518, 518)
     data = cfg.test_dataloader.dataset
     classes = data.metainfo.classes if 'metainfo' in data else DATASETS.get(data.type).METAINFO['classes']
     assert head.num_classes == len(classes)
@@ -148,8 +153,9 @@ def test_every_task_is_there_tuned_in_every_way():
 def test_dinov2_learning_rate_is_that_of_the_paper(path):
     cfg, epoch = Config.fromfile(path), 7
     parameter = torch.nn.Parameter(torch.zeros(1))
-    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1.5e-4, weight_decay=1e-4)
-    optimizer = torch.optim.AdamW([parameter], lr=1.5e-4)
+    lr = 1e-3 if path.stem.startswith('dinov2-ti') else 1.5e-4
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW([parameter], lr=lr)
     with DefaultScope.overwrite_default_scope('mmengine'):
         schedulers = [PARAM_SCHEDULERS.build({**step, 'optimizer': optimizer}, default_args=dict(epoch_length=epoch))
                       for step in cfg.param_scheduler]
@@ -159,7 +165,7 @@ def test_dinov2_learning_rate_is_that_of_the_paper(path):
             expected = 1e-3 + (1 - 1e-3) * step / (warm_up - 1)
         else:
             expected = 1e-6 + (1 - 1e-6) * (1 + math.cos(math.pi * (step - warm_up) / (end - warm_up))) / 2
-        assert optimizer.param_groups[0]['lr'] == pytest.approx(1.5e-4 * expected, rel=1e-3), step
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(lr * expected, rel=1e-3), step
         optimizer.step()
         for scheduler in schedulers:
             scheduler.step()

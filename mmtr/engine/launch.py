@@ -154,9 +154,10 @@ def _cleaner(cfg, folders):
     def clean():
         # Another run may share the work folder: only the log folder of this one goes.
         logger = MMLogger.get_current_instance()
-        for handler in logger.handlers if logger is not before else ():
+        for handler in tuple(logger.handlers) if logger is not before else ():
             if hasattr(handler, 'baseFilename'):
                 handler.close()
+                logger.removeHandler(handler)  # mmengine would write into the closed file
                 shutil.rmtree(osp.dirname(handler.baseFilename), ignore_errors=True)
         if not keep_dump and osp.exists(dumped):
             os.remove(dumped)

@@ -20,6 +20,7 @@ class ReducibleBackbone:
     ``_add_positions`` and ``_final_norm``, and sets its reducer, then its ``peft``, when it is built.
     """
     with_cls_token = True
+    num_registers = 0
     out_origin = False
     output_cls_token = False
     #: Whether the final norm is on every output, not on that of the last layer alone.
@@ -29,8 +30,8 @@ class ReducibleBackbone:
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before those of the patches."""
-        return int(self.with_cls_token)
+        """Tokens before those of the patches: class token and registers."""
+        return int(self.with_cls_token) + self.num_registers
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""

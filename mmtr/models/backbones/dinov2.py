@@ -58,7 +58,6 @@ class DINOv2(VisionTransformer):
         UserError: A setting cannot work; ``pretrained`` does not fit; as ``VisionTransformer``.
     """
     norm_every_output = True
-    num_registers = 0
 
     def __init__(self, img_size=518, patch_size=14, num_registers=0, layer_scale_init_value=1e-5,
                  interpolate_antialias=None, interpolate_offset=None, out_indices=-1, norm_cfg=None, patch_bias=True,
@@ -82,11 +81,6 @@ class DINOv2(VisionTransformer):
             add_layer_scale(layer, layer_scale_init_value)
         self.set_token_reduction(token_reduction)
         self.set_peft(peft)
-
-    @property
-    def num_prefix(self):
-        """Class token and registers."""
-        return super().num_prefix + self.num_registers
 
     def init_weights(self):
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
