@@ -21,6 +21,9 @@ DEFAULTS = {
     'backbone.norm_cfg.eps': 1e-5,
     'backbone.num_registers': 0,
     'backbone.patch_bias': False,
+    'backbone.peft.bottleneck': 72,
+    'backbone.peft.compensator': 48,
+    'decode_head.channels': 256,
     'decode_head.mlp_ratio': 4,
 }
 

@@ -20,9 +20,21 @@ def pseudo_random(n: int, seed: int, device) -> Tensor:
     return value / _PRIME
 
 
-def put_tokens(canvas: Tensor, x: Tensor, index: Tensor) -> Tensor:
-    """``canvas`` (B, N, C) with the tokens ``x`` (B, M, C) at the positions ``index`` (B, M)."""
-    return canvas.scatter(1, index.unsqueeze(-1).expand_as(x), x)
+def from_positions(x: Tensor, index: Tensor, positions: int) -> Tensor:
+    """Tokens in the order of their positions: (B, M, C) -> (B, ``positions``, C).
+
+    Args:
+        index: (B, M) of each token; each position is there once, ``positions`` for tokens that have none.
+    """
+    canvas = x.new_zeros(x.shape[0], positions + 1, x.shape[2])
+    return canvas.scatter(1, index.unsqueeze(-1).expand_as(x), x)[:, :-1]
+
+
+def others(kept: Tensor, n: int) -> Tensor:
+    """The slots that are not among ``kept``: (B, M) of 0 to ``n`` - 1 -> (B, n - M), ascending."""
+    slots = torch.arange(n, device=kept.device).expand(kept.shape[0], n)
+    # Kept slots go to the end.
+    return slots.scatter_add(1, kept, torch.full_like(kept, n)).sort(1)[0][:, :n - kept.shape[1]]
 
 
 def fuse_tokens(x: Tensor, weights: Tensor) -> Tensor:

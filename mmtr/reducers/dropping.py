@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from mmtr.ops.dropping import nearest_kept, put_tokens
+from mmtr.ops.dropping import from_positions, nearest_kept, others
 from mmtr.ops.matching import gather_tokens
 from mmtr.tokens import Tokens
 
@@ -42,9 +42,14 @@ class DropReducer(RestoringReducer):
             parts.append(fused)
             index = torch.cat([index, torch.full_like(index[:, :1], tokens.grid[0] * tokens.grid[1])], 1)
             size = torch.cat([size, total - size.sum(1, keepdim=True)], 1)
-        nearest = None if self.restoration == 'last' else nearest_kept(index, tokens.grid)
+        if self.restoration == 'last':
+            gone = others(kept, tokens.patches.shape[1])
+            aside = self._index(tokens).gather(1, gone), gather_tokens(tokens.patches, gone)
+            dropped = (*tokens.memo.get('dropped', ()), aside)
+        else:
+            dropped = nearest_kept(index, tokens.grid)
         return self._reduced(tokens, tokens.replace(
-            x=torch.cat(parts, 1), index=index, size=size, memo={**tokens.memo, 'dropped': nearest}))
+            x=torch.cat(parts, 1), index=index, size=size, memo={**tokens.memo, 'dropped': dropped}))
 
     @staticmethod
     def _index(tokens):
@@ -54,13 +59,14 @@ class DropReducer(RestoringReducer):
         return positions.expand(tokens.x.shape[0], -1)
 
     def expand(self, tokens):
-        """The nearest kept token; for ``last`` a position's own, zeros if it was dropped."""
-        x, nearest = tokens.patches, tokens.memo['dropped']
-        if nearest is not None:
-            return gather_tokens(x, nearest)
-        # One row more, for tokens without a position.
-        empty = x.new_zeros(x.shape[0], tokens.grid[0] * tokens.grid[1] + 1, x.shape[2])
-        return put_tokens(empty, x, tokens.index)[:, :-1]
+        """The nearest kept token."""
+        return gather_tokens(tokens.patches, tokens.memo['dropped'])
+
+    def _patches(self, tokens):
+        if self.restoration != 'last' or self.expansion not in tokens.memo:
+            return super()._patches(tokens)
+        index, x = zip((tokens.index, tokens.patches), *tokens.memo['dropped'])
+        return from_positions(torch.cat(x, 1), torch.cat(index, 1), tokens.grid[0] * tokens.grid[1])
 
     def token_map(self, tokens):
         """See ``TokenReducer``; a kept token is a representative, and stands for those that it restores."""
@@ -69,5 +75,5 @@ class DropReducer(RestoringReducer):
         positions = self._index(tokens.replace(index=None))
         group = positions.new_zeros(positions.shape[0], positions.shape[1] + 1)
         group = group.scatter(1, tokens.index, 1)[:, :-1]
-        nearest = tokens.memo['dropped']
-        return group, positions if nearest is None else tokens.index.gather(1, nearest)
+        last = self.restoration == 'last'
+        return group, positions if last else tokens.index.gather(1, tokens.memo['dropped'])

@@ -42,7 +42,7 @@ class RestoringReducer(TokenReducer):
 
     def _reduced(self, before: Tokens, after: Tokens) -> Tokens:
         """``after``, the tokens just reduced, with what restoring them will need of those ``before``."""
-        if self.restoration not in ('residual', 'last'):
+        if self.restoration != 'residual':
             return after
         residual = self._patches(before) - self.expand(after)
         return after.replace(memo={**after.memo, 'residual': residual})

@@ -1,0 +1,66 @@
+"""Would a ratio chosen for each image pay? Each image's areas at several ratios, and what a cheap signal picks.
+
+The signal: by how much tokens differ from what stands for them, over their norm, at ratio 0.5. The images with the
+smallest get the higher ratio; beside it the same share of images at random, and of those with the largest signal.
+"""
+import copy
+import sys
+
+import numpy as np
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmtr.analysis.compare import build_evaluator
+from mmtr.analysis.flops import count_flops
+from mmtr.apis import apply_token_reduction
+from mmtr.engine.configs import load_config
+from mmtr.engine.model import build_model, load_weights
+from mmtr.reducers.restoring import RestoringReducer
+
+config, checkpoint = sys.argv[1:]
+cfg = load_config(config)
+init_default_scope('mmseg')
+cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+model = build_model(cfg)
+load_weights(model, checkpoint)
+loader = Runner.build_dataloader(cfg.test_dataloader)
+reduced, signals = RestoringReducer._reduced, []
+
+
+def noted(self, before, after):
+    """What the reducer does, and the signal of this image."""
+    after = reduced(self, before, after)
+    signals.append(float((after.memo['residual'].norm(dim=-1) / before.patches.norm(dim=-1)).mean()))
+    return after
+
+
+def miou(areas):
+    """Of (images, 2, classes) areas of intersection and union, in per cent."""
+    return float((areas[:, 0].sum(0) / areas[:, 1].sum(0)).mean() * 100)
+
+
+RestoringReducer._reduced = noted
+areas, cost = {}, {}
+for ratio in (0.3, 0.4, 0.5, 0.6):
+    apply_token_reduction(model, dict(type='TokenAdapter', ratio=ratio, layers=(2, 12)))
+    with torch.inference_mode():
+        cost[ratio] = count_flops(model.backbone, torch.zeros(1, 3, 360, 480)).total / 1e9
+    evaluator = build_evaluator(cfg.test_evaluator, loader.dataset.metainfo)
+    signals.clear()
+    with torch.inference_mode():
+        for batch in loader:
+            evaluator.process(data_samples=model.test_step(copy.deepcopy(batch)), data_batch=batch)
+    areas[ratio] = np.stack([[image[0].numpy(), image[1].numpy()] for image in evaluator.metrics[0].results])
+    print(f'all images at {ratio}: {cost[ratio]:.2f} GFLOPs, mIoU {miou(areas[ratio]):.2f}')
+    if ratio == 0.5:
+        signal = np.array(signals)
+print(f'signal: {signal.min():.3f} to {signal.max():.3f}, mean {signal.mean():.3f}')
+picks = dict(signal=signal, random=np.random.default_rng(0).random(len(signal)), reverse=-signal)
+for high, low in ((0.6, 0.3), (0.6, 0.4), (0.5, 0.3)):
+    for share in (0.33, 0.5, 0.67):
+        for name, rank in picks.items():
+            coarse = rank.argsort().argsort() < share * len(rank)
+            mixed = np.where(coarse[:, None, None], areas[high], areas[low])
+            gflops = coarse.mean() * cost[high] + (1 - coarse.mean()) * cost[low]
+            print(f'{share:.0%} at {high}, others at {low}, by {name}: {gflops:.2f} GFLOPs, mIoU {miou(mixed):.2f}')
