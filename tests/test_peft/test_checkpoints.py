@@ -197,7 +197,7 @@ def test_start_from_a_whole_model_of_other_weights(config, tool, tmp_path):
     assert tool('train', plain) == (0, '')
     whole = tmp_path / 'plain' / 'iter_4.pth'
     status, said = tool('train', config, '--cfg-options', f'load_from={whole}')
-    assert status == 2 and "checkpoint='{0}', prefix='backbone')".format(whole) in said and said.count('\n') == 1
+    assert status == 2 and f"checkpoint='{whole}', prefix='backbone')" in said and said.count('\n') == 1
     as_said = changed(config, 'prefix.py', f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{whole}', "
                       f"prefix='backbone')))\nload_from = '{whole}'")
     assert tool('train', as_said) == (0, '')
