@@ -12,5 +12,6 @@ DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['m
 TRANSFORMS = Registry('transform', scope='mmtr', parent=root.TRANSFORMS, locations=['mmtr.datasets'])
 METRICS = Registry('metric', scope='mmtr', parent=root.METRICS, locations=['mmtr.evaluation'])
 
-# Reducers have no counterpart in mmengine, so this registry has no parent.
+# These have no counterpart in mmengine, so their registries have no parent.
 TOKEN_REDUCERS = Registry('token reducer', scope='mmtr', locations=['mmtr.reducers'])
+PEFTS = Registry('peft', scope='mmtr', locations=['mmtr.peft'])

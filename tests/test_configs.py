@@ -120,6 +120,36 @@ def test_dinov2_config_is_consistent(path):
 
 
 @pytest.mark.parametrize('path', DINOV2, ids=lambda path: path.stem)
+def test_dinov2_config_is_its_full_twin_and_what_its_name_says(path):
+    size, tuning, task = path.stem.split('_', 2)
+    cfg = Config.fromfile(path).to_dict()
+    model, backbone = cfg['model'], cfg['model']['backbone']
+    found = [(backbone.pop('peft', None) or {}).pop('type', None),
+             (backbone.pop('token_reduction', None) or {}).pop('type', None), model.pop('type'),
+             model.pop('distillation', None)]
+    assert found == {
+        'full': [None, None, 'EncoderDecoder', None],
+        'lora': ['LoRA', None, 'EncoderDecoder', None],
+        'adapter': ['Adapter', None, 'EncoderDecoder', None],
+        'dar': ['DAR', 'DAR', 'mmtr.EncoderDecoder', None],
+        'dar-distill': ['DAR', 'DAR', 'mmtr.DistillationEncoderDecoder', dict(loss_weight=0.1)]}[tuning]
+    twin = read(f'{size}_full_{task}.py').to_dict()
+    del twin['model']['type']
+    assert cfg == twin
+
+
+def test_every_task_is_there_tuned_in_every_way():
+    names = {path.stem for path in DINOV2}
+    for task in ('duts', 'cod', 'cuhk', 'kvasir', 'isic2017', 'cityscapes'):
+        assert {f'dinov2-b_{tuning}_{task}' for tuning in ('full', 'lora', 'dar', 'dar-distill')} <= names
+    model = build_model(read('dinov2-b_dar_duts.py'))
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(n for name, n in trained.items() if name.startswith('backbone.')) == 2_348_664
+    assert {name.split('.')[1] for name in trained if name.startswith('backbone.')} == {'peft', 'token_reducer'}
+    assert any(name.startswith('decode_head.') for name in trained)
+
+
+@pytest.mark.parametrize('path', DINOV2, ids=lambda path: path.stem)
 def test_dinov2_learning_rate_is_that_of_the_paper(path):
     cfg, epoch = Config.fromfile(path), 7
     parameter = torch.nn.Parameter(torch.zeros(1))

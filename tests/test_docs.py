@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from mmtr.reducers import BackboneShape, build_token_reducer
-from mmtr.registry import TOKEN_REDUCERS
+from mmtr.registry import PEFTS, TOKEN_REDUCERS
 
 from .test_reducers import test_contract as contract
 
 ROOT = Path(__file__).parents[1]
 TOKEN_REDUCERS.import_from_location()
-METHODS = sorted(TOKEN_REDUCERS.module_dict)
+PEFTS.import_from_location()
+METHODS = [('token_reduction.md', TOKEN_REDUCERS, name) for name in sorted(TOKEN_REDUCERS.module_dict)]
+METHODS += [('peft.md', PEFTS, name) for name in sorted(PEFTS.module_dict)]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
@@ -59,11 +61,11 @@ def test_named_files_exist(page):
         assert (ROOT / name).exists() or 'add_a_method' in page.name, name
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_every_option_is_documented_with_its_default(method):
-    page = (ROOT / 'docs/token_reduction.md').read_text()
-    section = next(part for part in page.split('\n## ') if part.startswith(f'{method}\n'))
-    options = {name: p for name, p in inspect.signature(TOKEN_REDUCERS.get(method)).parameters.items()
+@pytest.mark.parametrize('page, registry, method', METHODS)
+def test_every_option_is_documented_with_its_default(page, registry, method):
+    sections = (ROOT / 'docs' / page).read_text().split('\n## ')
+    section = next(part for part in sections if part.startswith(f'{method}\n'))
+    options = {name: p for name, p in inspect.signature(registry.get(method)).parameters.items()
                if name != 'backbone'}
     rows = dict(re.findall(r'^\| `(\w+)` \| `(.*?)` \|', section, re.M))
     assert rows == {name: repr(parameter.default) for name, parameter in options.items()}

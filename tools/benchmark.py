@@ -92,13 +92,12 @@ def share_weights(weights, model):
 
 def build_all(args, specs, configs):
     """All models with the same weights where names and shapes agree, and what each could not take over."""
-    weights = None
-    if args.checkpoint:
-        weights = read_weights(args.checkpoint, args.device)
-    models, kept = [], []
+    weights, models, kept = None, [], []
     for spec, cfg in zip(specs, configs):
         print(f'Building {spec}', file=sys.stderr)
         model = build_model(cfg, args.device)
+        if args.checkpoint and not models:
+            weights = read_weights(args.checkpoint, model, args.device)
         kept.append(share_weights(weights, model) if weights else [])
         if args.checkpoint and not models and kept[0]:
             raise UserError(f"Checkpoint '{args.checkpoint}' does not fit '{spec}': {len(kept[0])} tensors "
@@ -108,10 +107,20 @@ def build_all(args, specs, configs):
     return models, kept
 
 
-def measure(args, names, models):
+def calibrate(args, model, own_weights, images):
+    """Let a reducer with random weights compute as much on ``images`` as a trained one would."""
+    if hasattr(model.backbone, 'token_reducer') and (
+            not args.checkpoint or any(name.startswith('backbone.token_reducer.') for name in own_weights)):
+        with torch.no_grad():
+            model.backbone.token_reducer.calibrate(lambda: model.backbone(images))
+
+
+def measure(args, names, models, kept):
     """One result for each part and model, as it goes into the JSON file."""
     shape = (args.batch_size, 3, *args.shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
+    for model, own_weights in zip(models, kept):
+        calibrate(args, model, own_weights, images)
     dtype = getattr(torch, args.dtype)
 
     def forward(module):
@@ -222,7 +231,7 @@ def main():
         torch._dynamo.config.recompile_limit = 64
         names = [each for name in names for each in (name, name + COMPILED)]
         models, kept = ([each for each in values for _ in range(2)] for values in (models, kept))
-    results = measure(args, names, models)
+    results = measure(args, names, models, kept)
     for result in results:
         result['own_weights'] = kept[names.index(result['config'])]
     used = dict(machine(args.device), dtype=args.dtype)

@@ -8,15 +8,15 @@ import os
 from pathlib import Path
 
 import torch
+from mmengine import Config
 
 from mmtr.engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model, load_weights
+from mmtr.engine.model import build_model, has_peft, load_weights
 from mmtr.errors import UserError, command
 
-CONFIG = """_base_ = {base!r}
-model = dict(backbone=dict(token_reduction=dict(deploy=True)))
-"""
+# What merging a weight may change of a feature, as a share of the largest.
+TOLERANCE = 1e-4
 
 
 def parse_args(argv):
@@ -37,33 +37,64 @@ def read_config(path):
     """
     cfg = load_config(path)
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
-    if str(reduction.get('type')).removeprefix('mmtr.') != 'Cropr':
-        raise UserError(f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', so there is nothing "
-                        'to take out.')
     if reduction.get('deploy'):
         raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
+    if not (has_cropr(cfg) or has_peft(cfg) or distills(cfg)):
+        raise UserError(f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', no model.backbone.peft"
+                        ' and no model.distillation, so there is nothing to take out or to put together.')
     return cfg
 
 
+def has_cropr(cfg):
+    """Whether the backbone of a config has the reducer with auxiliary heads."""
+    reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
+    return str(reduction.get('type')).removeprefix('mmtr.') == 'Cropr'
+
+
+def distills(cfg):
+    """Whether the model of a config has a teacher."""
+    return cfg.get('model', {}).get('distillation') is not None
+
+
 def deployed(cfg, model):
-    """The model that ``cfg`` gives with ``deploy=True``, with the weights of ``model``."""
-    own = 'backbone.token_reducer.'
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(own)}
-    weights |= {own + name: value for name, value in model.backbone.token_reducer.deployed_state_dict().items()}
-    cfg.model.backbone.token_reduction.deploy = True
+    """What ``cfg.model`` changes to, and the model of that with the weights of ``model``."""
+    weights, backbone, changes = dict(model.state_dict()), {}, {}
+    if has_peft(cfg):
+        merged = model.backbone.peft.merged_state_dict(model.backbone)
+        if merged is not None:
+            backbone['peft'] = None
+            weights = _with(weights, 'backbone.', merged)
+    if has_cropr(cfg):
+        backbone['token_reduction'] = dict(deploy=True)
+        weights = _with(weights, 'backbone.token_reducer.', model.backbone.token_reducer.deployed_state_dict())
+    if backbone:
+        changes['backbone'] = backbone
+    if distills(cfg):
+        changes['distillation'] = None
+        weights = _with(weights, 'distillation.', {})
+    cfg = Config(cfg.to_dict())
+    cfg.merge_from_dict(dict(model=changes))
     small = build_model(cfg)
     small.load_state_dict(weights)
-    return small
+    return changes, small
+
+
+def _with(weights, prefix, part):
+    return {**{name: value for name, value in weights.items() if not name.startswith(prefix)},
+            **{prefix + name: value for name, value in part.items()}}
 
 
 @torch.no_grad()
 def difference(first, second):
-    """Largest absolute difference of what two backbones give for random images, of the training size and another."""
+    """Largest difference of what two backbones give for random images, of the training size and another.
+
+    As a share of the largest feature.
+    """
     generator, largest = torch.Generator().manual_seed(0), 0.
     for height, width in (first.img_size, [size + 2 * first.patch_size for size in first.img_size]):
         images = torch.randn(2, 3, height, width, generator=generator)
         pairs = zip(tensors(first(images)), tensors(second(images)), strict=True)
-        largest = max([largest, *((a - b).abs().max().item() for a, b in pairs)])
+        largest = max([largest, *(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)])
     return largest
 
 
@@ -91,18 +122,18 @@ def main(argv=None):
     cfg = read_config(args.config)
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
-    small = deployed(cfg, model)
+    changes, small = deployed(cfg, model)
     largest = difference(model.backbone, small.backbone)
-    if not largest <= 1e-5:
-        raise UserError(f'The features before and after differ by {largest:.2g}, so nothing was written.')
+    if not largest <= TOLERANCE:
+        raise UserError(f'The features before and after differ by {largest:.2g} of the largest: nothing was written.')
     meta = read_checkpoint(args.checkpoint, 'meta').get('meta', {})
     write_checkpoint(out, small.state_dict(), {'dataset_meta': meta['dataset_meta']} if 'dataset_meta' in meta else {})
     base = args.config if '::' in args.config else os.path.relpath(args.config, out.parent)
-    config.write_text(CONFIG.format(base=base))
+    config.write_text(f'_base_ = {base!r}\n' + (Config(dict(model=changes)).pretty_text if changes else ''))
     sizes = [os.path.getsize(path) / 1e6 for path in (args.checkpoint, out)]
     print(f'Before: {args.checkpoint}, {sizes[0]:.1f} MB, {size_in_words(model)}\n'
           f'After:  {out}, {sizes[1]:.1f} MB, {size_in_words(small)}\n'
-          f'Largest difference of the features of random images: {largest:.2g}\n'
+          f'Largest difference of the features of random images, as a share: {largest:.2g}\n'
           f'To use it: python tools/test.py {config} {out}')
 
 

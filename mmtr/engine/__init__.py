@@ -1,5 +1,6 @@
 from . import checkpoint, configs  # noqa: F401  they put safe loading and packaged configs in force
 from .layer_decay import LayerDecayConstructor
 from .optim_wrapper import CPUAmpOptimWrapper
+from .trainable import TrainableConstructor
 
-__all__ = ['CPUAmpOptimWrapper', 'LayerDecayConstructor']
+__all__ = ['CPUAmpOptimWrapper', 'LayerDecayConstructor', 'TrainableConstructor']

@@ -17,6 +17,7 @@ from mmtr.errors import UserError, in_words
 
 from .configs import add_options, load_config, merge_options
 from .data_check import check_data
+from .model import has_peft
 
 # Where each launcher other than torchrun says who a process is.
 LAUNCHER_ENV = dict(
@@ -38,7 +39,7 @@ def parser(description):
 
 
 def read_config(args):
-    """Config of a run, with the command line merged in and mmengine's checkpoint hook replaced by ours.
+    """Config of a run, with the command line merged in, and what our tools do by default beside mmengine's defaults.
 
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
@@ -52,6 +53,10 @@ def read_config(args):
     if hook and hook['type'] == 'CheckpointHook':
         hook['type'] = 'mmtr.CheckpointHook'
     add_hook(cfg, type='mmtr.LabelCheckHook')
+    if has_peft(cfg):
+        if not any(hook['type'] == 'mmtr.PEFTCheckpointHook' for hook in cfg.custom_hooks):
+            add_hook(cfg, type='mmtr.PEFTCheckpointHook')
+        cfg.setdefault('optim_wrapper', {}).setdefault('constructor', 'mmtr.TrainableConstructor')
     return cfg
 
 

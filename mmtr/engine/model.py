@@ -7,6 +7,7 @@ from torch import nn
 
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
+from mmtr.peft.checkpoint import put_in_frozen
 
 from .checkpoint import read_checkpoint
 from .hooks.coverage import converts, coverage
@@ -23,11 +24,17 @@ def without_pretrained(node):
     return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
 
 
+def has_peft(cfg) -> bool:
+    """Whether the backbone of a config has a ``peft``."""
+    return bool(((cfg.get('model') or {}).get('backbone') or {}).get('peft'))
+
+
 def build_model(cfg, device: str = 'cpu') -> nn.Module:
     """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode."""
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
         warnings.simplefilter('ignore')
-        model = MODELS.build(without_pretrained(cfg.model))
+        # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
+        model = MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model))
     for hook in cfg.get('custom_hooks', []):
         if hook['type'] in ('TokenReductionHook', 'mmtr.TokenReductionHook'):
             apply_token_reduction(model, hook['token_reduction'], hook.get('attn_backend', 'auto'))
@@ -35,9 +42,14 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     return model
 
 
-def read_weights(path: str, device: str = 'cpu') -> dict[str, torch.Tensor]:
-    """The ``state_dict`` of a checkpoint file, without the prefix of data-parallel training."""
+def read_weights(path: str, model: nn.Module, device: str = 'cpu') -> dict[str, torch.Tensor]:
+    """The ``state_dict`` of a checkpoint file for ``model``, without the prefix of data-parallel training.
+
+    Raises:
+        UserError: The file cannot be read; or it holds only what was tuned, and see ``put_in_frozen``.
+    """
     checkpoint = read_checkpoint(path, device)
+    put_in_frozen(model, checkpoint, path)
     return {name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()}
 
 
@@ -47,7 +59,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     Raises:
         UserError: The file cannot be read, or does not cover the model exactly.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, model)
     difference = coverage(model, weights)
     if difference and not converts(model, weights):
         raise UserError(f"Checkpoint '{path}' does not cover the model: {difference}.")

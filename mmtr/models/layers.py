@@ -4,14 +4,23 @@ from typing import Optional
 import mmcv.cnn.bricks.transformer as mmcv_transformer
 import torch.utils.checkpoint as cp
 from mmseg.models.backbones import vit
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtr.ops.attention import attention
+from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer
 from mmtr.tokens import Tokens
 
 from .twins import share, twin_of
+
+
+class Projection(nn.Module):
+    """``F.linear`` with a weight that belongs to another module, as a module: forward hooks can join in."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """(..., inputs), (outputs, inputs), (outputs, ) -> (..., outputs)."""
+        return F.linear(x, weight, bias)
 
 
 class MultiheadAttention(mmcv_transformer.MultiheadAttention):
@@ -31,7 +40,7 @@ class MultiheadAttention(mmcv_transformer.MultiheadAttention):
 
     def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values: (B, N, C) -> three of (B, heads, N, C / heads); ``kept`` makes no difference."""
-        qkv = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
+        qkv = self.in_projection(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -51,7 +60,7 @@ class MultiheadAttention(mmcv_transformer.MultiheadAttention):
 @twin_of(mmcv_transformer.MultiheadAttention)
 def _attention_twin(module, attn_backend):
     twin = share(MultiheadAttention, module)
-    twin.backend = attn_backend
+    twin.backend, twin.in_projection = attn_backend, Projection()
     return twin
 
 
@@ -59,23 +68,28 @@ class ReducibleLayer:
     """Mixin of a pre-norm layer on ``Tokens``, with the reducer's five moments.
 
     A subclass has ``norm1``, ``attn`` with ``at(tokens)`` and ``branch_dropout``, ``norm2``, ``ffn`` with
-    ``dropout_layer``, ``with_cp``, and says what the FFN is without its residual.
+    ``dropout_layer``, ``with_cp``, and says what the FFN is without its residual and which linear layers it has.
     """
 
-    def forward(self, tokens: Tokens, reducer: TokenReducer, i: int) -> Tokens:
+    def forward(self, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None) -> Tokens:
         """Layer ``i`` with the reducer's moments; ``with_cp`` recomputes all but the first and last."""
         tokens = reducer.before_layer(i, tokens)
         if self.with_cp and tokens.x.requires_grad:
-            tokens = cp.checkpoint(self._inner_forward, tokens, reducer, i, use_reentrant=False)
+            tokens = cp.checkpoint(self._inner_forward, tokens, reducer, i, peft, use_reentrant=False)
         else:
-            tokens = self._inner_forward(tokens, reducer, i)
+            tokens = self._inner_forward(tokens, reducer, i, peft)
         return reducer.after_layer(i, tokens)
 
-    def _inner_forward(self, tokens, reducer, i):
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """The linear layers by name, ``qkv``, ``proj``, ``fc1``, ``fc2``: the module that runs each, and its weight."""
+        raise NotImplementedError
+
+    def _inner_forward(self, tokens, reducer, i, peft):
         branch = reducer.attention(i, self.attn.at(tokens), self.norm1(tokens.x), tokens)
         tokens = reducer.between(i, tokens.replace(x=tokens.x + self.attn.branch_dropout(branch)))
         branch = reducer.ffn(i, self._ffn_branch, self.norm2(tokens.x), tokens)
-        return tokens.replace(x=tokens.x + self.ffn.dropout_layer(branch))
+        x = tokens.x + self.ffn.dropout_layer(branch)
+        return tokens.replace(x=x if peft is None else peft.add_branch(i, x, tokens))
 
     def _ffn_branch(self, x):
         raise NotImplementedError
@@ -83,6 +97,12 @@ class ReducibleLayer:
 
 class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
     """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
+
+    def linears(self):
+        """See ``ReducibleLayer``."""
+        attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
+        return dict(qkv=(self.attn.in_projection, attn.in_proj_weight), proj=(attn.out_proj, attn.out_proj.weight),
+                    fc1=(fc1, fc1.weight), fc2=(fc2, fc2.weight))
 
     def _ffn_branch(self, x):
         return self.ffn.gamma2(self.ffn.layers(x))

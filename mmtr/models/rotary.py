@@ -14,7 +14,7 @@ from mmtr.ops.rotary import rotate
 from mmtr.ops.windows import from_windows, to_windows
 from mmtr.tokens import Tokens
 
-from .layers import ReducibleLayer
+from .layers import Projection, ReducibleLayer
 
 
 class RotaryAttention(BaseModule):
@@ -34,6 +34,7 @@ class RotaryAttention(BaseModule):
         super().__init__()
         self.num_heads, self.window, self.backend = num_heads, window, backend
         self.in_proj = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
+        self.in_projection = Projection()
         self.q_bias = nn.Parameter(torch.zeros(embed_dims))
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, embed_dims)[1]
@@ -60,7 +61,7 @@ class AttentionAt:
         """
         module = self.module
         bias = torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
-        qkv = F.linear(x, module.in_proj.weight, bias)
+        qkv = module.in_projection(x, module.in_proj.weight, bias)
         qkv = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
         turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
         return turned[0], turned[1], qkv[2]
@@ -150,6 +151,12 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.ffn = SwiGLU(embed_dims, hidden, norm_cfg if ffn_norm else None, drop_path)
         self.with_cp = with_cp
+
+    def linears(self):
+        """See ``ReducibleLayer``."""
+        attn, ffn = self.attn, self.ffn
+        return dict(qkv=(attn.in_projection, attn.in_proj.weight), proj=(attn.proj, attn.proj.weight),
+                    fc1=(ffn.fc1, ffn.fc1.weight), fc2=(ffn.fc2, ffn.fc2.weight))
 
     def _ffn_branch(self, x):
         return self.ffn(x)

@@ -1,6 +1,7 @@
 from .algm import ALGM
 from .base import BackboneShape, TokenReducer, build_token_reducer
 from .cropr import Cropr
+from .dar import DAR
 from .evit import EViT
 from .expediting import Expediting
 from .grid_pool import GridPool
@@ -8,5 +9,5 @@ from .random_drop import Random
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
-__all__ = ['ALGM', 'BackboneShape', 'Cropr', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter',
+__all__ = ['ALGM', 'BackboneShape', 'Cropr', 'DAR', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter',
            'TokenReducer', 'build_token_reducer']

@@ -33,9 +33,10 @@ def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
     """
     outputs = _OUTPUTS.get()
     if outputs is None:
+        leave = ', or set token_reduction.deploy=True to leave it as it is' if hasattr(reducer, 'deploy') else ''
         raise UserError("The token_reduction of this model learns from losses of its own, which a model of this type "
                         "does not ask for: train it with type='mmtr.EncoderDecoder' or 'mmtr.CascadeRCNN' in place of "
-                        "the stock type, or set token_reduction.deploy=True to leave it as it is.")
+                        f"the stock type{leave}.")
     outputs.setdefault(reducer, {})[name] = value
 
 

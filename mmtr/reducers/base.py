@@ -1,13 +1,14 @@
 """The contract that every token reducer keeps."""
-import inspect
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from mmtr import settings
 from mmtr.errors import UserError
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import build_from_key
 from mmtr.tokens import Tokens
 
 
@@ -107,6 +108,13 @@ class TokenReducer(BaseModule):
         """
         return {}
 
+    def calibrate(self, forward: Callable[[], object]) -> None:
+        """Make a reducer that was not trained compute as much as a trained one, so that its cost can be measured.
+
+        Args:
+            forward: Runs the backbone, in eval mode, on the images of the measurement.
+        """
+
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """How many patch tokens the attention of each layer computes on, prefix tokens not counted.
 
@@ -137,50 +145,23 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
     Raises:
         UserError: The method or one of its settings does not exist, or a setting cannot work.
     """
-    if cfg is None:
-        return TokenReducer(backbone)
-    TOKEN_REDUCERS.import_from_location()
-    known = ', '.join(sorted(TOKEN_REDUCERS.module_dict))
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise UserError(f"token_reduction={cfg!r} must be None or dict(type='...', ...) with one of: {known}.")
-    settings = dict(cfg)
-    name = settings.pop('type')
-    method = TOKEN_REDUCERS.module_dict.get(str(name).removeprefix('mmtr.'))
-    if method is None:
-        raise UserError(f'token_reduction.type={name!r} is unknown: choose one of {known}.')
-    allowed = [key for key in inspect.signature(method).parameters if key != 'backbone']
-    for key in settings:
-        if key not in allowed:
-            raise UserError(f'token_reduction of type {name} has no setting {key!r}: it has {", ".join(allowed)}.')
-    return method(backbone=backbone, **settings)
+    return TokenReducer(backbone) if cfg is None else build_from_key(
+        'token_reduction', TOKEN_REDUCERS, cfg, backbone=backbone)
 
 
 def check_choice(key: str, value, choices) -> None:
-    """Raise a ``UserError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise UserError(f'token_reduction.{key}={value!r} is unknown: '
-                        f'choose one of {", ".join(map(str, choices))}.')
+    """``mmtr.settings.check_choice`` of a setting of ``token_reduction``."""
+    settings.check_choice(f'token_reduction.{key}', value, choices)
 
 
 def check_number(key: str, value, fits: Callable[[float], bool], words: str) -> float:
-    """Return ``value`` if it is a number that ``fits``.
-
-    Args:
-        words: What would be right, to follow "must be".
-
-    Raises:
-        UserError: It is no number, or does not fit.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-        raise UserError(f'token_reduction.{key}={value!r} must be {words}.')
-    return value
+    """``mmtr.settings.check_number`` of a setting of ``token_reduction``."""
+    return settings.check_number(f'token_reduction.{key}', value, fits, words)
 
 
 def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
-    """Return ``value`` if it is a whole number from ``low`` to ``high``; raises ``UserError`` if not."""
-    span = f'of at least {low}' if high is None else f'from {low} to {high}'
-    return int(check_number(key, value, lambda n: n // 1 == n and low <= n <= (n if high is None else high),
-                            f'a whole number {span}'))
+    """``mmtr.settings.check_whole`` of a setting of ``token_reduction``."""
+    return settings.check_whole(f'token_reduction.{key}', value, low, high)
 
 
 def default_start(depth: int) -> int:

@@ -91,6 +91,18 @@ def test_override_of_one_config_reduces_it(run, configs, tmp_path, capsys):
     assert 'tokens per layer 100 x1, 49 x1' in capsys.readouterr().out
 
 
+def test_untrained_dar_is_counted_at_its_target(run, configs, tmp_path):
+    out, reduction = tmp_path / 'out.json', 'model.backbone.token_reduction'
+    run(configs['ours'], *(f'{configs["ours"]}@{reduction}.type=DAR@{reduction}.target={target}'
+                           for target in (0.5, 0.25)), '--shape', 128, 128, '--repeats', 1, '--device', 'cpu',
+        '--part', 'backbone', '--json', out)
+    plain, *reduced = json.loads(out.read_text())['results']
+    for result, skipped in zip(reduced, (32, 48)):
+        ffn, selector = skipped * 2 * 32 * 128, 64 * 9 * 32
+        assert plain['gflops'] - result['gflops'] == pytest.approx(2 * (ffn - selector) / 1e9)
+        assert result['uncounted'] == {} and result['tokens_per_layer'] == [64, 64]
+
+
 def test_hook_of_an_unmodified_config_is_applied(run, configs, tmp_path):
     hooked, out = tmp_path / 'hooked.py', tmp_path / 'out.json'
     hooked.write_text("_base_ = './stock.py'\ncustom_hooks = [dict(type='mmtr.TokenReductionHook', "

@@ -2,10 +2,11 @@ from .checkpoint import CheckpointHook
 from .coverage import CheckpointCoverageHook
 from .curriculum import PruningCurriculumHook
 from .labels import LabelCheckHook
+from .peft import PEFTCheckpointHook
 from .seed import IterationSeedHook
 from .token_map import TokenMapHook
 from .token_reduction import TokenReductionHook
 
 __all__ = [
-    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'PruningCurriculumHook',
-    'TokenMapHook', 'TokenReductionHook']
+    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'PEFTCheckpointHook',
+    'PruningCurriculumHook', 'TokenMapHook', 'TokenReductionHook']

@@ -1,11 +1,14 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
 import math
+from typing import Optional
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
+from mmtr.peft import build_peft
+from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
@@ -14,7 +17,7 @@ class ReducibleBackbone:
     """Mixin of a plain ViT with ``patch_embed``, ``cls_token``, ``layers`` on ``Tokens`` and ``out_indices``.
 
     Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
-    ``_add_positions`` and ``_final_norm``, and sets its reducer when it is built.
+    ``_add_positions`` and ``_final_norm``, and sets its reducer, then its ``peft``, when it is built.
     """
     with_cls_token = True
     num_registers = 0
@@ -32,9 +35,56 @@ class ReducibleBackbone:
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""
-        self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
+        reducer = build_token_reducer(token_reduction, self.shape)
+        if getattr(self, 'peft', None) is not None:
+            self.peft.check_reducer(reducer)
+        self.token_reducer = reducer
+
+    def set_peft(self, peft) -> None:
+        """Train what ``dict(type=..., **settings)`` says, and freeze all but that and the reducer; None: train all.
+
+        Once, when the backbone is built and has its reducer.
+        """
+        self.peft = None
+        if peft is not None:
+            self.peft = build_peft(peft, self.shape)
+            self.peft.check_reducer(self.token_reducer)
+            self.peft.attach(self.layers)
+            freeze(self)
+
+    def train(self, mode=True):
+        """As stock, but what is frozen stays in eval mode: a fixed function, without dropout and drop path."""
+        super().train(mode)
+        if self.peft is not None:
+            for module in frozen_modules(self):
+                module.eval()
+        return self
+
+    def init_weights(self):
+        """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds."""
+        if self.peft is not None and self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
+        else:
+            super().init_weights()
+        self._init_peft()
+
+    def _init_peft(self):
+        """Last, for the backbone may have filled all that is in it."""
+        if self.peft is not None:
+            self.peft.init_weights()
+
+    @property
+    def pretrained_file(self) -> Optional[str]:
+        """The file that ``init_weights`` loads; None: it draws the weights at random."""
+        cfg = self.init_cfg
+        return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
+
+    @property
+    def shape(self) -> BackboneShape:
+        """What its reducer and its PEFT are told of it."""
+        return BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=self.num_prefix,
-            grid=self._training_grid()))
+            grid=self._training_grid())
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
@@ -45,7 +95,7 @@ class ReducibleBackbone:
         outs = [self._output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i)
+            tokens = layer(tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
                 full = self.token_reducer.restore(tokens)
                 if i == last or self.norm_every_output:
@@ -82,9 +132,14 @@ class ReducibleBackbone:
         return [out, tokens.x[:, 0]] if self.output_cls_token else out
 
     def _load_pretrained(self, path):
-        """Load a backbone's file, made to fit this patch and grid; raises ``UserError`` where it still differs."""
-        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state = dict(state.get('state_dict', state))
+        """Load a backbone's file, made to fit this patch and grid; raises ``UserError`` where it still differs.
+
+        ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
+        """
+        state = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
+        state = {name.removeprefix(prefix): value
+                 for name, value in state.get('state_dict', state).items() if name.startswith(prefix)}
         key = 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
@@ -96,7 +151,7 @@ class ReducibleBackbone:
                                 f'no square, so it cannot be resized to {self._training_grid()}.')
             state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
         own = {name: value.shape for name, value in self.state_dict().items()
-               if not name.startswith('token_reducer.')}
+               if not name.startswith(('token_reducer.', 'peft.'))}
         unused = {f'{self.final_norm_name}.{kind}' for kind in ('weight', 'bias')} - own.keys()
         differing = sorted((own.keys() ^ state.keys()) - unused)
         differing += [name for name in own if name in state and state[name].shape != own[name]]

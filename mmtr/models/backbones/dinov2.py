@@ -50,6 +50,7 @@ class DINOv2(VisionTransformer):
         norm_cfg: Of every norm.
         patch_bias, final_norm: As mmseg's ViT.
         token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
+        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
         kwargs: ``VisionTransformer``'s. ``pretrained`` is a checkpoint as ``tools/convert_checkpoint.py --source
             dinov2`` writes it; another patch or grid size is resized.
 
@@ -60,7 +61,7 @@ class DINOv2(VisionTransformer):
 
     def __init__(self, img_size=518, patch_size=14, num_registers=0, layer_scale_init_value=1e-5,
                  interpolate_antialias=None, interpolate_offset=None, out_indices=-1, norm_cfg=None, patch_bias=True,
-                 final_norm=True, token_reduction=None, **kwargs):
+                 final_norm=True, token_reduction=None, peft=None, **kwargs):
         super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,
                          norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg, **kwargs)
         self.out_indices = which_layers('out_indices', out_indices, len(self.layers))
@@ -79,12 +80,14 @@ class DINOv2(VisionTransformer):
         for layer in self.layers:
             add_layer_scale(layer, layer_scale_init_value)
         self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
 
     def init_weights(self):
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            self._load_pretrained(self.init_cfg['checkpoint'])
+        if self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
             self.token_reducer.init_weights()
+            self._init_peft()
             return
         super().init_weights()
         if self.num_registers:

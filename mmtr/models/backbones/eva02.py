@@ -44,6 +44,7 @@ class EVA02(ReducibleBackbone, BaseModule):
         window_layers: These layers, counted from 0. Once tokens are reduced they attend to all that remain.
         with_cp: Recompute layers in the backward pass, to save memory.
         token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
+        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
         pretrained: Checkpoint, as ``tools/convert_checkpoint.py --source eva02`` writes it; another patch
             or grid size is resized.
@@ -57,8 +58,8 @@ class EVA02(ReducibleBackbone, BaseModule):
     def __init__(self, img_size=224, patch_size=16, in_channels=3, embed_dims=768, num_layers=12, num_heads=12,
                  mlp_ratio=8 / 3, ffn_norm=True, attn_norm=False, out_indices=-1, with_cls_token=True,
                  final_norm=True, drop_path_rate=0., norm_cfg=None, rope_grid=16, window_size=None,
-                 window_layers=(), with_cp=False, token_reduction=None, attn_backend='auto', pretrained=None,
-                 init_cfg=None):
+                 window_layers=(), with_cp=False, token_reduction=None, peft=None, attn_backend='auto',
+                 pretrained=None, init_cfg=None):
         if pretrained is not None:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
@@ -87,17 +88,19 @@ class EVA02(ReducibleBackbone, BaseModule):
             for i, rate in enumerate(rates))
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
         self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
 
     def init_weights(self):
         """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
         if self.init_cfg is None:
             self._init_as_published()
-        elif self.init_cfg['type'] == 'Pretrained':
-            self._load_pretrained(self.init_cfg['checkpoint'])
+        elif self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
             return
         self.token_reducer.init_weights()
+        self._init_peft()
 
     def _init_as_published(self):
         for module in self.layers.modules():

@@ -1,3 +1,4 @@
+from .distillation import DistillationEncoderDecoder
 from .encoder_decoder import EncoderDecoder
 
-__all__ = ['EncoderDecoder']
+__all__ = ['DistillationEncoderDecoder', 'EncoderDecoder']

@@ -1,0 +1,2 @@
+_base_ = './dinov2-b_dar_duts.py'
+model = dict(type='mmtr.DistillationEncoderDecoder', distillation=dict(loss_weight=0.1))

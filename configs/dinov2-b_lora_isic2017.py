@@ -1,0 +1,2 @@
+_base_ = './dinov2-b_full_isic2017.py'
+model = dict(backbone=dict(peft=dict(type='LoRA')))

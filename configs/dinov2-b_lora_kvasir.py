@@ -1,0 +1,2 @@
+_base_ = './dinov2-b_full_kvasir.py'
+model = dict(backbone=dict(peft=dict(type='LoRA')))

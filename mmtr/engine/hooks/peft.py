@@ -1,0 +1,43 @@
+"""Checkpoints of what was tuned, and a word on what that is."""
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+
+from mmtr.errors import UserError
+from mmtr.peft.checkpoint import check_pretrained, check_same_frozen, put_in_frozen, take_out_frozen
+from mmtr.peft.freezing import frozen_backbones, table
+from mmtr.registry import HOOKS
+
+from .coverage import unwrap
+
+
+@HOOKS.register_module()
+class PEFTCheckpointHook(Hook):
+    """Checkpoints without what a ``peft`` froze: the pretrained file has that. Logs what is trained at the start.
+
+    The tools add it to every model with a ``peft``.
+
+    Raises:
+        UserError: The model has no ``peft``, or its backbone no pretrained file; while a checkpoint is loaded: see
+            ``put_in_frozen`` and ``check_same_frozen``.
+    """
+    priority = 'VERY_LOW'  # after the hooks that swap the weights, before the one that checks them
+
+    def before_train(self, runner):
+        """Check, and log how many parameters are trained."""
+        model = unwrap(runner.model)
+        if not any(frozen_backbones(model)):
+            raise UserError('PEFTCheckpointHook needs a model whose backbone has a peft: set model.backbone.peft, or '
+                            'take the hook out of custom_hooks.')
+        check_pretrained(model)
+        print_log(f'Parameters:\n{table(model)}', 'current')
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        """Take the frozen weights out."""
+        take_out_frozen(unwrap(runner.model), checkpoint)
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        """Put them in again; a whole checkpoint must bring the same ones where a run starts from it."""
+        model, path = unwrap(runner.model), runner._load_from
+        put_in_frozen(model, checkpoint, path)
+        if runner._train_loop is not None:
+            check_same_frozen(model, checkpoint, path)

@@ -1,0 +1,109 @@
+"""An EncoderDecoder whose backbone is also kept close to a teacher's features while it is trained."""
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmtr.errors import UserError
+from mmtr.registry import MODELS
+from mmtr.settings import check_choice, check_number, check_whole
+
+from .encoder_decoder import EncoderDecoder
+
+
+class Distillation(BaseModule):
+    """Loss between the patch features of a student and of a frozen teacher, each seen through an MLP of its own.
+
+    The teacher is no submodule: it is in no state dict, optimizer or data-parallel wrapper, and always in eval mode.
+
+    Args:
+        student: The backbone that is trained.
+        teacher: Config of a backbone with the same patches; its pretrained file is needed for training.
+        channels: Of the hidden layer and of the output of both MLPs.
+        loss_weight: Weight of mean(1 - cosine).
+        stop_gradient: Whether the teacher's MLP stays as it is. With both trained, as in the released code, the two
+            may agree on a constant.
+
+    Raises:
+        UserError: A setting cannot work; when weights are initialised: the teacher has no pretrained file.
+    """
+
+    def __init__(self, student, teacher, channels=768, loss_weight=0.1, stop_gradient=True):
+        super().__init__()
+        check_whole('distillation.channels', channels, 1)
+        check_choice('distillation.stop_gradient', stop_gradient, (True, False))
+        self.loss_weight = check_number(
+            'distillation.loss_weight', loss_weight, lambda n: n > 0, 'a number above 0')
+        self.stop_gradient = stop_gradient
+        built = MODELS.build(teacher)
+        if not hasattr(built, 'shape'):
+            raise UserError(f"distillation.teacher.type={teacher['type']!r} must be a backbone of mmtr.")
+        if built.patch_size != student.patch_size:
+            raise UserError(f'distillation.teacher.patch_size={built.patch_size}, but the patches of the student are '
+                            f'{student.patch_size} pixels: they must be the same.')
+        built.requires_grad_(False)
+        self._teacher = (built.eval(), )
+        self.student_mlp, self.teacher_mlp = (nn.Sequential(
+            nn.Linear(backbone.shape.embed_dims, channels), nn.ReLU(), nn.Linear(channels, channels))
+            for backbone in (student, built))
+        self.teacher_mlp.requires_grad_(not stop_gradient)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen backbone."""
+        return self._teacher[0]
+
+    def init_weights(self):
+        """Load the teacher."""
+        if self.teacher.pretrained_file is None:
+            raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
+                            'that of model.distillation.teacher if it has its own.')
+        self.teacher.init_weights()
+
+    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+        """The loss for images (B, 3, height, width), of which the student made ``features`` (B, C, H, W)."""
+        with torch.no_grad():
+            target = self.teacher(images)[-1]
+        student, teacher = (mlp(maps.flatten(2).transpose(1, 2)) for mlp, maps in (
+            (self.student_mlp, features), (self.teacher_mlp, target)))
+        similarity = F.cosine_similarity(student.float(), teacher.float(), dim=-1, eps=1e-6)
+        return self.loss_weight * (1 - similarity).mean()
+
+    def _apply(self, *args, **kwargs):
+        # What moves a module to a device goes through its submodules alone.
+        self.teacher._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
+
+@MODELS.register_module()
+class DistillationEncoderDecoder(EncoderDecoder):
+    """``EncoderDecoder`` with one loss more, ``loss_distill``, between its backbone's last output and a teacher's.
+
+    Args:
+        backbone: See mmseg's.
+        distillation: ``dict(teacher=..., **settings)`` of ``Distillation``. Without ``teacher`` it is the backbone as
+            it was before its tuning: without ``peft`` and ``token_reduction``. None: no distillation, for deployment.
+        args, kwargs: mmseg's.
+
+    Raises:
+        UserError: As ``Distillation``.
+    """
+
+    def __init__(self, backbone, *args, distillation=None, **kwargs):
+        super().__init__(backbone, *args, **kwargs)
+        self.distillation = None
+        if distillation is not None:
+            plain = {key: value for key, value in backbone.items() if key not in ('peft', 'token_reduction')}
+            self.distillation = Distillation(self.backbone, **{'teacher': plain, **distillation})
+
+    def loss(self, inputs, data_samples):
+        """As stock, and the teacher's."""
+        if self.distillation is None:
+            return super().loss(inputs, data_samples)
+        outputs = []
+        hook = self.backbone.register_forward_hook(lambda module, args, out: outputs.append(out[-1]))
+        try:
+            losses = super().loss(inputs, data_samples)
+        finally:
+            hook.remove()
+        return {**losses, 'loss_distill': self.distillation(inputs, outputs[0])}

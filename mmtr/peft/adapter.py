@@ -1,0 +1,99 @@
+"""Adapter: a small MLP beside the FFN of every layer."""
+import torch
+from mmengine.model import kaiming_init
+from torch import Tensor, nn
+
+from mmtr.registry import PEFTS
+from mmtr.settings import check_choice, check_number, check_whole
+
+from .base import PEFT, check_share
+
+NORMS = ('none', 'in', 'out')
+
+
+def norm_at(place: str, norm: str, channels: int) -> nn.Module:
+    """A LayerNorm if ``norm`` says that there is one at ``place``, ``in`` or ``out``."""
+    return nn.LayerNorm(channels) if norm == place else nn.Identity()
+
+
+class Bottleneck(nn.Module):
+    """Linear C -> ``hidden``, ReLU, dropout, linear ``hidden`` -> C, which is 0 at first.
+
+    Args:
+        channels: C.
+        hidden: Channels between.
+        norm: Where a LayerNorm is, one of ``NORMS``.
+        dropout: Probability.
+    """
+
+    def __init__(self, channels, hidden, norm, dropout):
+        super().__init__()
+        self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
+        self.down, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As the released code."""
+        kaiming_init(self.down, distribution='uniform')
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.norm_out(self.up(self.dropout(self.down(self.norm_in(x)).relu())))
+
+
+class Scale(nn.Module):
+    """A learned factor.
+
+    Args:
+        start: Its first value.
+    """
+
+    def __init__(self, start):
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.empty(()))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The first value."""
+        nn.init.constant_(self.weight, self.start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape and dtype of ``x``."""
+        return x * self.weight.to(x.dtype)
+
+
+@PEFTS.register_module()
+class Adapter(PEFT):
+    """AdaptFormer (Chen et al., NeurIPS 2022): x <- x + FFN(LN x) + s Adapter(x), with s learned.
+
+    Args:
+        backbone: See ``PEFT``.
+        bottleneck: Channels of the MLP's hidden layer.
+        norm: A LayerNorm at the MLP's input (``in``) or output (``out``), or ``none``.
+        dropout: Probability, in the hidden layer.
+        scale: First value of s.
+
+    Raises:
+        UserError: A setting cannot work.
+    """
+
+    def __init__(self, backbone, bottleneck=72, norm='none', dropout=0., scale=0.1):
+        super().__init__(backbone)
+        check_whole('peft.bottleneck', bottleneck, 1)
+        check_choice('peft.norm', norm, NORMS)
+        check_share('dropout', dropout)
+        check_number('peft.scale', scale, lambda n: n != 0, 'a number other than 0')
+        self.adapters = nn.ModuleList(
+            Bottleneck(backbone.embed_dims, bottleneck, norm, dropout) for _ in range(backbone.depth))
+        self.scales = nn.ModuleList(Scale(float(scale)) for _ in range(backbone.depth))
+
+    def add_branch(self, i, x, tokens):
+        """x + s Adapter(tokens)."""
+        return x + self.scales[i](self._branch(i, tokens))
+
+    def _branch(self, i, tokens):
+        return self.adapters[i](tokens.x)

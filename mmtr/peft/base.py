@@ -1,0 +1,72 @@
+"""The contract of parameter-efficient fine-tuning: what is trained beside the frozen weights of a backbone."""
+from typing import Optional
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmtr import settings
+from mmtr.errors import UserError
+from mmtr.reducers import BackboneShape, TokenReducer
+from mmtr.registry import PEFTS
+from mmtr.settings import build_from_key
+from mmtr.tokens import Tokens
+
+
+class PEFT(BaseModule):
+    """Some parameters that are trained while the backbone's own are frozen.
+
+    Its parts start from their own ``init_weights``.
+
+    Args:
+        backbone: The backbone it is built for.
+    """
+    #: Whether the patch tokens must be the whole grid in every layer.
+    needs_grid = False
+
+    def __init__(self, backbone: BackboneShape):
+        super().__init__()
+        self.backbone = backbone
+
+    def attach(self, layers: nn.ModuleList) -> None:
+        """Join the layers of the backbone, once, when it is built."""
+
+    def add_branch(self, i: int, x: Tensor, tokens: Tokens) -> Tensor:
+        """The output ``x`` (B, P + N, C) of layer ``i`` with what is trained beside its FFN.
+
+        Args:
+            tokens: What the FFN's norm was given, in training and evaluation.
+        """
+        return x
+
+    def check_reducer(self, reducer: TokenReducer) -> None:
+        """Raise a ``UserError`` if this cannot work with ``reducer``."""
+        grid = self.backbone.grid
+        if self.needs_grid and min(reducer.token_schedule(grid, self.backbone.depth)) < grid[0] * grid[1]:
+            raise UserError(
+                f'peft.type={type(self).__name__!r} looks at the whole grid of patches, of which token_reduction.type='
+                f"{type(reducer).__name__!r} leaves a part: use token_reduction=dict(type='DAR'), which keeps it, or "
+                "peft=dict(type='Adapter') or 'LoRA', which work with every method.")
+
+    def init_weights(self):
+        """Start anew; the backbone calls this after it has filled all that is inside it."""
+        for module in self.modules():
+            if module is not self and hasattr(module, 'init_weights'):
+                module.init_weights()
+
+    def merged_state_dict(self, backbone: nn.Module) -> Optional[dict[str, Tensor]]:
+        """The state dict of the same backbone with ``peft=None``; None: it has no such form."""
+        return None
+
+
+def build_peft(cfg: dict, backbone: BackboneShape) -> PEFT:
+    """Build from the value of a backbone's key ``peft``.
+
+    Raises:
+        UserError: The type or one of its settings does not exist, or a setting cannot work.
+    """
+    return build_from_key('peft', PEFTS, cfg, backbone=backbone)
+
+
+def check_share(key: str, value) -> float:
+    """Return ``value`` if it is a probability below 1; raises ``UserError`` if not."""
+    return settings.check_number(f'peft.{key}', value, lambda n: 0 <= n < 1, 'a probability of at least 0, below 1')

@@ -1,0 +1,70 @@
+"""DAR's light branch: the Adapter, and the Compensator over the patch grid."""
+import torch.nn.functional as F
+from mmengine.model import kaiming_init
+from torch import Tensor, nn
+
+from mmtr.registry import PEFTS
+from mmtr.settings import check_whole
+
+from .adapter import Adapter, norm_at
+
+
+class Compensator(nn.Module):
+    """1x1 convolution C -> ``hidden``, depthwise 3x3, 1x1, GELU, 1x1 ``hidden`` -> C, which is 0 at first.
+
+    Args:
+        channels: C.
+        hidden: Channels between.
+        norm: Where a LayerNorm is, ``none | in | out``.
+    """
+
+    def __init__(self, channels, hidden, norm):
+        super().__init__()
+        self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
+        # A 1x1 convolution is a linear layer of each token, and tokens need not be reordered for it.
+        self.down, self.mix, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, hidden), nn.Linear(
+            hidden, channels)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As the released code."""
+        kaiming_init(self.down, distribution='uniform')
+        self.depthwise.reset_parameters()
+        self.mix.reset_parameters()
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, H * W, C) in raster order -> (B, H * W, C)."""
+        x = self.down(self.norm_in(x)).transpose(1, 2).unflatten(2, grid)
+        x = self.mix(self.depthwise(x).flatten(2).transpose(1, 2))
+        return self.norm_out(self.up(F.gelu(x)))
+
+
+@PEFTS.register_module()
+class DAR(Adapter):
+    """The fine-tuning of DAR (Lei et al., CVPR 2025): x <- x + FFN(LN x) + s (Adapter(x) + [0; Compensator(patches)]).
+
+    What the FFN does not do for the tokens that ``token_reduction=dict(type='DAR')`` keeps from it, this
+    compensates; it works without a reduction too.
+
+    Args:
+        backbone, bottleneck, norm, dropout, scale: See ``Adapter``; ``norm`` is of both.
+        compensator: Channels of the Compensator's hidden layers.
+
+    Raises:
+        UserError: A setting cannot work; or tokens are reduced in a way that leaves no grid.
+    """
+    needs_grid = True
+
+    def __init__(self, backbone, bottleneck=72, compensator=48, norm='none', dropout=0., scale=2.):
+        super().__init__(backbone, bottleneck, norm, dropout, scale)
+        check_whole('peft.compensator', compensator, 1)
+        self.compensators = nn.ModuleList(
+            Compensator(backbone.embed_dims, compensator, norm) for _ in range(backbone.depth))
+
+    def _branch(self, i, tokens):
+        branch = super()._branch(i, tokens)
+        branch[:, tokens.num_prefix:] += self.compensators[i](tokens.patches, tokens.grid)
+        return branch

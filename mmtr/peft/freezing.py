@@ -1,0 +1,48 @@
+"""What ``peft`` freezes: everything in a backbone that is neither of ``peft`` nor of ``token_reducer``."""
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+_TRAINED = ('peft', 'token_reducer')
+
+
+def frozen_modules(backbone: nn.Module) -> list[nn.Module]:
+    """The children of a backbone with ``peft`` that are frozen."""
+    return [module for name, module in backbone.named_children() if name not in _TRAINED]
+
+
+def freeze(backbone: nn.Module) -> None:
+    """Freeze a backbone that has just got its ``peft``."""
+    for name, parameter in backbone.named_parameters():
+        if name.partition('.')[0] not in _TRAINED:
+            parameter.requires_grad = False
+    for module in frozen_modules(backbone):
+        module.eval()
+
+
+def frozen_backbones(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of each part of ``model`` that has a ``peft``."""
+    return ((name, module) for name, module in model.named_modules() if getattr(module, 'peft', None) is not None)
+
+
+def frozen_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of the state dict that is frozen by a ``peft``, parameters and buffers."""
+    return {f'{path}.{name}'.removeprefix('.'): value
+            for path, backbone in frozen_backbones(model) for name, value in backbone.state_dict().items()
+            if name.partition('.')[0] not in _TRAINED}
+
+
+def table(model: nn.Module) -> str:
+    """Trainable and frozen parameters of each part of ``model``, as text; a frozen backbone's parts by themselves."""
+    inside = {f'{path}.{name}'.removeprefix('.'): part for path, backbone in frozen_backbones(model)
+              for name, part in backbone.named_children() if name in _TRAINED}
+    parts = {**dict(model.named_children()), **inside, 'all': model}
+    rows = [('module', 'trainable', 'frozen', 'trainable %')]
+    for name in sorted(parts, key=lambda name: (name == 'all', name)):
+        counts = [p.numel() for p in parts[name].parameters()]
+        trained = sum(p.numel() for p in parts[name].parameters() if p.requires_grad)
+        if counts:
+            rows.append((name, f'{trained:,}', f'{sum(counts) - trained:,}', f'{100 * trained / sum(counts):.2f}'))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))])
+                     for name, *cells in rows)

@@ -1,0 +1,102 @@
+"""LoRA: a low-rank change of some linear layers."""
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from mmtr.errors import UserError
+from mmtr.registry import PEFTS
+from mmtr.settings import check_number, check_whole
+
+from .base import PEFT, check_share
+
+
+class LowRank(nn.Module):
+    """The change of one linear layer: alpha / rank * B A, B being 0 at first.
+
+    Args:
+        weight: (outputs, inputs), that of the layer.
+        rank: Rows of A.
+        alpha: See above.
+        dropout: Probability, of the inputs.
+    """
+
+    def __init__(self, weight, rank, alpha, dropout):
+        super().__init__()
+        self.down = nn.Linear(weight.shape[1], rank, bias=False)
+        self.up = nn.Linear(rank, weight.shape[0], bias=False)
+        self.dropout, self.factor = nn.Dropout(dropout), alpha / rank
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As published."""
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+
+    def add_to(self, layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        """Forward hook of the linear layer."""
+        return out + self.factor * self.up(self.down(self.dropout(args[0])))
+
+    def change(self) -> Tensor:
+        """Of the layer's weight, (outputs, inputs)."""
+        return self.factor * self.up.weight.detach() @ self.down.weight.detach()
+
+
+@PEFTS.register_module()
+class LoRA(PEFT):
+    """LoRA (Hu et al., ICLR 2022): W + alpha / rank * B A in place of W; merged into W, it costs nothing.
+
+    Args:
+        backbone: See ``PEFT``.
+        rank: Of each change.
+        alpha: See above. None: ``rank``.
+        dropout: Probability, of the input of each change.
+        targets: The linear layers, as a regular expression or a list of them, each for a whole name: ``qkv``,
+            ``proj``, ``fc1``, ``fc2``, in all layers, or ``3.qkv`` in layer 3.
+
+    Raises:
+        UserError: A setting cannot work, or one of ``targets`` is no linear layer.
+    """
+
+    def __init__(self, backbone, rank=8, alpha=None, dropout=0., targets=('qkv', )):
+        super().__init__(backbone)
+        self.rank = check_whole('peft.rank', rank, 1)
+        self.alpha = rank if alpha is None else check_number('peft.alpha', alpha, lambda n: n > 0, 'a number above 0')
+        self.dropout = check_share('dropout', dropout)
+        self.targets = (targets, ) if isinstance(targets, str) else tuple(targets)
+
+    def attach(self, layers):
+        """See ``PEFT``; the layers say what linear ones they have."""
+        linears = {(i, name): linear for i, layer in enumerate(layers) for name, linear in layer.linears().items()}
+        chosen = set()
+        for target in self.targets:
+            found = {(i, name) for i, name in linears if _fits(target, name) or _fits(target, f'{i}.{name}')}
+            if not found:
+                names = ', '.join(dict.fromkeys(name for _, name in linears))
+                raise UserError(f'peft.targets={target!r} is no linear layer of this backbone: it has {names} in '
+                                f'each of {len(layers)} layers, and 0.qkv, for example, is that of the first alone.')
+            chosen |= found
+        self.layers = nn.ModuleList(nn.ModuleDict({
+            name: LowRank(weight, self.rank, self.alpha, self.dropout)
+            for name, (_, weight) in layer.linears().items() if (i, name) in chosen})
+            for i, layer in enumerate(layers))
+        for i, each in enumerate(self.layers):
+            for name, low_rank in each.items():
+                linears[i, name][0].register_forward_hook(low_rank.add_to)
+
+    def merged_state_dict(self, backbone):
+        """See ``PEFT``."""
+        changes = {id(linears[name][1]): low_rank.change()
+                   for each, linears in zip(self.layers, (layer.linears() for layer in backbone.layers))
+                   for name, low_rank in each.items()}
+        with torch.no_grad():
+            return {name: value.detach() + changes[id(value)] if id(value) in changes else value.detach()
+                    for name, value in backbone.state_dict(keep_vars=True).items() if not name.startswith('peft.')}
+
+
+def _fits(target, name):
+    try:
+        return re.fullmatch(target, name) is not None
+    except (re.error, TypeError) as error:
+        raise UserError(f'peft.targets={target!r} is no regular expression: {error}.') from error

@@ -1,0 +1,102 @@
+"""DAR: the FFN of each layer runs on some of the tokens; attention sees all."""
+import math
+
+import torch
+from torch import nn
+
+from mmtr.ops.selection import on_selected, straight_through
+from mmtr.registry import TOKEN_REDUCERS
+
+from .auxiliary import note_output
+from .base import TokenReducer, check_number
+
+_SELECTED = 'dar_selected'
+
+
+@TOKEN_REDUCERS.register_module()
+class DAR(TokenReducer):
+    """The token reduction of DAR (Lei et al., CVPR 2025); ``peft=dict(type='DAR')`` is its other half.
+
+    In each layer, after attention, a 3x3 convolution over the grid chooses the patches whose tokens go through
+    the FFN: at random in training, by a threshold in evaluation. Prefix tokens always do. How many patches an
+    image needs is learned; a loss keeps their mean over the layers at the budget. In training the model must be
+    one that asks for ``losses``, such as ``mmtr.EncoderDecoder``.
+
+    Args:
+        backbone: See ``TokenReducer``.
+        target: Budget: share of the patches that go through the FFN, over all layers of an image.
+        temperature: tau of the Gumbel noise.
+        budget_weight: Weight of the loss mean((share of an image - target)^2).
+        threshold: In evaluation patches are chosen whose probability is above this; 0: all.
+
+    Raises:
+        UserError: A setting cannot work.
+    """
+    nothing = dict(threshold=0.)
+    fixed_count = False
+    trained = True
+
+    def __init__(self, backbone, target=0.5, temperature=5., budget_weight=2., threshold=0.5):
+        super().__init__(backbone)
+        self.target = check_number('target', target, lambda n: 0 < n <= 1, 'a share above 0, up to 1')
+        self.temperature = check_number('temperature', temperature, lambda n: n > 0, 'a number above 0')
+        self.budget_weight = check_number('budget_weight', budget_weight, lambda n: n >= 0, 'a number of at least 0')
+        check_number('threshold', threshold, lambda n: 0 <= n < 1, 'a probability of at least 0 and below 1')
+        self.cut = math.log(threshold / (1 - threshold)) if threshold else -math.inf
+        self.selectors = nn.ModuleList(
+            nn.Conv2d(backbone.embed_dims, 1, 3, padding=1) for _ in range(backbone.depth))
+
+    def between(self, i, tokens):
+        """Choose; the released code looks at the tokens as they are, not normalised."""
+        logits = self.selectors[i](tokens.patches.transpose(1, 2).unflatten(2, tokens.grid)).flatten(1)
+        selected = straight_through(logits, self.temperature) if self.training else logits > self.cut
+        selected = torch.cat([selected.new_ones(len(logits), tokens.num_prefix), selected], 1)
+        return tokens.replace(memo={**tokens.memo, _SELECTED: selected})
+
+    def ffn(self, i, ffn, x, tokens):
+        """In training of all tokens, times 0 or 1; in evaluation of the chosen ones."""
+        selected = tokens.memo[_SELECTED]
+        if self.training:
+            out = ffn(x)
+            return out * selected.to(out.dtype).unsqueeze(-1)
+        return on_selected(ffn, x, selected)
+
+    def after_layer(self, i, tokens):
+        """Note the share of each image: here, since ``between`` and ``ffn`` may run a second time, without losses."""
+        if self.training:
+            note_output(self, f'layer_{i:02}', tokens.memo[_SELECTED][:, tokens.num_prefix:].mean(1))
+        return tokens
+
+    def losses(self, outputs, data_samples):
+        """The budget loss; ``selected``, the share of all patches, is for the log."""
+        if not outputs:
+            return {}
+        shares = torch.stack(list(outputs.values()))
+        return dict(loss_budget=self.budget_weight * (shares.mean(0) - self.target).square().mean(),
+                    selected=shares.detach().mean())
+
+    @torch.no_grad()
+    def calibrate(self, forward):
+        """Shift each selector's bias so that it chooses ``target`` of these patches, as one trained to its budget."""
+        if self.cut == -math.inf:
+            return
+
+        def shift(selector, args, logits):
+            excess = logits.float().quantile(1 - self.target) - self.cut
+            # Not in place: other models may share the weights.
+            selector.bias = nn.Parameter(selector.bias - excess)
+            return logits - excess
+
+        hooks = [selector.register_forward_hook(shift) for selector in self.selectors]
+        try:
+            forward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def token_map(self, tokens):
+        """Chosen patches are unique, the others normal; each stands for itself."""
+        if _SELECTED not in tokens.memo:
+            return None
+        group = 2 * (tokens.memo[_SELECTED][:, tokens.num_prefix:] > 0).long()
+        return group, torch.arange(group.shape[1], device=group.device).expand_as(group)
