@@ -15,6 +15,7 @@ state = read_checkpoint(source)['state_dict']
 state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
 kernel = 'patch_embed.projection.weight'
 state[kernel] = resize_patches(state[kernel], (14, 14))
+state['patch_embed.projection.bias'] = torch.zeros(len(state[kernel]))
 # Trained on crops of 288x384; the table of a pretrained file is square.
 state['pos_embed'] = resize_positions(state['pos_embed'], (18, 24), (16, 16), 1)
 for i in range(12):
