@@ -56,7 +56,8 @@ def read_config(args):
     if has_peft(cfg):
         if not any(hook['type'] == 'mmtr.PEFTCheckpointHook' for hook in cfg.custom_hooks):
             add_hook(cfg, type='mmtr.PEFTCheckpointHook')
-        cfg.setdefault('optim_wrapper', {}).setdefault('constructor', 'mmtr.TrainableConstructor')
+        if cfg.get('optim_wrapper'):
+            cfg.optim_wrapper.setdefault('constructor', 'mmtr.TrainableConstructor')
     return cfg
 
 
