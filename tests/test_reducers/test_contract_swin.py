@@ -1,12 +1,16 @@
 """The promises of DESIGN section 3 within the windows of a Swin, for every method that works there."""
 import copy
 
+import numpy as np
 import pytest
 import torch
 from mmseg.models.backbones import SwinTransformer as Stock
 
+from mmtr.analysis.flops import count_flops
+from mmtr.analysis.layers import analyze_layers
 from mmtr.models.backbones import SwinTransformer
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.visualization import token_maps
 
 from . import test_contract as contract
 from .test_contract import images
@@ -132,6 +136,30 @@ def test_gradients_flow(cfg, with_cp):
         assert all(grad is not None and grad.isfinite().all() for grad in grads[-1])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b)
+
+
+@every_reducer
+def test_tools_see_the_reduced_stage(cfg):
+    model = swin(cfg)
+    reducer, stage = model.token_reducer, model.token_reducer.backbone.stage
+    blocks = slice(2) if stage == 1 else slice(2, 6)
+    schedule, whole = model.token_schedule((80, 112))[blocks], 560 if stage == 1 else 140
+    maps = token_maps(model, images(2))
+    assert sorted(maps) == [i for i, tokens in enumerate(schedule) if tokens < whole]
+    for i, of_images in maps.items():
+        for token_map in of_images:
+            height, width = token_map.group.shape
+            assert (height, width) == ((20, 28) if stage == 1 else (10, 14))
+            place, stand_in = (np.stack(np.unravel_index(p, (height, width))) // 6 for p in (
+                np.arange(height * width), token_map.stands_for.flatten()))
+            assert (place == stand_in).all(), 'within windows'
+            if cfg['type'] in ('Random', 'TokenAdapter'):
+                assert (token_map.group > 0).sum() == schedule[i]
+    found = analyze_layers(model, [images(1)], dict(own=reducer), repeats=1)['own']['layers']
+    assert found['ffn_tokens'] == schedule
+    assert all(n >= m for n, m in zip(found['attention_tokens'], schedule)), 'padding counts'
+    counts = [count_flops(m, images(1)) for m in (model, swin(None))]
+    assert counts[0].total < counts[1].total and counts[0].unsupported == {}
 
 
 @pytest.mark.parametrize('name', sorted({cfg['type'] for cfg in CASES}))
