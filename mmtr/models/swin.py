@@ -53,11 +53,12 @@ class AttentionAt:
         """Attention and output projection, without residual and dropout: (B, H * W, C) -> (B, H * W, C)."""
         module, layout = self.module, self.layout
         table = resize_relative_positions(
-            module.relative_position_bias_table, tuple(module.window_size), self.windows.window).t()
+            module.relative_position_bias_table, tuple(module.window_size), self.windows.window)
+        bias = table.t()[:, self.windows.relative]
         # Padding is zeros after the norm, as stock has it.
         parts = gather_pieces(F.pad(x, (0, 0, 0, 1)) if layout.padded else x, layout.positions)
-        parts = [self.attend(*self.qkv(part), table[:, index].unsqueeze(0))
-                 for part, index in zip(parts, layout.relative)]
+        parts = [self.attend(*self.qkv(part), bias[:, :h, :w, :h, :w].flatten(3).flatten(1, 2).unsqueeze(0))
+                 for part, (h, w) in zip(parts, layout.sizes)]
         return module.proj(join_pieces(parts, layout.positions, layout.place))
 
 

@@ -42,17 +42,14 @@ def places(positions: Tensor, count: int) -> Tensor:
     return found.scatter(0, positions, torch.arange(len(positions), device=positions.device))[:-1]
 
 
-def relative_positions(size: tuple[int, int], window: tuple[int, int], device=None) -> Tensor:
-    """Which entry of a window's relative position table each query and key of a piece of it have: (h * w, h * w).
+def relative_positions(window: tuple[int, int], device=None) -> Tensor:
+    """Which entry of its relative position table each query and key of a (h, w) window have: (h, w, h, w).
 
-    Args:
-        size: (h, w) of the piece, at most ``window``.
-        window: (height, width); its table has an entry for each of (2 height - 1) * (2 width - 1) offsets.
+    The table has an entry for each of (2 h - 1) * (2 w - 1) offsets.
     """
-    rows, columns = ((line.unsqueeze(1) - line) + side - 1 for line, side in zip(
-        (torch.arange(n, device=device) for n in size), window))
-    index = rows[:, None, :, None] * (2 * window[1] - 1) + columns[None, :, None, :]
-    return index.flatten(2).flatten(0, 1)
+    rows, columns = (line.unsqueeze(1) - line + len(line) - 1 for line in (
+        torch.arange(n, device=device) for n in window))
+    return rows[:, None, :, None] * (2 * window[1] - 1) + columns[None, :, None, :]
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,13 @@ class Layout:
     """A grid in pieces: tokens attend to each other within one.
 
     Args:
-        positions: For each size of pieces (pieces, n), the raster positions of their tokens; H * W for padding.
-        relative: For each size (n, n) of ``relative_positions``.
+        sizes: (h, w) that pieces have.
+        positions: For each size (pieces, h * w), the raster positions of their tokens; H * W for padding.
         place: (H * W,) where each token is when all pieces are in a row.
         padded: Whether there is padding.
     """
+    sizes: list[tuple[int, int]]
     positions: list[Tensor]
-    relative: list[Tensor]
     place: Tensor
     padded: bool
 
@@ -77,12 +74,14 @@ class Windows:
 
     Args:
         grid: (H, W).
-        window: (height, width).
+        window: (h, w).
         layouts: Without and with shift.
+        relative: (h, w, h, w) of ``relative_positions``.
     """
     grid: tuple[int, int]
     window: tuple[int, int]
     layouts: tuple[Layout, Layout]
+    relative: Tensor
 
 
 def make_windows(grid: tuple[int, int], window: tuple[int, int], device=None) -> Windows:
@@ -92,7 +91,8 @@ def make_windows(grid: tuple[int, int], window: tuple[int, int], device=None) ->
     cut at the border instead: the same tokens attend to each other, and no mask is needed.
     """
     shifts = ((0, 0), (window[0] // 2, window[1] // 2))
-    return Windows(grid, window, tuple(_layout(grid, window, shift, device) for shift in shifts))
+    layouts = tuple(_layout(grid, window, shift, device) for shift in shifts)
+    return Windows(grid, window, layouts, relative_positions(window, device))
 
 
 def _layout(grid, window, shift, device):
@@ -100,14 +100,10 @@ def _layout(grid, window, shift, device):
     rows, columns = (cut(n + pad, side, by) for n, pad, side, by in zip(grid, padding, window, shift))
     raster = torch.arange(height * width, device=device).view(grid)
     raster = F.pad(raster, (0, padding[1], 0, padding[0]), value=height * width).flatten()
-    positions, relative = [], []
-    for h, row_starts in rows.items():
-        for w, column_starts in columns.items():
-            piece = piece_positions(row_starts, column_starts, (h, w), width + padding[1], device)
-            positions.append(raster[piece])
-            relative.append(relative_positions((h, w), window, device))
+    sizes = [(h, w) for h in rows for w in columns]
+    positions = [raster[piece_positions(rows[h], columns[w], (h, w), width + padding[1], device)] for h, w in sizes]
     place = places(torch.cat([index.flatten() for index in positions]), height * width)
-    return Layout(positions, relative, place, any(padding))
+    return Layout(sizes, positions, place, any(padding))
 
 
 def gather_pieces(x: Tensor, positions: list[Tensor]) -> list[Tensor]:
