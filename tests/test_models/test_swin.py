@@ -7,6 +7,8 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from mmseg.models.backbones import SwinTransformer as Stock
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mmtr import UserError, apply_token_reduction
 from mmtr.models.backbones import SwinTransformer
@@ -242,3 +244,26 @@ def test_without_a_stage_it_is_the_one_with_most_blocks():
 def test_unknown_attention_is_refused_when_built():
     with pytest.raises(UserError, match="attn_backend='fast'"):
         SwinTransformer(**SMALL, attn_backend='fast')
+
+
+def test_published_flops_tell_the_span_of_the_paper():
+    # Tab. 2 of Token Adapter, MaskDINO Swin-L: 936.86 G, with stage 1, 2, 3, 4 reduced:
+    saved = [936.86 - gflops for gflops in (915.74, 916.11, 809.66, 916.38)]
+    model = SwinTransformer(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12).eval()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def gflops(reduction=None):
+        model.set_token_reduction(reduction)
+        with fake, torch.no_grad(), FlopCounterMode(display=False, custom_mapping={
+                attention: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)}) as counter:
+            model(torch.empty(1, 3, 800, 1333))
+        return counter.get_total_flops() / 2e9
+
+    plain = gflops()
+    found = [plain - gflops(dict(type='TokenAdapter', stage=stage, layers=layers, ratio=1 / 3))
+             for stage, layers in zip((1, 2, 3, 4), ((1, 2), (1, 2), (12, 18), (1, 2)))]
+    print(f'backbone {plain:.1f} GFLOPs; saved {[round(n, 1) for n in found]}')
+    # The shape of the paper's input is not known; one block more or less of stage 3 would be 17%.
+    ratios = [ours / theirs for ours, theirs in zip(found, saved)]
+    assert all(0.84 < ratio < 0.96 for ratio in ratios)
