@@ -2,7 +2,7 @@
 import copy
 from dataclasses import dataclass
 from itertools import groupby
-from math import ceil, prod
+from math import prod
 from typing import Optional, Union
 
 import torch
@@ -54,7 +54,7 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
     _softmax abs adaptive_max_pool2d add add_ alias all amax amin any argmax argmin argsort as_strided
     avg_pool2d bernoulli bernoulli_ bitwise_and bitwise_or broadcast_tensors ceil clamp_max clamp_min
     clone copy cos count_nonzero cumsum diff div div_ dropout_ elu empty_like equal erf exp expand_as
-    feature_dropout fill fill_ flip floor_divide_ fmod frac full gelu gt hardsigmoid hardswish hardtanh
+    feature_dropout fill fill_ flip floor_divide_ fmod frac full gelu gt hardsigmoid hardswish hardtanh im2col
     index_add index_copy index_fill index_put index_select isfinite isnan leaky_relu leaky_relu_
     linalg_vector_norm lift_fresh log log_softmax logical_and logical_not logical_or logsumexp lt le
     masked_fill_ masked_scatter masked_select max_pool2d maximum mean meshgrid min minimum mish movedim
@@ -69,10 +69,7 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
 
 def token_schedule(backbone: nn.Module, shape: tuple[int, int]) -> Optional[list[int]]:
     """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels; None for a stock backbone."""
-    if not hasattr(backbone, 'token_reducer'):
-        return None
-    grid = tuple(ceil(n / patch) for n, patch in zip(shape, backbone.patch_embed.projection.kernel_size))
-    return backbone.token_reducer.token_schedule(grid, backbone.token_reducer.backbone.depth)
+    return backbone.token_schedule(shape) if hasattr(backbone, 'token_reducer') else None
 
 
 def schedule_in_words(schedule: list[int]) -> str:

@@ -46,7 +46,7 @@ class RotaryAttention(BaseModule):
         return AttentionAt(self, tokens)
 
 
-@dataclass(frozen=True)
+@dataclass
 class AttentionAt:
     """``RotaryAttention`` of given tokens: the one place where a token's position turns it."""
     module: RotaryAttention

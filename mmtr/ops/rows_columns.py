@@ -98,7 +98,7 @@ def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int],
     """
     kept, dropped, representative, sizes = [], [], [], []
     for score, n_normal, n_unique in zip(scores, normal, unique):
-        n = score.shape[1]
+        n = int(score.shape[1])  # a tensor inside a jit trace
         rank = score.argsort(dim=1, stable=True).argsort(dim=1)
         is_kept = rank >= n_normal
         axis_kept = _true_positions(is_kept, n - n_normal)

@@ -8,7 +8,7 @@ from mmseg.models.backbones import VisionTransformer as Stock
 from mmtr.analysis import layers
 from mmtr.analysis.layers import analyze_layers
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
-from tests.test_reducers.test_contract import every_reducer, images
+from tests.test_reducers.test_contract import eva02, every_reducer, images
 from tests.test_reducers.test_contract import vit as backbone
 
 SHAPE = BackboneShape(depth=4, embed_dims=32, num_prefix=1)
@@ -69,6 +69,12 @@ def test_every_reducer_is_measured_and_left_alone(cfg):
     with torch.no_grad():
         for out, expected in zip(model(image), before):
             assert torch.equal(out, expected)
+
+
+def test_a_rotary_backbone_is_measured():
+    model = eva02(None)
+    found = analyze_layers(model, [images(1)], dict(own=model.token_reducer), repeats=1)['own']['layers']
+    assert found['attention_tokens'] == [35] * 4 and all(0 < value < 1 for value in found['attention_diversity'])
 
 
 def test_attention_and_ffn_are_counted_apart():

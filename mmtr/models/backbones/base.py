@@ -9,7 +9,7 @@ from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
 
 
@@ -35,10 +35,14 @@ class ReducibleBackbone:
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""
-        reducer = build_token_reducer(token_reduction, self.shape)
+        reducer = self.build_reducer(token_reduction)
         if getattr(self, 'peft', None) is not None:
             self.peft.check_reducer(reducer)
         self.token_reducer = reducer
+
+    def build_reducer(self, token_reduction) -> TokenReducer:
+        """The reducer of a value of the key ``token_reduction``, for this backbone."""
+        return build_token_reducer(token_reduction, self.shape)
 
     def set_peft(self, peft) -> None:
         """Train what ``dict(type=..., **settings)`` says, and freeze all but that and the reducer; None: train all.
@@ -85,6 +89,11 @@ class ReducibleBackbone:
         return BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=self.num_prefix,
             grid=self._training_grid())
+
+    def token_schedule(self, shape) -> list[int]:
+        """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
+        grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
+        return self.token_reducer.token_schedule(grid, len(self.layers))
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
