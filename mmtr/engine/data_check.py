@@ -8,6 +8,8 @@ from mmengine.registry import DATASETS
 
 from mmtr.errors import UserError
 
+from .coco_check import check_classes, check_coco
+
 PAGE = 'docs/datasets.md'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -21,12 +23,14 @@ def check_data(cfg, loaders):
 
     Raises:
         UserError: A folder or annotation file is not there, or images lack annotations. It says which
-            path, the layout that the data set reads, and the page that tells how to prepare it.
+            path, the layout that the data set reads, and the page that tells how to prepare it. Or an annotation
+            file is of another task or has other classes than the data set and the model.
     """
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
-        for loader in loaders:
-            for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
-                _check(registry, dataset)
+    for loader in loaders:
+        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+            scope = dataset.get('_scope_') or cfg.get('default_scope', 'mmengine')
+            with DATASETS.switch_scope_and_registry(scope) as registry:
+                _check(registry, dataset, cfg.get('model'))
 
 
 def _datasets(cfg):
@@ -53,11 +57,12 @@ def _settings(kind, cfg):
     return {**settings, **cfg}
 
 
-def _check(registry, cfg):
+def _check(registry, cfg, model):
     kind = registry.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
     if not inspect.isclass(kind):
         return  # an unknown type is the registry's to report
     settings = _settings(kind, cfg)
+    check_classes(model, kind, settings)
     root = settings.get('data_root') or ''
     remote = (settings.get('backend_args') or {}).get('backend', 'local') != 'local'
     if remote or '://' in root or not settings.get('data_prefix'):
@@ -76,8 +81,11 @@ def _check(registry, cfg):
             raise UserError(f"The folder '{folder}' is not there: {layout}.")
     if names and not osp.exists(names):
         raise UserError(f"The annotation file '{names}' is not there: {layout}.")
+    listed = {}  # one listing of each folder instead of a question for each file
     if 'img_suffix' in settings and 'img_path' in folders:
-        _check_pairs(kind, cfg, settings, folders, layout)
+        _check_pairs(kind, cfg, settings, folders, layout, listed)
+    elif names:
+        check_coco(kind, settings, names, folders, lambda path: _is_listed(path, listed))
 
 
 def _layout(name, folders, names, settings):
@@ -90,13 +98,12 @@ def _layout(name, folders, names, settings):
     return f'{name} reads {" and ".join(reads)}; {PAGE} tells how to get and lay out the data'
 
 
-def _check_pairs(kind, cfg, settings, folders, layout):
-    bare = {key: value for key, value in cfg.items() if key not in ('type', 'pipeline', 'lazy_init')}
+def _check_pairs(kind, cfg, settings, folders, layout, listed):
+    bare = {key: value for key, value in cfg.items() if key not in ('type', 'pipeline', 'lazy_init', '_scope_')}
     pairs = kind(**bare, pipeline=[], lazy_init=True).load_data_list()
     if not pairs:
         raise UserError(f"'{folders['img_path']}' holds no image '*{settings['img_suffix']}': {layout}.")
     keys = [('img_path', 'image')] + [('seg_map_path', 'annotation')] * ('seg_map_path' in folders)
-    listed = {}  # one listing of each folder instead of a question for each file
     for key, what in keys:
         paths = [pair[key] for pair in pairs if key in pair]
         absent = [path for path in paths if not _is_listed(path, listed)]
