@@ -6,7 +6,7 @@ import torch
 from official_layouts import draw, layer_norm, linear, linear_shapes, norm_shapes
 from torch.nn import functional as F
 
-CHANNELS, HIDDEN, HEADS, POINTS, QUERIES, ENCODER, DECODER, CLASSES = 32, 16, 8, 4, 10, 2, 2, 5
+CHANNELS, HIDDEN, HEADS, POINTS, QUERIES, ENCODER, DECODER, CLASSES = 64, 16, 8, 4, 10, 2, 2, 5
 IMAGE = (64, 96)
 PIXEL, PREDICTOR = 'sem_seg_head.pixel_decoder', 'sem_seg_head.predictor'
 
@@ -83,7 +83,7 @@ def head_state(*args, seed=0, **kwargs):
     state = draw(shapes, seed)
     for key in shapes:  # weights as large as trained ones: boxes and masks that differ
         if not any(part in key for part in ('norm', 'input_proj', 'ref_point_head')):
-            state[key] = state[key] * 3
+            state[key] = state[key] * 2
     for i in range(DECODER):
         for name in (f'{PREDICTOR}.bbox_embed.{i}', f'{PREDICTOR}.decoder.bbox_embed.{i}'):
             state.update({name + key[len(f'{PREDICTOR}._bbox_embed'):]: value for key, value in list(state.items())

@@ -12,14 +12,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
 from mmengine.visualization import Visualizer
 
 from mmtr import UserError
 from mmtr.models import detectors  # noqa: F401
-from tests import panopticapi_stand_in
+from mmtr.models.maskdino.targets import targets_of
 from tests.drawn_coco import METAINFO, PANOPTIC, SIZE, draw_coco
 
-panopticapi_stand_in.install()
 LOSSES = ('cls', 'bbox', 'giou', 'mask', 'dice')
 LAYERS = 2
 
@@ -49,7 +49,7 @@ def model_cfg(things=2, stuff=0, test_cfg=None, **head):
         backbone=dict(type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_cfg=dict(type='BN')),
         panoptic_head={**dict(
             type='mmtr.MaskDINOHead', in_channels=[16, 32, 64, 128], num_things_classes=things,
-            num_stuff_classes=stuff, channels=32, num_queries=20,
+            num_stuff_classes=stuff, channels=64, num_queries=20,
             pixel_decoder=dict(num_layers=LAYERS, feedforward_channels=64),
             decoder=dict(num_layers=LAYERS, feedforward_channels=64),
             denoising=dict(num_slots=10), loss=dict(num_points=256)), **head},
@@ -126,14 +126,13 @@ def test_crowds_are_no_objects_and_a_pixel_is_one(coco):
 
 
 def test_targets_are_shares_of_the_padded_image(coco):
-    from mmtr.models.maskdino.targets import targets_of
     model, dataset = build(things=2, stuff=2), DATASETS.build(dataset_cfg(coco, 'panoptic'))
     batch = batch_of(dataset, 2)
     sample = batch['data_samples'][0]
     # Shorter and narrower than what it is padded to.
     batch['inputs'][0] = batch['inputs'][0][:, :60, :50]
     sample.gt_instances.masks = sample.gt_instances.masks.crop(np.array([0, 0, 50, 60]))
-    sample.gt_sem_seg.sem_seg = sample.gt_sem_seg.sem_seg[:, :60, :50]
+    sample.gt_sem_seg = PixelData(sem_seg=sample.gt_sem_seg.sem_seg[:, :60, :50])
     sample.set_metainfo(dict(img_shape=(60, 50)))
     data = model.data_preprocessor(batch, training=True)
     target, = targets_of(data['data_samples'], 2, 2, 'cpu')
@@ -144,7 +143,7 @@ def test_targets_are_shares_of_the_padded_image(coco):
         left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
         expected = torch.stack(((left + right) / 128, (top + bottom) / 128, (right - left) / 64, (bottom - top) / 64))
         torch.testing.assert_close(box, expected)
-    things = sample.gt_instances.bboxes / 64
+    things = data['data_samples'][0].gt_instances.bboxes / 64
     torch.testing.assert_close(target.bboxes[:2, :2], (things[:, :2] + things[:, 2:]) / 2)
     torch.testing.assert_close(target.bboxes[:2, 2:], things[:, 2:] - things[:, :2])
 
