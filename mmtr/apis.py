@@ -33,7 +33,7 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
     if not backbones:
         found = type(getattr(model, 'backbone', model)).__name__
         raise UserError(f'Tokens cannot be reduced in a {found}: use a model with the backbone VisionTransformer '
-                        'of mmseg or mmtr, or mmtr.EVA02.')
+                        'of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, or mmtr.EVA02.')
     for backbone in backbones:
         backbone.set_token_reduction(token_reduction)
     return model

@@ -5,6 +5,8 @@ from typing import Optional
 
 from torch import Tensor
 
+from mmtr.ops.shifted_windows import Windows
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -21,6 +23,7 @@ class Tokens:
             activation checkpointing runs a layer twice on the same memo.
         rotary: Tables of ``mmtr.ops.rotary`` for the full grid, one for each kind of layer; empty where
             the backbone has no rotary position embedding.
+        windows: The windows that the tokens attend within, of the grid that they form now; None: all attend to all.
     """
     x: Tensor
     grid: tuple[int, int]
@@ -29,6 +32,7 @@ class Tokens:
     size: Optional[Tensor] = None
     memo: dict = field(default_factory=dict)
     rotary: tuple[Tensor, ...] = ()
+    windows: Optional[Windows] = None
 
     def replace(self, **changes) -> 'Tokens':
         """A copy with the given fields changed."""

@@ -11,6 +11,7 @@ from mmseg.utils import register_all_modules
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmtr import apply_token_reduction
 from mmtr.engine.model import build_model
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.reducers import (
@@ -30,6 +31,7 @@ from mmtr.registry import TOKEN_REDUCERS
 ROOT = Path(__file__).parents[1]
 SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
 DETECTORS = sorted((ROOT / 'configs').glob('cascade-mask-rcnn_*.py'))
+UPERNETS = sorted((ROOT / 'configs').glob('upernet_*.py'))
 METHODS = dict(algm=ALGM, cropr=Cropr, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter,
                tome=ToMe)
 #: Methods that must be trained: not in the table of every size and data set.
@@ -114,7 +116,8 @@ def test_detector_config_is_consistent(path):
 
 
 @pytest.mark.parametrize(
-    'path', [p for p in SEGMENTERS + DETECTORS if method_of(p) is not TokenReducer], ids=lambda path: path.stem)
+    'path', [p for p in SEGMENTERS + DETECTORS + UPERNETS if method_of(p) is not TokenReducer],
+    ids=lambda path: path.stem)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("_base_ = '")[1].split("'")[0])
@@ -161,6 +164,29 @@ def test_plain_config_is_the_stock_one(size):
     for key in ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg',
                 'test_evaluator', 'default_hooks'):
         assert without_scope(ours[key]) == without_scope(stock[key]), key
+
+
+def test_swin_config_is_the_stock_one():
+    ours = read('upernet_swin-t_ade20k.py')
+    stock = get_config('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py')
+    assert ours.model.backbone.pop('type') == 'mmtr.SwinTransformer' and ours.pop('custom_imports').imports == ['mmtr']
+    assert stock.model.backbone.pop('type') == 'SwinTransformer'
+    assert without_scope(ours.to_dict()) == without_scope(stock.to_dict())
+
+
+def test_mask2former_config_is_the_stock_one_and_a_hook():
+    ours = read('mask2former_swin-l_tadapter_coco-panoptic.py')
+    stock = get_config('mmdet::mask2former/mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic.py')
+    hook, = ours.pop('custom_hooks')
+    assert ours.pop('custom_imports').imports == ['mmtr'] and 'custom_hooks' not in stock
+    assert without_scope(ours.to_dict()) == without_scope(stock.to_dict())
+    model = without_weights(stock)
+    keys = list(model.state_dict())
+    apply_token_reduction(model, hook.token_reduction)
+    assert list(model.state_dict()) == keys
+    # 800x1344 pixels: the last 12 of 18 blocks of stage 3 see 8x8 of 12x12 tokens; 50x84 is 4x7 windows, and 2 rows of 7.
+    assert model.backbone.token_schedule((800, 1344)) == [67200] * 2 + [16800] * 2 + [4200] * 6 + [33 * 56] * 12 + [
+        1050] * 2
 
 
 @pytest.mark.parametrize('depth', [12, 24])
@@ -229,7 +255,9 @@ def test_detector_has_the_reported_gflops(name, published):
 
 
 @pytest.mark.parametrize('name', [
-    'segmenter_eva02-s_ade20k.py', 'segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py'])
+    'segmenter_eva02-s_ade20k.py', 'segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py',
+    'upernet_swin-t_tadapter_ade20k.py'])
 def test_config_builds_and_runs(name):
+    grid = (16, 24) if 'swin' in name else (4, 6)
     with torch.no_grad():
-        assert build_model(read(name))(torch.zeros(1, 3, 64, 96)).shape == (1, 150, 4, 6)
+        assert build_model(read(name))(torch.zeros(1, 3, 64, 96)).shape == (1, 150, *grid)

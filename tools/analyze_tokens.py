@@ -91,7 +91,7 @@ def reducers_of(model, reductions):
     reducers = {name: apply_token_reduction(model, reduction).backbone.token_reducer.to(device).eval()
                 for name, reduction in {'plain': None, **(reductions or {})}.items()}
     if not reductions and own is not None and type(own) is not TokenReducer:
-        reducers[type(own).__name__] = own
+        reducers[own.name] = own
     return reducers
 
 

@@ -16,7 +16,6 @@ from mmtr.analysis.speed import machine
 from mmtr.engine import measuring
 from mmtr.engine.configs import read_reductions
 from mmtr.errors import UserError, command
-from mmtr.reducers import build_token_reducer
 from mmtr.visualization.trade_off import draw_trade_off
 
 ALL = Path(__file__).resolve().parents[1] / 'configs/reductions/all_methods.py'
@@ -44,7 +43,7 @@ def fitting(reductions, backbone, leave_out):
     kept = {}
     for name, reduction in reductions.items():
         try:
-            build_token_reducer(reduction, backbone)
+            backbone.build_reducer(reduction)
             kept[name] = reduction
         except UserError as error:
             if not leave_out:
@@ -77,7 +76,7 @@ def main():
         measuring.check_file(args.out, '--out')
     reductions = {'plain': None, **read_reductions(ALL if args.all else args.reductions)}
     cfg, model = measuring.load(args)
-    reductions = fitting(reductions, model.backbone.token_reducer.backbone, leave_out=args.all)
+    reductions = fitting(reductions, model.backbone, leave_out=args.all)
     made = made_with(cfg, args.checkpoint, args.device, reductions=reductions)
     with Journal(f'{args.out}.partial', made) if args.out else Journal() as journal:
         if len(journal):

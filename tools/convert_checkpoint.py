@@ -49,7 +49,7 @@ def advice(notes, out, whole_model):
     differing = deviations(notes.settings, Config.fromfile(configs[0]).model) if configs else notes.settings
     options = [f'model.{key}={str(value).replace(" ", "")}' for key, value in differing.items()]
     if not whole_model:
-        options.insert(0, f'model.pretrained={out}')
+        options.insert(0, f'model.{notes.pretrained}={out}')
     if configs:
         config = f'configs/{configs[0].name}'
         tool = f'test.py {config} {out}' if whole_model else f'train.py {config}'

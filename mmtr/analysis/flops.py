@@ -2,7 +2,7 @@
 import copy
 from dataclasses import dataclass
 from itertools import groupby
-from math import ceil, prod
+from math import prod
 from typing import Optional, Union
 
 import torch
@@ -69,10 +69,7 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
 
 def token_schedule(backbone: nn.Module, shape: tuple[int, int]) -> Optional[list[int]]:
     """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels; None for a stock backbone."""
-    if not hasattr(backbone, 'token_reducer'):
-        return None
-    grid = tuple(ceil(n / patch) for n, patch in zip(shape, backbone.patch_embed.projection.kernel_size))
-    return backbone.token_reducer.token_schedule(grid, backbone.token_reducer.backbone.depth)
+    return backbone.token_schedule(shape) if hasattr(backbone, 'token_reducer') else None
 
 
 def schedule_in_words(schedule: list[int]) -> str:

@@ -1,6 +1,7 @@
 """What each layer of a backbone does: tokens, attention diversity, token similarity, time."""
 from collections.abc import Sequence
 from functools import partial
+from math import isnan
 from statistics import fmean, median
 
 import torch
@@ -24,16 +25,16 @@ class _Meter(Observer):
         self.found = {quantity: [torch.nan] * inner.backbone.depth for quantity in QUANTITIES[:-1]}
 
     def attention(self, i, attn, x, tokens):
-        """Whoever calls ``attend``, the module's own ``branch`` or the reducer, is heard."""
-        attend = attn.attend
+        """Whoever calls ``attend``, the module's own ``branch`` or the reducer, is heard; in a Swin several times."""
+        attend, counts, similarities = attn.attend, [], []
 
         def heard(q, k, v, bias=None):
             patches = q[:, :, tokens.num_prefix:]
-            self.found['attention_tokens'][i] = patches.shape[0] * patches.shape[2]
+            counts.append(patches.shape[0] * patches.shape[2])
             rows = bias
             if bias is not None and bias.shape[-2] > 1:
                 rows = bias[..., tokens.num_prefix:, :]
-            self.found['attention_diversity'][i] = 1 - float(attention_similarity(patches, k, rows).mean())
+            similarities.append(float(attention_similarity(patches, k, rows).mean()))
             return attend(q, k, v, bias)
 
         attn.attend = heard
@@ -41,6 +42,12 @@ class _Meter(Observer):
             return self.inner.attention(i, attn, x, tokens)
         finally:
             del attn.attend
+            # A window of one token has nothing to be compared with.
+            compared = [(n, value) for n, value in zip(counts, similarities) if not isnan(value)]
+            self.found['attention_tokens'][i] = sum(counts)
+            if compared:
+                mean = sum(n * value for n, value in compared) / sum(n for n, _ in compared)
+                self.found['attention_diversity'][i] = 1 - mean
 
     def ffn(self, i, ffn, x, tokens):
         """Counts what the FFN is called on."""

@@ -4,7 +4,7 @@ A source is a module with ``read(path)``, which returns the arguments of its pur
 ``convert(state, ...) -> (state_dict, Notes)``. A new one is a file here and a line in ``SOURCES``.
 """
 
-from . import augreg_npz, cropr, eva02, maskdino, segmenter, timm_vit
+from . import augreg_npz, cropr, eva02, maskdino, segmenter, swin, timm_vit
 
 SOURCES = {'segmenter': segmenter, 'timm_vit': timm_vit, 'augreg_npz': augreg_npz, 'eva02': eva02, 'cropr': cropr,
-           'maskdino': maskdino}
+           'swin': swin, 'maskdino': maskdino}

@@ -1,10 +1,13 @@
 """The official MaskDINO checkpoints (detectron2's keys) -> ``mmtr.MaskDINO``."""
 
+import re
+
 import torch
 
 from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.errors import UserError
 
+from . import swin
 from .resnet import count_batches, resnet_table
 from .vit import Notes, depth, need, rename
 
@@ -32,14 +35,12 @@ def convert(state):
 
     It has the box head and the last norm under several names; here each is there once.
     """
-    state = _without_copies(state)
-    for key in [key for key in state if key.endswith('num_batches_tracked')]:
-        del state[key]
+    backbone = {key: state[key] for key in state if key.startswith('backbone.')}
+    state = _without_copies({key: value for key, value in state.items() if key not in backbone})
     table, settings = _head_table(state)
-    backbone, found, name = _backbone(state)
-    table.update(backbone)
     converted = rename(state, table, KIND, DROPPED)
-    count_batches(converted, 'backbone.')
+    weights, found, name = (_swin if 'backbone.patch_embed.proj.weight' in backbone else _resnet)(backbone)
+    converted.update(weights)
     settings.update(found)
 
     classes = len(state[f'{PREDICTOR}label_enc.weight'])
@@ -170,7 +171,22 @@ def _predictor_table(table, settings, state, levels, channels):
     })
 
 
-def _backbone(state):
-    """Table, settings, and the name in our configs."""
+def _resnet(state):
+    """Weights, settings, and the name in our configs."""
     table, layers = resnet_table(state, KIND, 'backbone.', 'backbone.')
-    return table, {'backbone.depth': layers}, f'r{layers}'
+    counted = [key for key in state if key.endswith('num_batches_tracked')]  # a SyncBN's; a frozen norm has none
+    weights = rename(state, table, KIND, counted)
+    count_batches(weights)
+    return weights, {'backbone.depth': layers}, f'r{layers}'
+
+
+def _swin(state):
+    """As ``_resnet``: the official keys, and a norm for each of the maps."""
+    state = {key.removeprefix('backbone.'): value for key, value in state.items()}
+    norms = {key: state.pop(key).float() for key in list(state) if re.match(r'norm\d\.', key)}
+    weights, notes = swin.convert(state)
+    indices = {re.sub('layers(.*)attn', r'stages\1attn.w_msa', key): value
+               for key, value in state.items() if key.endswith('relative_position_index')}
+    letter = swin.SIZES.get((notes.settings['backbone.embed_dims'], notes.settings['backbone.depths']))
+    weights = {f'backbone.{key}': value for key, value in {**weights, **norms, **indices}.items()}
+    return weights, notes.settings, f'swin-{letter}'

@@ -18,13 +18,15 @@ class Notes:
 
     ``settings`` maps keys of a config's ``model``, dotted, to the values that the weights need.
     ``fits`` is the name of the config in ``configs/`` (or a pattern, for a backbone), None if there
-    is none. ``meta`` is stored with the weights; ``remarks`` are sentences for the user.
+    is none. ``meta`` is stored with the weights; ``remarks`` are sentences for the user. ``pretrained`` is
+    the key of the config's ``model`` that takes the file of a backbone.
     """
 
     meta: dict
     settings: dict
     fits: 'str | None' = None
     remarks: list = field(default_factory=list)
+    pretrained: str = 'pretrained'
 
 
 def need(state, key, kind):

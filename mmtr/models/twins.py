@@ -3,26 +3,36 @@
 A twin is an instance of a subclass with the stock instance's own content: no parameter is copied, no
 key of the ``state_dict`` changes, and the stock instance stays what it was.
 """
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 from torch import nn
 
-#: Stock class -> function of (module, attn_backend) that returns its twin.
-_TWINS: dict[type, Callable] = {}
+#: Full name of a stock class -> function of (module, attn_backend) that returns its twin.
+_TWINS: dict[str, Callable] = {}
 
 
-def twin_of(stock: type):
-    """Decorator: the function that makes the twin of exactly this class (a subclass may differ in more)."""
+def _name(cls):
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def twin_of(stock: Union[type, str]):
+    """Decorator: the function that makes the twin of exactly this class (a subclass may differ in more).
+
+    A class is given by its full name where it is not worth importing what holds it.
+    """
 
     def register(make):
-        _TWINS[stock] = make
+        _TWINS[stock if isinstance(stock, str) else _name(stock)] = make
         return make
 
     return register
 
 
 def share(cls: type, module: nn.Module) -> nn.Module:
-    """An instance of ``cls``, a subclass of ``type(module)``, with the parameters and children of ``module``."""
+    """An instance of ``cls`` with the parameters and children of ``module``.
+
+    ``cls`` is a subclass of ``type(module)``, or of its like in another OpenMMLab library.
+    """
     twin = cls.__new__(cls)
     twin.__dict__ = {key: value.copy() if isinstance(value, dict) else value
                      for key, value in module.__dict__.items()}
@@ -31,7 +41,7 @@ def share(cls: type, module: nn.Module) -> nn.Module:
 
 def make_twin(module: nn.Module, attn_backend: str) -> Optional[nn.Module]:
     """The twin of ``module``, or None if its class has none."""
-    make = _TWINS.get(type(module))
+    make = _TWINS.get(_name(type(module)))
     return None if make is None else make(module, attn_backend)
 
 

@@ -34,3 +34,16 @@ def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
     enlarge = _bicubic(torch.eye(pixels, device=kernel.device).view(pixels, 1, *old), new).flatten(1)
     fitted = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge.double()).T
     return fitted.to(kernel.dtype).unflatten(2, new)
+
+
+def resize_relative_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A table of relative positions ((2 H - 1) * (2 W - 1), heads) of an (H, W) window for another window.
+
+    Bicubic, as OpenMMLab resizes the tables of pretrained Swins. No antialiasing: it would blur the entry for a
+    token itself.
+    """
+    if old == new:
+        return table
+    grid = table.t().float().view(1, -1, *(2 * n - 1 for n in old))
+    grid = F.interpolate(grid, tuple(2 * n - 1 for n in new), mode='bicubic')
+    return grid.flatten(2).squeeze(0).t().to(table.dtype)

@@ -15,12 +15,15 @@ from mmtr.tokens import Tokens
 class BackboneShape:
     """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens.
 
-    ``grid`` is (H, W) of the patch grid of its training images; None: not known.
+    ``grid`` is (H, W) of the patch grid of its training images; None: not known. With a ``stage``, counted from
+    1, the layers are those of this stage of a backbone that attends within windows, and ``grid`` is a window's;
+    the batch axis of the tokens is then B * windows, and windows at the border of an image may be smaller.
     """
     depth: int
     embed_dims: int
     num_prefix: int
     grid: Optional[tuple[int, int]] = None
+    stage: Optional[int] = None
 
 
 class TokenReducer(BaseModule):
@@ -44,6 +47,9 @@ class TokenReducer(BaseModule):
     needs_class_token = False
     #: Whether it has parameters of its own, so that a model must be trained with it.
     trained = False
+    #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
+    #: those of the window alone and whose columns on its columns; and it only acts between layers.
+    within_windows = False
 
     def __init__(self, backbone: BackboneShape):
         super().__init__()
@@ -51,6 +57,11 @@ class TokenReducer(BaseModule):
             raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
         self.backbone = backbone
+
+    @property
+    def name(self) -> str:
+        """Of the method, for tables."""
+        return type(self).__name__
 
     @classmethod
     def search_space(cls, trial, backbone: BackboneShape) -> dict:
@@ -116,7 +127,11 @@ class TokenReducer(BaseModule):
             grid: (H, W) of the patch grid.
             depth: Layers of the backbone.
         """
-        return [grid[0] * grid[1]] * depth
+        return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
+
+    def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
+        """Rows and columns that the patch tokens of each layer form; only of methods that leave a grid."""
+        return [grid] * depth
 
     def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """What happened to each patch, for pictures; None where nothing is reduced at this point.
@@ -126,6 +141,10 @@ class TokenReducer(BaseModule):
             position of the patch that stands for it (B, H * W).
         """
         return None
+
+
+#: Does nothing, in a backbone of any shape.
+NOTHING = TokenReducer(BackboneShape(depth=0, embed_dims=0, num_prefix=0))
 
 
 def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenReducer:
@@ -152,6 +171,10 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
     for key in settings:
         if key not in allowed:
             raise UserError(f'token_reduction of type {name} has no setting {key!r}: it has {", ".join(allowed)}.')
+    if backbone.stage is not None and not method.within_windows:
+        fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.within_windows)
+        raise UserError(f'token_reduction.type={name!r} cannot work within the windows of a Swin, where what is left '
+                        f'must be a smaller grid: choose one of {fitting}.')
     return method(backbone=backbone, **settings)
 
 

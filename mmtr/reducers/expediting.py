@@ -37,6 +37,7 @@ class Expediting(RestoringReducer):
             has more rows or columns than there are patches.
     """
     nothing = dict(grid=1.)
+    within_windows = True
     expansion = 'assignment'
 
     def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
@@ -45,6 +46,9 @@ class Expediting(RestoringReducer):
         layer = default_start(backbone.depth) if layer is None else layer
         self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
         self.grid = self._check_grid(grid)
+        if backbone.stage is not None:
+            # Windows at the border are smaller, and have clusters in proportion.
+            self.grid = tuple(n / whole for n, whole in zip(self._clusters(backbone.grid), backbone.grid))
         self.n_iters = check_whole('n_iters', n_iters, 1)
         self.window = check_whole('window', window, 1)
         check_number('window', window, lambda n: n % 2 == 1, 'odd, so that a cluster is at its centre')
@@ -75,8 +79,9 @@ class Expediting(RestoringReducer):
         clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1)
                          for n, size in zip(self.grid, grid))
         if any(n > size for n, size in zip(clusters, grid)):
-            raise UserError(f'token_reduction.grid={self.grid} is more than the {grid[0]}x{grid[1]} patches '
-                            'of this image: give at most as many rows and columns, or fractions up to 1.0.')
+            raise UserError(f'token_reduction.grid={self.grid} is more than the {grid[0]}x{grid[1]} patches of this '
+                            f'{"image" if self.backbone.stage is None else "window"}: give at most as many rows and '
+                            'columns, or fractions up to 1.0.')
         return clusters
 
     def before_layer(self, i, tokens):
@@ -96,10 +101,10 @@ class Expediting(RestoringReducer):
         """Token reconstruction layer."""
         return eject(tokens.patches, tokens.memo['assignment'])
 
-    def token_schedule(self, grid, depth):
+    def grid_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""
         clusters = self._clusters(grid)
-        return [clusters[0] * clusters[1] if i >= self.layer else grid[0] * grid[1] for i in range(depth)]
+        return [clusters if i >= self.layer else grid for i in range(depth)]
 
     def token_map(self, tokens):
         """See ``TokenReducer``; the cluster with the largest share in a patch stands for it."""

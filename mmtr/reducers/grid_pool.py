@@ -24,6 +24,7 @@ class GridPool(RestoringReducer):
         UserError: A setting cannot work, alone or with this backbone.
     """
     nothing = dict(ratio=0.)
+    within_windows = True
     expansion = 'cells'
 
     def __init__(self, backbone, ratio=0.5, layers=None, restore='residual'):
@@ -58,10 +59,9 @@ class GridPool(RestoringReducer):
         """Upsample."""
         return upsample(tokens.patches, tokens.memo['cells'], tokens.grid)
 
-    def token_schedule(self, grid, depth):
+    def grid_schedule(self, grid, depth):
         """See ``TokenReducer``."""
-        rows, columns = self._cells(grid)
-        return [rows * columns if self.layers[0] <= i < self.stop else grid[0] * grid[1] for i in range(depth)]
+        return [self._cells(grid) if self.layers[0] <= i < self.stop else grid for i in range(depth)]
 
     def token_map(self, tokens):
         """See ``TokenReducer``; the middle patch of a cell stands for those that it is nearest to."""

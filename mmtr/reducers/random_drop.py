@@ -1,8 +1,11 @@
 """Random: drop tokens without a look at them."""
+import math
+
 import torch
 
 from mmtr.errors import UserError
 from mmtr.ops.dropping import pseudo_random
+from mmtr.ops.query_scores import highest
 from mmtr.registry import TOKEN_REDUCERS
 
 from .base import check_number, check_whole, default_start
@@ -12,6 +15,8 @@ from .pruning import PruneReducer
 @TOKEN_REDUCERS.register_module()
 class Random(PruneReducer):
     """Drop tokens at random, or all but every k-th: the floor that any method must beat.
+
+    Within windows a grid must be left: there rows and columns are dropped, the same share of both.
 
     Args:
         backbone: See ``TokenReducer``.
@@ -28,6 +33,7 @@ class Random(PruneReducer):
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
     nothing = dict(r=0, ratio=None, layer=None, every=None)
+    within_windows = True
     every = None
 
     def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='residual', r=None, layers=None,
@@ -40,6 +46,9 @@ class Random(PruneReducer):
         if once and often:
             raise UserError(f'token_reduction has {", ".join(once)} and {", ".join(often)}: ratio, layer and every '
                             'drop once, r and layers after several layers; give either.')
+        if backbone.stage is not None and (often or every is not None or multiple_of or fusion != 'none'):
+            raise UserError('token_reduction of type Random drops rows and columns once within windows: give ratio and '
+                            'layer, and leave every, r, layers, multiple_of and fusion out.')
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         self.every = None if every is None else check_whole('every', every, 1)
         self.seed = check_whole('seed', seed, 0)
@@ -54,6 +63,32 @@ class Random(PruneReducer):
         """See ``TokenReducer``."""
         return dict(ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
                     layer=trial.suggest_int('layer', 0, backbone.depth - 1))
+
+    def before_layer(self, i, tokens):
+        """See ``PruneReducer``; within windows whole rows and columns go."""
+        if self.backbone.stage is None:
+            return super().before_layer(i, tokens)
+        left = self._left_of_window(tokens.grid)
+        if i != self.layers[0] + 1 or left == tokens.grid:
+            return tokens
+        rows, columns = (highest(pseudo_random(n, self.seed + axis, tokens.x.device).unsqueeze(0), count)[0]
+                         for axis, (n, count) in enumerate(zip(tokens.grid, left)))
+        kept = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten()
+        return self._drop(tokens, kept.expand(len(tokens.x), -1))
+
+    def _left_of_window(self, grid):
+        share = 1 - math.sqrt(1 - self.r[0])
+        return tuple(max(n - round(share * n), 1) for n in grid)
+
+    def grid_schedule(self, grid, depth):
+        """See ``TokenReducer``; within windows."""
+        return [grid if i <= self.layers[0] else self._left_of_window(grid) for i in range(depth)]
+
+    def token_schedule(self, grid, depth):
+        """See ``TokenReducer``."""
+        if self.backbone.stage is None:
+            return super().token_schedule(grid, depth)
+        return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
 
     def _gone(self, patches):
         return super()._gone(patches) if self.every is None else [patches - -(-patches // self.every)]

@@ -66,6 +66,7 @@ class TokenAdapter(RestoringReducer):
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
     nothing = dict(ratio=0.)
+    within_windows = True
     expansion = 'levels'
 
     def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='alternating',
@@ -76,6 +77,12 @@ class TokenAdapter(RestoringReducer):
                                     ('merge', merge, MERGES), ('reference', reference, REFERENCES),
                                     ('mode', mode, ('max', 'threshold'))):
             check_choice(key, value, choices)
+        if backbone.stage is not None and score == 'attn':
+            raise UserError("token_reduction.score='attn' cannot work within windows, which are not those of the layer "
+                            f"before: choose one of {', '.join(s for s in SCORES if s != 'attn')}.")
+        if backbone.stage is not None and restore == 'none':
+            raise UserError("token_reduction.restore='none' cannot work within windows, since the next stage needs "
+                            'every token: choose copy or residual.')
         self.layers = check_layers('layers', layers, backbone.depth)
         self.unique = check_pair('unique', unique)
         if ratio is not None and per_layer is not None:
@@ -121,10 +128,14 @@ class TokenAdapter(RestoringReducer):
 
     def _counts(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """How many rows and columns of ``grid`` become normal, and how many are unique."""
-        unique = tuple(round(share * n) for share, n in zip(self.unique, grid))
+        unique = tuple(min(round(share * n), n - 1) for share, n in zip(self.unique, grid))
         if self.per_layer is not None:
             return tuple(k if n - u - k >= 1 else 0 for k, u, n in zip(self.per_layer, unique, grid)), unique
         normal = tuple(round(share * n) for share, n in zip(self.ratio, grid))
+        if self.backbone.stage is not None:
+            # Of a window at the border as much goes as can.
+            normal = tuple(min(k, n - u - 1) if n < whole else k
+                           for k, u, n, whole in zip(normal, unique, grid, self.backbone.grid))
         for axis, n, k, u, ratio in zip(('rows', 'columns'), grid, normal, unique, self.ratio):
             if k > 0 and n - k - u < 1:
                 raise UserError(
@@ -184,13 +195,13 @@ class TokenAdapter(RestoringReducer):
         memo = {key: value for key, value in tokens.memo.items() if key != 'levels'}
         return tokens.replace(grid=self._grid(tokens), memo=memo)
 
-    def token_schedule(self, grid, depth):
+    def grid_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the grid is too small for the ratio."""
         schedule, current = [], grid
         for i in range(depth):
             if self._injects(i):
                 current = tuple(n - k for n, k in zip(current, self._counts(current)[0]))
-            schedule.append(current[0] * current[1])
+            schedule.append(current)
             if self.restores and i == self.layers[1] - 1:
                 current = grid
         return schedule

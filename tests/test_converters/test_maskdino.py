@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mmtr import UserError
 from mmtr.converters import maskdino as source
 from mmtr.models import detectors  # noqa: F401
+from mmtr.models.backbones import SwinTransformer
 
 BASE = 8
 WIDTHS = [4 * BASE * 2**i for i in range(4)]
@@ -99,6 +100,33 @@ def test_converted_weights_give_the_outputs_of_the_release(case):
     for ours, theirs in zip((scores, boxes, masks), found):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert len(boxes) == layout.QUERIES and boxes.std(0).min() > 1e-3 and (masks > 0).float().std() > 0
+
+
+def official_swin(model):
+    """A Swin's weights under the names of the release, which has a norm for each map too."""
+    state = {}
+    for key, value in model.state_dict().items():
+        for ours, theirs in (('stages', 'layers'), ('patch_embed.projection', 'patch_embed.proj'), ('attn.w_msa', 'attn'),
+                             ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2')):
+            key = key.replace(ours, theirs)
+        if 'downsample' in key:  # (row, column) of a neighbour: ours 00 01 10 11 for each channel, theirs 00 10 01 11
+            value = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+        state[f'backbone.{key}'] = value
+    return state
+
+
+def test_weights_of_a_swin_are_all_there():
+    model = SwinTransformer(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[2, 2, 4, 4], window_size=4)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    state = {**official_swin(model), **layout.head_state([8, 16, 32, 64], encoded=4, extra=1)}
+    converted, notes = source.convert(state)
+    found = {key.removeprefix('backbone.'): value for key, value in converted.items() if key.startswith('backbone.')}
+    assert found.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(found[key], value), key
+    assert notes.settings['backbone.depths'] == (2, 2, 2, 2) and notes.settings['backbone.window_size'] == 4
+    assert notes.settings['panoptic_head.pixel_decoder.num_encoder_levels'] == 4
 
 
 def test_notes_name_the_config_and_what_is_not_in_the_file():

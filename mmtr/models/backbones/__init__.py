@@ -1,4 +1,5 @@
 from .eva02 import EVA02
+from .swin import SwinTransformer
 from .vit import VisionTransformer
 
-__all__ = ['EVA02', 'VisionTransformer']
+__all__ = ['EVA02', 'SwinTransformer', 'VisionTransformer']

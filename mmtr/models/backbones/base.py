@@ -1,8 +1,10 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
+import math
+
 import torch
 
 from mmtr.errors import UserError
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
 
 
@@ -18,9 +20,18 @@ class ReducibleBackbone:
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None."""
-        self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
+        self.token_reducer = self.build_reducer(token_reduction)
+
+    def build_reducer(self, token_reduction) -> TokenReducer:
+        """The reducer of a value of the key ``token_reduction``, for this backbone."""
+        return build_token_reducer(token_reduction, BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=int(self.with_cls_token),
             grid=self._training_grid()))
+
+    def token_schedule(self, shape) -> list[int]:
+        """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
+        grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
+        return self.token_reducer.token_schedule(grid, len(self.layers))
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)

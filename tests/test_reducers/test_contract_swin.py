@@ -1,0 +1,145 @@
+"""The promises of DESIGN section 3 within the windows of a Swin, for every method that works there."""
+import copy
+
+import pytest
+import torch
+from mmseg.models.backbones import SwinTransformer as Stock
+
+from mmtr.models.backbones import SwinTransformer
+from mmtr.registry import TOKEN_REDUCERS
+
+from . import test_contract as contract
+from .test_contract import images
+
+MORE = dict(
+    Expediting=[dict(layer=0, grid=(2, 5), window=9), dict(grid=4, layer=3, restore='copy')],
+    GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy', stage=1, layers=(1, 2))],
+    Random=[dict(ratio=0.9, layer=0, restore='copy'), dict(ratio=0.3, stage=1, restore='last')],
+    TokenAdapter=[
+        dict(per_layer=(1, 0), mode='threshold', layers=(0, 4)), dict(score='max', restore='copy', stage=1),
+        dict(unique=0.2, reference='representative', layers=(1, 3)), dict(merge='bilinear', score='random')])
+CASES = [dict(type=name, **settings) for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
+         if method.within_windows for settings in [{}, *MORE[name]]]
+every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
+SMALL = dict(embed_dims=16, depths=(2, 4), num_heads=(2, 4), strides=(4, 2), out_indices=(0, 1), window_size=6)
+
+
+def swin(cfg, **kwargs):
+    """Images of 80x112 pixels have 20x28 and 10x14 patches: windows of all sizes at the border."""
+    torch.manual_seed(0)
+    return contract.filled(SwinTransformer(**SMALL, token_reduction=cfg, **kwargs))
+
+
+@every_reducer
+@pytest.mark.parametrize('check', [
+    contract.test_an_image_does_not_depend_on_its_batch, contract.test_no_state_is_left_on_the_module,
+    contract.test_two_threads_share_a_model], ids=lambda f: f.__name__)
+def test_as_a_vit(cfg, check):
+    check(cfg, swin)
+
+
+@pytest.mark.parametrize('cfg', [dict(type=name, layers=(1, 3)) for name in ('GridPool', 'TokenAdapter')] + [
+    dict(type=name, layer=2) for name in ('Expediting', 'Random')], ids=str)
+def test_compiles_without_a_graph_break(cfg):
+    contract.test_compiles_without_a_graph_break(cfg, swin)
+
+
+@every_reducer
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_dtype_in_is_dtype_out(cfg, dtype):
+    contract.test_dtype_in_is_dtype_out(cfg, swin, dtype)
+
+
+@every_reducer
+@pytest.mark.parametrize('height, width', [(64, 64), (80, 112), (57, 130), (5, 9)])
+def test_heads_receive_the_full_grid(cfg, height, width):
+    with torch.no_grad():
+        outs = swin(cfg)(images(2, height, width))
+    grid = (-(-height // 4), -(-width // 4))
+    assert [tuple(out.shape) for out in outs] == [(2, 16, *grid), (2, 32, *(-(-n // 2) for n in grid))]
+    assert all(out.isfinite().all() for out in outs)
+
+
+@every_reducer
+def test_positions_are_in_raster_order(cfg):
+    # With attention and FFN silenced, a token is its patch: what is restored must resemble its own place.
+    model = swin(cfg)
+    for stage in model.stages:
+        for block in stage.blocks:
+            for linear in (block.attn.w_msa.proj, block.ffn.layers[1]):
+                torch.nn.init.zeros_(linear.weight)
+                torch.nn.init.zeros_(linear.bias)
+    plain = copy.deepcopy(model)
+    plain.set_token_reduction(None)
+    stage = model.token_reducer.backbone.stage
+    ramp = torch.linspace(-1, 1, 112).expand(80, 112) + torch.linspace(-2, 2, 80).unsqueeze(1)
+    # Norms would make all grey patches alike.
+    smooth = torch.stack([ramp, ramp.flip(1), ramp.cos()]).unsqueeze(0)
+    with torch.no_grad():
+        out, own = (m(smooth)[stage - 1].flatten(2)[0] for m in (model, plain))
+    distance = torch.cdist(out.T, own.T)
+    order = torch.randperm(len(distance), generator=torch.Generator().manual_seed(0))
+    assert distance.diagonal().mean() < 0.6 * distance[torch.arange(len(order)), order].mean()
+
+
+@every_reducer
+def test_nothing_to_reduce_is_the_plain_model(cfg):
+    nothing = dict(ratio=0.) if cfg['type'] == 'Random' else TOKEN_REDUCERS.module_dict[cfg['type']].nothing
+    model = swin({**{k: v for k, v in cfg.items() if k != 'per_layer'}, **nothing})
+    stock = Stock(**SMALL).eval()
+    stock.load_state_dict(model.state_dict(), strict=True)
+    with torch.no_grad():
+        for out, expected in zip(model(images()), stock(images())):
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_reducer
+@pytest.mark.parametrize('value', [0., 1.])
+def test_no_nan_on_a_constant_image(cfg, value):
+    blank = swin(cfg)
+    for norm in (module for module in blank.modules() if isinstance(module, torch.nn.LayerNorm)):
+        torch.nn.init.zeros_(norm.bias)
+    with torch.no_grad():
+        for model in (swin(cfg), blank):
+            assert all(out.isfinite().all() for out in model(torch.full((1, 3, 64, 72), value)))
+
+
+@every_reducer
+def test_token_schedule_is_what_the_layers_see(cfg):
+    model = swin(cfg)
+    seen = []
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.ffn.layers[1].register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    with torch.no_grad():
+        model(images(1))
+    assert seen == model.token_schedule((80, 112))
+    first = 0 if model.token_reducer.backbone.stage == 1 else 2
+    whole = [560] * 2 + [140] * 4
+    assert min(seen[i] / whole[i] for i in range(first, 6)) < 1
+
+
+@every_reducer
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_gradients_flow(cfg, with_cp):
+    grads = []
+    for checkpointed in (False, with_cp):
+        model = swin(cfg, with_cp=checkpointed).train()
+        torch.manual_seed(2)
+        sum(out.square().mean() for out in model(images())).backward()
+        grads.append([p.grad for p in model.parameters()])
+        assert all(grad is not None and grad.isfinite().all() for grad in grads[-1])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('name', sorted({cfg['type'] for cfg in CASES}))
+def test_whatever_a_search_draws_works(name):
+    optuna = pytest.importorskip('optuna')
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    model = swin(None)
+    shape, space = model.token_reducer.backbone, TOKEN_REDUCERS.module_dict[name].search_space
+    for _ in range(30):
+        model.set_token_reduction(dict(type=name, **space(study.ask(), shape)))
+        with torch.no_grad():
+            assert model(images(1, 40, 60))[1].isfinite().all()
