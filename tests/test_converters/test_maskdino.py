@@ -106,8 +106,8 @@ def official_swin(model):
     """A Swin's weights under the names of the release, which has a norm for each map too."""
     state = {}
     for key, value in model.state_dict().items():
-        for ours, theirs in (('stages', 'layers'), ('patch_embed.projection', 'patch_embed.proj'), ('attn.w_msa', 'attn'),
-                             ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2')):
+        for ours, theirs in (('stages', 'layers'), ('patch_embed.projection', 'patch_embed.proj'),
+                             ('attn.w_msa', 'attn'), ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2')):
             key = key.replace(ours, theirs)
         if 'downsample' in key:  # (row, column) of a neighbour: ours 00 01 10 11 for each channel, theirs 00 10 01 11
             value = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
