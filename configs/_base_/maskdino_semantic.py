@@ -41,7 +41,9 @@ model = dict(
     # Trained by softmax: probabilities need no sharpening.
     test_cfg=dict(instance_on=False, semantic_on=True, temperature=None))
 # What mmdet's models want of mmseg's data.
-pack = dict(type='mmdet.PackDetInputs', meta_keys=('img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+pack = dict(
+    type='mmdet.PackDetInputs',
+    meta_keys=('img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'scale_factor', 'reduce_zero_label'))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -14,6 +14,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmengine.visualization import Visualizer
+from PIL import Image
 
 from mmtr import UserError
 from mmtr.models import detectors  # noqa: F401
@@ -215,6 +216,14 @@ def test_half_precision_stays_in_the_backbone(coco):
 def test_settings_that_cannot_work_are_refused(head, said):
     with pytest.raises(UserError, match=said):
         build(**head)
+
+
+def test_a_label_that_is_no_class_stops_the_run(coco, tmp_path, tool):
+    for name in (coco / 'semantic').iterdir():
+        Image.fromarray(np.full((SIZE, SIZE), 9, np.uint8)).save(name)
+    run_cfg(coco, tmp_path / 'work', 'semantic', iterations=1).dump(tmp_path / 'config.py')
+    status, said = tool('train', tmp_path / 'config.py')
+    assert status == 2 and 'holds the label 9, but labels must be 0 to 3' in said
 
 
 def run_cfg(root, work_dir, task, iterations, lr=1e-3):

@@ -10,7 +10,7 @@ def refine(boxes, deltas):
 
 
 class MaskDINODecoder(DinoTransformerDecoder):
-    """Queries look at each other and at the encoded maps around their boxes, layer by layer (MaskDINO, Sec. 3.2)."""
+    """Queries look at each other and at the encoded maps around their boxes, layer by layer (DINO)."""
 
     def __init__(self, channels, num_levels, num_layers=9, num_heads=8, num_points=4, feedforward_channels=2048):
         attn, deformable, ffn = deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_points)
@@ -25,7 +25,7 @@ class MaskDINODecoder(DinoTransformerDecoder):
         """Every layer's queries, normed, and what box each starts from.
 
         Positions are conditional: they come from the boxes, which each layer refines for the next. A gradient
-        reaches a box from its own layer and the one after it ("look forward twice", DINO Sec. 3.5).
+        reaches a box from its own layer and the one after it ("look forward twice" in DINO).
 
         Args:
             query: (B, Q, C).

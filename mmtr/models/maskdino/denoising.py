@@ -1,4 +1,4 @@
-"""Denoising (DN-DETR; MaskDINO, Sec. 3.4): the ground truth, disturbed, as further queries that find back to it."""
+"""Unified denoising (DN-DETR; MaskDINO): the ground truth, disturbed, as further queries that find back to it."""
 from typing import NamedTuple
 
 import torch

@@ -13,7 +13,7 @@ from .head import Prediction
 
 @MODELS.register_module()
 class MaskDINOFusionHead(MaskFormerFusionHead):
-    """Inference of the release (MaskDINO, Sec. 4): no parameters.
+    """Inference of the release: no parameters.
 
     ``test_cfg``: ``instance_on``, ``panoptic_on``, ``semantic_on``; ``max_per_image`` (100) instances; queries above
     ``score_thr`` (0.25) take part in the panoptic map, and segments that keep ``iou_thr`` (0.8) of their mask; a

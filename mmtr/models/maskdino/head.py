@@ -1,4 +1,5 @@
 """MaskDINO's head: from the backbone's maps to classes, boxes and masks, and their losses."""
+import functools
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class Prediction(NamedTuple):
 def without_autocast(method):
     """In float32 whatever the run's precision: deformable attention and the sums over points need it."""
 
+    @functools.wraps(method)
     def run(self, x, *args, **kwargs):
         with torch.autocast(x[0].device.type, enabled=False):
             return method(self, [level.float() for level in x], *args, **kwargs)

@@ -12,7 +12,7 @@ WEIGHTS = dict(cls=4.0, bbox=5.0, giou=2.0, mask=5.0, dice=5.0)
 
 
 class MaskDINOLoss(nn.Module):
-    """Class, box and mask losses (MaskDINO, Sec. 3.4 and 4); a mask is compared on points, most of them uncertain.
+    """Class, box and mask losses; a mask is compared on points, most of them uncertain.
 
     Args:
         num_classes: Number of classes.

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 
 
 class ThingsCost:
-    """A cost that stuff does not have: there it is the mean of the things' (MaskDINO, Sec. 3.4)."""
+    """A cost that stuff does not have: there it is the mean of the things' ("Decoupled box prediction")."""
 
     def __init__(self, cost, num_things):
         self.cost, self.num_things = cost, num_things
@@ -29,7 +29,7 @@ class ThingsCost:
 
 
 class Matcher:
-    """Hungarian matching of the predictions of one layer.
+    """Hungarian matching of the predictions of one layer by class, box and mask ("Hybrid matching").
 
     Args:
         weights: Of the costs: ``cls``, ``bbox``, ``giou``, ``mask``, ``dice``.

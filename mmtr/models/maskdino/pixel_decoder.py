@@ -40,7 +40,7 @@ def reset_transformer(transformer):
 
 
 class MaskDINOPixelDecoder(BaseModule):
-    """Maps of a backbone -> encoded maps and mask features (MaskDINO, Sec. 3.3).
+    """Maps of a backbone -> encoded maps and mask features (MaskDINO, "Segmentation branch").
 
     Args:
         in_channels: Channels of the backbone's maps, of stride 4, 8, 16, 32.

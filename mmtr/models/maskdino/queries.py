@@ -26,7 +26,7 @@ def grid_proposals(shapes, device=None):
 
 
 class QuerySelection(BaseModule):
-    """The places of the encoded maps whose best class scores highest become queries (MaskDINO, Sec. 3.3)."""
+    """The places of the encoded maps whose best class scores highest become queries ("Unified query selection")."""
 
     def __init__(self, channels, num_queries):
         super().__init__()
@@ -45,7 +45,8 @@ class QuerySelection(BaseModule):
 
 
 def boxes_of_masks(logits, kind):
-    """The boxes (B, Q, 4) of masks (B, Q, H, W) where they are above 0, before the sigmoid.
+    """The boxes (B, Q, 4) of masks (B, Q, H, W) where they are above 0, before the sigmoid ("Mask-enhanced anchor box
+    initialization").
 
     ``kind``: 'bitmask' counts the last pixel in, 'mask2box' ends at its index. An empty mask has a box of no size
     in a corner: at the start for the one, at the end for the other, as in the release.
