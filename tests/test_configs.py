@@ -184,7 +184,7 @@ def test_mask2former_config_is_the_stock_one_and_a_hook():
     keys = list(model.state_dict())
     apply_token_reduction(model, hook.token_reduction)
     assert list(model.state_dict()) == keys
-    # 800x1344 pixels: the last 12 of 18 blocks of stage 3 see 8x8 of 12x12 tokens; 50x84 is 4x7 windows, and 2 rows of 7.
+    # 800x1344 pixels: in the last 12 of 18 blocks of stage 3, 50x84 tokens, 4x7 windows and 2 rows of 7, are 33x56.
     assert model.backbone.token_schedule((800, 1344)) == [67200] * 2 + [16800] * 2 + [4200] * 6 + [33 * 56] * 12 + [
         1050] * 2
 

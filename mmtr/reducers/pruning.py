@@ -42,7 +42,7 @@ class PruneReducer(DropReducer):
         self.multiple_of = 1 if multiple_of is None else check_whole('multiple_of', multiple_of, 1)
         #: Share of ``r`` that leaves in training, 0 to 1, for ``PruningCurriculumHook``.
         self.rate = 1.
-        if backbone.grid is not None:
+        if backbone.grid is not None and backbone.stage is None:  # that of a window is none of images
             self.token_schedule(backbone.grid, backbone.depth)
 
     def _checked_layers(self, layers):

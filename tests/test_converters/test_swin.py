@@ -103,7 +103,7 @@ def test_outputs_are_those_of_the_release(classes):
     assert not unexpected and all('norm0' in key or 'norm1.' in key or 'index' in key for key in missing)
     image = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        for i, (out, expected) in enumerate(zip(model(image.unsqueeze(0)), release(image, state))):
+        for out, expected in zip(model(image.unsqueeze(0)), release(image, state)):
             expected = torch.nn.functional.layer_norm(expected, expected.shape[-1:])  # of fresh norm0 and norm1
             torch.testing.assert_close(out[0].permute(1, 2, 0), expected, atol=1e-4, rtol=1e-4)
     assert notes.settings == {
