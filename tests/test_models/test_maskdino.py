@@ -101,6 +101,22 @@ def test_every_output_has_every_loss_and_every_parameter_a_gradient(coco):
     assert not absent
 
 
+def test_losses_are_of_the_queries_and_of_the_slots_before_them(coco):
+    model, batch = build(), batch_of(DATASETS.build(dataset_cfg(coco)), 2, 3)
+    head, seen, forward, outputs = model.panoptic_head, [], model.panoptic_head.forward, []
+    head.forward = lambda *args, **kwargs: outputs.append(forward(*args, **kwargs)) or outputs[-1]
+    head.loss_of.register_forward_hook(lambda module, args, losses: seen.append(args))
+    losses_of(model, batch)
+    (layers, encoded, noisy), = outputs
+    assert noisy.content.shape[1] == 8 and noisy.num_groups == 2  # four objects at most, ten slots
+    for i, layer in enumerate(layers):
+        for (found, _, indices, count), part in zip(seen[2 * i:2 * i + 2], (slice(8, None), slice(8))):
+            assert all(torch.equal(ours, whole[:, part]) for ours, whole in zip(found, layer))
+            assert count == (6 if part.start else 12)  # six objects, each in two groups
+            assert [len(queries) for queries, _ in indices] == ([2, 4] if part.start else [4, 8])
+    assert seen[-1][0] is encoded and len(seen) == 2 * len(layers) + 1
+
+
 @pytest.mark.parametrize('denoising', [None, dict(num_slots=10)])
 @pytest.mark.parametrize('settings', [{}, dict(two_stage=False, initial_boxes='no', softmax=True)])
 def test_images_without_objects_train(coco, settings, denoising):
@@ -131,20 +147,20 @@ def test_targets_are_shares_of_the_padded_image(coco):
     batch = batch_of(dataset, 2)
     sample = batch['data_samples'][0]
     # Shorter and narrower than what it is padded to.
-    batch['inputs'][0] = batch['inputs'][0][:, :60, :50]
-    sample.gt_instances.masks = sample.gt_instances.masks.crop(np.array([0, 0, 50, 60]))
-    sample.gt_sem_seg = PixelData(sem_seg=sample.gt_sem_seg.sem_seg[:, :60, :50])
-    sample.set_metainfo(dict(img_shape=(60, 50)))
+    batch['inputs'][0] = batch['inputs'][0][:, :30, :50]
+    sample.gt_instances.masks = sample.gt_instances.masks.crop(np.array([0, 0, 50, 30]))
+    sample.gt_sem_seg = PixelData(sem_seg=sample.gt_sem_seg.sem_seg[:, :30, :50])
+    sample.set_metainfo(dict(img_shape=(30, 50)))
     data = model.data_preprocessor(batch, training=True)
     target, = targets_of(data['data_samples'], 2, 2, 'cpu')
-    assert target.masks.shape == (4, 64, 64) and not target.masks[:, 60:].any() and not target.masks[:, :, 50:].any()
+    assert target.masks.shape == (4, 32, 64) and not target.masks[:, 30:].any() and not target.masks[:, :, 50:].any()
     assert target.labels.tolist()[2:] == [2, 3] and set(target.labels.tolist()[:2]) <= {0, 1}
     for box, mask in zip(target.bboxes[2:], target.masks[2:]):
         rows, columns = mask.any(1).nonzero().squeeze(1), mask.any(0).nonzero().squeeze(1)
         left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-        expected = torch.stack(((left + right) / 128, (top + bottom) / 128, (right - left) / 64, (bottom - top) / 64))
+        expected = torch.stack(((left + right) / 128, (top + bottom) / 64, (right - left) / 64, (bottom - top) / 32))
         torch.testing.assert_close(box, expected)
-    things = data['data_samples'][0].gt_instances.bboxes / 64
+    things = data['data_samples'][0].gt_instances.bboxes / torch.tensor((64, 32, 64, 32))
     torch.testing.assert_close(target.bboxes[:2, :2], (things[:, :2] + things[:, 2:]) / 2)
     torch.testing.assert_close(target.bboxes[:2, 2:], things[:, 2:] - things[:, :2])
 
