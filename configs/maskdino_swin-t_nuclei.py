@@ -23,6 +23,8 @@ model = dict(
         'num_things_classes': 1,
         'channels': 96,
         'num_queries': 150,
+        # From random weights masks are empty at first, and boxes of empty masks are stuck in a corner.
+        'initial_boxes': 'no',
         'pixel_decoder': dict(num_encoder_levels=3, num_extra_levels=0, num_layers=2, feedforward_channels=256),
         'decoder': dict(num_layers=3, feedforward_channels=256),
         'loss': dict(num_points=1024)},

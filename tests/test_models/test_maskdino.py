@@ -210,6 +210,24 @@ def test_an_image_does_not_depend_on_its_batch(coco):
         assert a.pred_panoptic_seg.sem_seg.shape == a.pred_sem_seg.sem_seg.shape == (1, SIZE, SIZE)
 
 
+def with_cropr(num_classes):
+    """A plain transformer with a pyramid of five maps, whose token reduction is learned."""
+    cfg = model_cfg(in_channels=[32] * 5, pixel_decoder=dict(num_extra_levels=0, num_layers=1))
+    cropr = dict(type='Cropr', task='multilabel', num_classes=num_classes, layers=(0, 1), r=[0.3, 0.3])
+    cfg.backbone = dict(type='mmtr.EVA02', img_size=(SIZE, SIZE), patch_size=8, embed_dims=32, num_layers=4,
+                        num_heads=2, with_cls_token=False, token_reduction=cropr)
+    cfg.neck = dict(type='mmtr.SimpleFeaturePyramid', in_channels=32, out_channels=32)
+    return MODELS.build(cfg)
+
+
+def test_losses_of_a_learned_reducer_are_among_the_losses(coco):
+    losses = losses_of(with_cropr(2), batch_of(DATASETS.build(dataset_cfg(coco)), 1, 2))
+    assert {f'reducer.layer_0{i}.loss_bce' for i in (0, 1)} == {name for name in losses if 'reducer' in name}
+    assert all(loss.isfinite() for loss in losses.values()) and 'enc_loss_mask' in losses
+    with pytest.raises(UserError, match='token_reduction.num_classes=3, but the model has 2 classes'):
+        with_cropr(3)
+
+
 def test_half_precision_stays_in_the_backbone(coco):
     model, batch = build(), batch_of(DATASETS.build(dataset_cfg(coco)), 1, 2)
     model.backbone.eval()
