@@ -85,7 +85,8 @@ def main(argv=None):
     write_checkpoint(out, state, notes.meta)
     count = sum(tensor.numel() for tensor in state.values())
     print(f'Wrote {out}: {len(state)} tensors, {count / 1e6:.1f} M parameters.')
-    print(*advice(notes, out, any(key.startswith('decode_head.') for key in state)), sep='\n')
+    whole = any(key.startswith(('decode_head.', 'panoptic_head.')) for key in state)
+    print(*advice(notes, out, whole), sep='\n')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ A source is a module with ``read(path)``, which returns the arguments of its pur
 ``convert(state, ...) -> (state_dict, Notes)``. A new one is a file here and a line in ``SOURCES``.
 """
 
-from . import augreg_npz, cropr, dar, dinov2, eva02, segmenter, swin, timm_vit
+from . import augreg_npz, cropr, dar, dinov2, eva02, maskdino, segmenter, swin, timm_vit
 
 SOURCES = {
     'segmenter': segmenter,
@@ -15,4 +15,5 @@ SOURCES = {
     'dinov2': dinov2,
     'dar': dar,
     'swin': swin,
+    'maskdino': maskdino,
 }

@@ -9,6 +9,8 @@ from mmengine.registry import DATASETS
 from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
 from mmtr.errors import UserError
 
+from .coco_check import check_classes, check_coco
+
 PAGE = 'docs/datasets.md'
 #: Masks that are looked into before a run; the others are checked as they are loaded.
 SAMPLE = 8
@@ -24,13 +26,15 @@ def check_data(cfg, loaders):
 
     Raises:
         UserError: A folder or annotation file is not there, or images lack annotations. It says which
-            path, the layout that the data set reads, and the page that tells how to prepare it. Or one of a few
-            masks is not binary where it must be.
+            path, the layout that the data set reads, and the page that tells how to prepare it. Or an annotation
+            file is of another task or has other classes than the data set and the model; or one of a few masks is
+            not binary where it must be.
     """
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
-        for loader in loaders:
-            for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
-                _check(registry, dataset)
+    for loader in loaders:
+        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+            scope = dataset.get('_scope_') or cfg.get('default_scope', 'mmengine')
+            with DATASETS.switch_scope_and_registry(scope) as registry:
+                _check(registry, dataset, cfg.get('model'))
 
 
 def _datasets(cfg):
@@ -57,11 +61,12 @@ def _settings(kind, cfg):
     return {**settings, **cfg}
 
 
-def _check(registry, cfg):
+def _check(registry, cfg, model):
     kind = registry.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
     if not inspect.isclass(kind):
         return  # an unknown type is the registry's to report
     settings = _settings(kind, cfg)
+    check_classes(model, kind, settings)
     root = settings.get('data_root') or ''
     remote = (settings.get('backend_args') or {}).get('backend', 'local') != 'local'
     if remote or '://' in root or not settings.get('data_prefix'):
@@ -80,8 +85,11 @@ def _check(registry, cfg):
             raise UserError(f"The folder '{folder}' is not there: {layout}.")
     if names and not osp.exists(names):
         raise UserError(f"The annotation file '{names}' is not there: {layout}.")
+    listed = {}  # one listing of each folder instead of a question for each file
     if 'img_suffix' in settings and 'img_path' in folders:
-        _check_pairs(kind, cfg, settings, folders, layout)
+        _check_pairs(kind, cfg, settings, folders, layout, listed)
+    elif names:
+        check_coco(kind, settings, names, folders, lambda path: _is_listed(path, listed))
 
 
 def _layout(name, folders, names, settings):
@@ -94,13 +102,12 @@ def _layout(name, folders, names, settings):
     return f'{name} reads {" and ".join(reads)}; {PAGE} tells how to get and lay out the data'
 
 
-def _check_pairs(kind, cfg, settings, folders, layout):
-    bare = {key: value for key, value in cfg.items() if key not in ('type', 'pipeline', 'lazy_init')}
+def _check_pairs(kind, cfg, settings, folders, layout, listed):
+    bare = {key: value for key, value in cfg.items() if key not in ('type', 'pipeline', 'lazy_init', '_scope_')}
     pairs = kind(**bare, pipeline=[], lazy_init=True).load_data_list()
     if not pairs:
         raise UserError(f"'{folders['img_path']}' holds no image '*{settings['img_suffix']}': {layout}.")
     keys = [('img_path', 'image')] + [('seg_map_path', 'annotation')] * ('seg_map_path' in folders)
-    listed = {}  # one listing of each folder instead of a question for each file
     for key, what in keys:
         paths = [pair[key] for pair in pairs if key in pair]
         absent = [path for path in paths if not _is_listed(path, listed)]

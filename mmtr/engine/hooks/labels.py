@@ -18,7 +18,8 @@ class LabelCheckHook(Hook):
     """
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
-        head = getattr(unwrap(runner.model), 'decode_head', None)
+        model = unwrap(runner.model)
+        head = getattr(model, 'decode_head', getattr(model, 'panoptic_head', None))
         head = head[-1] if hasattr(head, '__getitem__') else head  # a cascade
         num_classes = getattr(head, 'num_classes', None)
         if num_classes is None or not isinstance(data_batch, dict):
@@ -41,7 +42,7 @@ def _flat(samples):
 
 
 def _check(sample, num_classes, ignored):
-    labels = sample.gt_sem_seg.data
+    labels = sample.gt_sem_seg.get('data', sample.gt_sem_seg.get('sem_seg'))  # as mmseg and as mmdet call them
     wrong = (labels < 0) | (labels >= num_classes)
     for value in ignored:
         wrong &= labels != value

@@ -1,4 +1,7 @@
 """mmdet's detectors. Importing mmdet takes long, so a config asks for them by custom_imports."""
-from .cascade_rcnn import CascadeRCNN
+from mmtr.models import maskdino  # noqa: F401  registers its heads
 
-__all__ = ['CascadeRCNN']
+from .cascade_rcnn import CascadeRCNN
+from .mask_dino import MaskDINO
+
+__all__ = ['CascadeRCNN', 'MaskDINO']

@@ -1,0 +1,35 @@
+"""MaskDINO as a detector of mmdet."""
+from mmdet.models.detectors import MaskFormer
+from mmengine.config import ConfigDict
+
+from mmtr.models.reduction_losses import ReductionLosses
+from mmtr.registry import MODELS
+
+
+@MODELS.register_module()
+class MaskDINO(ReductionLosses, MaskFormer):
+    """mmdet's ``MaskFormer`` with MaskDINO's head: instance, panoptic and semantic segmentation, and boxes.
+
+    Args: as ``MaskFormer``. ``panoptic_head`` is a ``MaskDINOHead``; ``test_cfg`` has the options of
+    ``MaskDINOFusionHead``, which ``panoptic_fusion_head`` is unless it says otherwise. See ``ReductionLosses`` for the
+    losses of a token reducer.
+    """
+
+    def __init__(self, backbone, panoptic_head, panoptic_fusion_head=None, **kwargs):
+        classes = {key: panoptic_head[key] for key in ('num_things_classes', 'num_stuff_classes')
+                   if key in panoptic_head}
+        fusion = panoptic_fusion_head or dict(type='mmtr.MaskDINOFusionHead', **classes)
+        super().__init__(backbone, panoptic_head=ConfigDict(panoptic_head), panoptic_fusion_head=ConfigDict(fusion),
+                         **kwargs)
+
+    def _num_classes(self):
+        return self.num_classes
+
+    def predict(self, batch_inputs, batch_data_samples, rescale=True):
+        """The samples with ``pred_instances``, ``pred_panoptic_seg``, ``pred_sem_seg``, as far as they are on."""
+        prediction = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
+        results = self.panoptic_fusion_head.predict(prediction, batch_data_samples, rescale)
+        for sample, result in zip(batch_data_samples, results):
+            if 'sem_results' in result:  # which the stock class knows nothing of
+                sample.pred_sem_seg = result.pop('sem_results')
+        return self.add_pred_to_datasample(batch_data_samples, results)
