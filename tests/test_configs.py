@@ -22,6 +22,7 @@ from mmtr.reducers import (
     EViT,
     Expediting,
     GridPool,
+    Random,
     TokenAdapter,
     TokenReducer,
     ToMe,
@@ -35,9 +36,9 @@ DINOV2 = sorted((ROOT / 'configs').glob('dinov2-*.py'))
 DETECTORS = sorted((ROOT / 'configs').glob('cascade-mask-rcnn_*.py'))
 UPERNETS = sorted((ROOT / 'configs').glob('upernet_*.py'))
 METHODS = dict(algm=ALGM, cropr=Cropr, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter,
-               tome=ToMe)
-#: Methods that must be trained: not in the table of every size and data set.
-TRAINED = ('cropr',)
+               random=Random, tome=ToMe)
+#: Methods of a training on its own, and the floor of one: not in the table of every size and data set.
+TRAINED = ('cropr', 'random')
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
              b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
