@@ -7,10 +7,11 @@ from mmengine.registry import Registry
 from mmtr.errors import UserError
 
 
-def build_from_key(key: str, registry: Registry, cfg: dict, **given):
+def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
     """Build what ``cfg``, the value of ``key``, names in ``registry``.
 
     Args:
+        check: Told the type that is named, before its settings are looked at.
         given: Arguments that are no settings.
 
     Raises:
@@ -25,6 +26,7 @@ def build_from_key(key: str, registry: Registry, cfg: dict, **given):
     kind = registry.module_dict.get(str(name).removeprefix('mmtr.'))
     if kind is None:
         raise UserError(f'{key}.type={name!r} is unknown: choose one of {known}.')
+    check(kind)
     allowed = [setting for setting in inspect.signature(kind).parameters if setting not in given]
     for setting in settings:
         if setting not in allowed:

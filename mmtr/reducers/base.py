@@ -38,8 +38,7 @@ class TokenReducer(BaseModule):
         backbone: The backbone it is built for. Settings are checked against it at once.
 
     Raises:
-        UserError: It ``needs_class_token``, and the backbone has no prefix token; or it cannot work
-            ``within_windows``, and the backbone has them.
+        UserError: It ``needs_class_token``, and the backbone has no prefix token.
     """
     #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
     nothing: dict = {}
@@ -55,10 +54,6 @@ class TokenReducer(BaseModule):
 
     def __init__(self, backbone: BackboneShape):
         super().__init__()
-        if backbone.stage is not None and not self.within_windows and type(self) is not TokenReducer:
-            fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.within_windows)
-            raise UserError(f'token_reduction.type={type(self).__name__!r} cannot work within the windows of a Swin, '
-                            f'where what is left must be a smaller grid: choose one of {fitting}.')
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
@@ -169,8 +164,14 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
     Raises:
         UserError: The method or one of its settings does not exist, or a setting cannot work.
     """
+    def check(method):
+        if backbone.stage is not None and not method.within_windows:
+            fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.within_windows)
+            raise UserError(f'token_reduction.type={method.__name__!r} cannot work within the windows of a Swin, where '
+                            f'what is left must be a smaller grid: choose one of {fitting}.')
+
     return TokenReducer(backbone) if cfg is None else build_from_key(
-        'token_reduction', TOKEN_REDUCERS, cfg, backbone=backbone)
+        'token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
 
 
 def check_choice(key: str, value, choices) -> None:
