@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
@@ -103,7 +104,8 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
                         f'shapes in the file are fixed. {PAGE} names the methods that can.')
     segmentor, pixels = PixelSegmentor(model).eval(), torch.zeros(2, 3, *shape, dtype=torch.uint8)
     try:
-        with _quiet():
+        # The strides of what a fused kernel gives are not those of what the exporter makes of it.
+        with _quiet(), sdpa_kernel(SDPBackend.MATH):
             # A batch of 1 would be taken for a constant, so the example has 2.
             torch.onnx.export(
                 segmentor, (pixels,), str(path), dynamo=True, dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),

@@ -74,7 +74,7 @@ class Random(PruneReducer):
         rows, columns = (highest(pseudo_random(n, self.seed + axis, tokens.x.device).unsqueeze(0), count)[0]
                          for axis, (n, count) in enumerate(zip(tokens.grid, left)))
         kept = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten()
-        return self._drop(tokens, kept.expand(len(tokens.x), -1))
+        return self._drop(tokens, kept.expand(tokens.x.shape[0], -1))
 
     def _left_of_window(self, grid):
         share = 1 - math.sqrt(1 - self.r[0])

@@ -101,7 +101,7 @@ class Windowed(TokenReducer):
     @staticmethod
     def _in_grid(index, window, positions):
         """Raster positions in windows (B * windows, n), None for all, as those in the grid."""
-        positions = positions.repeat(len(window.x) // len(positions), 1)
+        positions = positions.repeat(window.x.shape[0] // positions.shape[0], 1)
         return positions if index is None else positions.gather(1, index)
 
     def token_schedule(self, grid, depth):

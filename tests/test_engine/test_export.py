@@ -24,15 +24,18 @@ needs_onnx = pytest.mark.skipif(
     reason='onnx, onnxscript or onnxruntime is not installed')
 
 
-def segmentor(token_reduction=None, **head):
+def segmentor(token_reduction=None, swin=False, **head):
     """A segmentor with random weights."""
+    backbone = dict(type='mmtr.VisionTransformer', img_size=(64, 96), num_layers=2, num_heads=4, final_norm=True)
+    if swin:
+        backbone = dict(type='mmtr.SwinTransformer', depths=(2,), num_heads=(4,), strides=(4,), out_indices=(0,),
+                        window_size=6)
     torch.manual_seed(0)
     model = build_model(Config(dict(model=dict(
         type='EncoderDecoder',
         data_preprocessor=dict(type='SegDataPreProcessor', mean=[120., 110., 100.], std=[60., 61., 62.],
                                bgr_to_rgb=True),
-        backbone=dict(type='mmtr.VisionTransformer', img_size=(64, 96), embed_dims=32, num_layers=2, num_heads=4,
-                      final_norm=True, token_reduction=token_reduction),
+        backbone=dict(embed_dims=32, token_reduction=token_reduction, **backbone),
         decode_head=dict(dict(type='FCNHead', in_channels=32, channels=32, in_index=0, num_convs=0,
                               concat_input=False, num_classes=5, norm_cfg=None), **head),
         test_cfg=dict(mode='whole')))))
@@ -65,6 +68,20 @@ def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
         assert found.largest < 1e-4 and found.same_label > 0.999
     logits, labels = session.run(None, {'image': torch.stack(images()).numpy()})
     assert (labels == logits.argmax(1)).all()
+    plain, _ = export.compare_with_onnx(apply_token_reduction(model, None), session.run, images())
+    assert plain.largest > 1e-2, 'the file must hold the reduction'
+
+
+@needs_onnx
+@pytest.mark.parametrize('token_reduction', [
+    dict(type='TokenAdapter', layers=(1, 2)), dict(type='GridPool', layers=(0, 1)), dict(type='Expediting', layer=1),
+    dict(type='Random', layer=0)], ids=str)
+def test_a_swin_in_onnx_says_what_it_says_in_pytorch(token_reduction, tmp_path):
+    model = segmentor(token_reduction, swin=True)
+    export.export_onnx(model, tmp_path / 'a.onnx', SHAPE)
+    session = export.session(tmp_path / 'a.onnx')
+    for found in export.compare_with_onnx(model, session.run, images()):
+        assert found.largest < 1e-4 and found.same_label > 0.999
     plain, _ = export.compare_with_onnx(apply_token_reduction(model, None), session.run, images())
     assert plain.largest > 1e-2, 'the file must hold the reduction'
 

@@ -173,7 +173,7 @@ def test_stock_weights_load_as_pretrained(tmp_path, window, wrapped):
         state = {'decode_head.weight': torch.ones(3), **{f'backbone.{key}': value for key, value in state.items()}}
     torch.save(dict(state_dict=state), tmp_path / 'swin.pth')
     init = dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth')))
-    ours = SwinTransformer(**{**SMALL, 'window_size': window}, **init)
+    ours = SwinTransformer(**{**SMALL, 'window_size': window, 'out_indices': (1, 2)}, **init)
     ours.init_weights()
     for name, value in ours.state_dict().items():
         if window == 4 or not ('table' in name or 'index' in name):
@@ -182,7 +182,7 @@ def test_stock_weights_load_as_pretrained(tmp_path, window, wrapped):
         # What mmseg computes itself for another window.
         stock.load_state_dict({key: value for key, value in ours.state_dict().items() if 'relative' not in key},
                               strict=False)
-        theirs = Stock(**{**SMALL, 'window_size': window}, init_cfg=dict(
+        theirs = Stock(**{**SMALL, 'window_size': window, 'out_indices': (1, 2)}, init_cfg=dict(
             type='Pretrained', checkpoint=str(tmp_path / 'tables.pth')))
         torch.save({key: value for key, value in stock.state_dict().items() if 'index' not in key},
                    tmp_path / 'tables.pth')

@@ -118,10 +118,11 @@ class SwinTransformer(swin.SwinTransformer):
             state = {key.removeprefix('backbone.'): v for key, v in state.items() if key.startswith('backbone.')}
         if official.is_official(state):
             state, _ = official.convert(state)
-        # The classifier and its norm are unused, masks and indices computed.
-        state = {key: value for key, value in state.items()
-                 if not key.startswith(('head.', 'norm.')) and not key.endswith(('attn_mask', 'position_index'))}
         own = self.state_dict()
+        # The classifier and norms of stages that are no output are unused, masks and indices computed.
+        state = {key: value for key, value in state.items()
+                 if (key in own or not key.startswith(('head.', 'norm')))
+                 and not key.endswith(('attn_mask', 'position_index'))}
         for key in [key for key in state if key.endswith('relative_position_bias_table') and key in own]:
             sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[key], own[key]))
             state[key] = resize_relative_positions(state[key], *((side, side) for side in sides))
