@@ -42,7 +42,7 @@ class Matcher:
         if num_things is not None:
             boxes = [ThingsCost(cost, num_things) for cost in boxes]
         self.num_points = num_points
-        self.assigner = HungarianAssigner([dict(type='FocalLossCost')])
+        self.assigner = HungarianAssigner([dict(type=FocalLossCost)])
         self.assigner.match_costs = [
             FocalLossCost(weight=weights['cls']),
             *boxes,
