@@ -217,7 +217,10 @@ def with_cropr(num_classes):
     cfg.backbone = dict(type='mmtr.EVA02', img_size=(SIZE, SIZE), patch_size=8, embed_dims=32, num_layers=4,
                         num_heads=2, with_cls_token=False, token_reduction=cropr)
     cfg.neck = dict(type='mmtr.SimpleFeaturePyramid', in_channels=32, out_channels=32)
-    return MODELS.build(cfg)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
 
 
 def test_losses_of_a_learned_reducer_are_among_the_losses(coco):
