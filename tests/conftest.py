@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 import mmtr  # noqa: F401
@@ -95,6 +98,16 @@ def segmenter_cfg(root, work_dir):
             dict(type='TestTimeAug',
                  transforms=[flips, [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]])],
         log_processor=dict(by_epoch=False, window_size=1)))
+
+
+@pytest.fixture(autouse=True)
+def instances_as_before():
+    """mmengine keeps by name, for all that follow in a process, what a run made: its scope, log and visualizer."""
+    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
+    yield
+    for kind, instances in kept.items():
+        kind._instance_dict.clear()
+        kind._instance_dict.update(instances)
 
 
 @pytest.fixture

@@ -5,23 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from PIL import Image
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SIZE = 128
-
-
-@pytest.fixture(autouse=True)
-def registries_as_before():
-    """mmengine keeps what a run of mmdet has set, such as its scope, for all that follow in this process."""
-    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
-    yield
-    for kind, instances in kept.items():
-        kind._instance_dict.clear()
-        kind._instance_dict.update(instances)
 
 
 @pytest.fixture

@@ -10,10 +10,7 @@ from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
-from mmengine.visualization import Visualizer
 from PIL import Image
 
 from mmtr import UserError
@@ -26,14 +23,8 @@ LAYERS = 2
 
 
 @pytest.fixture(autouse=True)
-def registries_as_before():
-    """mmengine keeps what a run of mmdet has set, such as its scope, for all that follow in this process."""
-    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
+def scope_of_mmdet():
     register_all_modules()
-    yield
-    for kind, instances in kept.items():
-        kind._instance_dict.clear()
-        kind._instance_dict.update(instances)
 
 
 @pytest.fixture

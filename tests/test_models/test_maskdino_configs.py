@@ -7,9 +7,7 @@ import pytest
 from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 
 from mmtr.engine.coco_check import check_classes
 from mmtr.reducers import Expediting, TokenAdapter
@@ -21,14 +19,8 @@ PARAMETERS = {'maskdino_r50_coco-instance': 52, 'maskdino_swin-l_coco-instance':
 
 
 @pytest.fixture(autouse=True)
-def registries_as_before():
-    """mmengine keeps what a run of mmdet has set, such as its scope, for all that follow in this process."""
-    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
+def scope_of_mmdet():
     register_all_modules()
-    yield
-    for kind, instances in kept.items():
-        kind._instance_dict.clear()
-        kind._instance_dict.update(instances)
 
 
 def scaled_down(backbone):

@@ -2,9 +2,6 @@ import copy
 
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from mmseg.models.backbones import SwinTransformer as Stock
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,16 +13,6 @@ from mmtr.models.backbones import SwinTransformer
 SMALL = dict(embed_dims=16, depths=(2, 2, 3), num_heads=(2, 4, 8), strides=(4, 2, 2), out_indices=(0, 1, 2),
              window_size=4)
 REDUCTION = dict(type='TokenAdapter', stage=3, ratio=0.3, layers=(1, 3))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def registries_as_before():
-    """mmengine keeps what a run of mmdet has set, such as its scope, for all that follow in this process."""
-    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
-    yield
-    for kind, instances in kept.items():
-        kind._instance_dict.clear()
-        kind._instance_dict.update(instances)
 
 
 @pytest.fixture

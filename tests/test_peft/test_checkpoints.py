@@ -247,7 +247,8 @@ def test_deployed_file_is_whole_and_needs_no_base(tuned, tool, tmp_path, peft, t
     tuned.model.backbone.peft = peft
     tuned.custom_hooks = []
     config = tmp_path / 'tuned.py'
-    tuned.optim_wrapper.optimizer.lr = 0.02
+    tuned.optim_wrapper.optimizer.lr = 0.2
+    tuned.randomness = dict(seed=0)
     tuned.dump(str(config))
     assert tool('train', config) == (0, '')
     deploy(config, tmp_path / 'work' / 'iter_4.pth', tmp_path / 'out' / 'small.pth')
