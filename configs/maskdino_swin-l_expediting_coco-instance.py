@@ -1,4 +1,4 @@
 _base_ = './maskdino_swin-l_coco-instance.py'
-# 8x8 clusters of the 12x12 tokens of each window, in the last 6 of the 18 blocks of stage 3.
+# 8x8 clusters of the 12x12 tokens of each window, in the last 12 of the 18 blocks of stage 3.
 model = dict(backbone=dict(token_reduction=dict(
-    type='Expediting', stage=3, layer=12, grid=8, n_iters=5, window=11, temperature=0.01, k=60)))
+    type='Expediting', stage=3, layer=6, grid=8, n_iters=5, window=11, temperature=0.01, k=60)))
