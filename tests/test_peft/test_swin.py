@@ -15,8 +15,9 @@ from mmtr.models.backbones import SwinTransformer
 from mmtr.peft.checkpoint import check_pretrained, take_out_frozen
 from mmtr.peft.freezing import table
 
+from ..test_reducers.test_contract import filled
 from ..test_reducers.test_contract_swin import CASES, SMALL, images, swin
-from .test_branches import every_peft
+from .test_branches import PEFTS, every_peft
 from .test_checkpoints import changed, deploy
 
 NORMS = ('norm0.', 'norm1.')
@@ -63,12 +64,11 @@ def test_at_the_start_it_is_the_stock_model_and_has_its_keys(peft):
             torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
-@every_peft
-@pytest.mark.parametrize('reduction', [None, dict(type='TokenAdapter', layers=(1, 3))], ids=str)
+@pytest.mark.parametrize('peft, reduction', [
+    *((peft, None) for peft in PEFTS),
+    *((peft, dict(type='TokenAdapter', layers=(1, 3))) for peft in PEFTS if peft['type'] != 'DAR')], ids=str)
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_gradients_reach_all_that_is_trained_and_nothing_frozen(peft, reduction, with_cp):
-    if reduction and peft['type'] == 'DAR':
-        pytest.skip('refused, see below')
     model = swin(reduction, peft=peft, with_cp=with_cp, **RATES).train()
     sum(out.square().mean() for out in model(images())).backward()
     for name, parameter in model.named_parameters():
@@ -222,11 +222,11 @@ def test_a_twin_has_none_and_a_copy_is_a_model_of_its_own():
 
 @pytest.mark.parametrize('peft', [dict(type='DAR'), dict(type='LoRA')], ids=str)
 def test_compiles_without_a_graph_break(peft):
-    model = swin(None, peft=peft)
+    model, x = filled(SwinTransformer(**TINY, peft=peft)), images(1, 28, 36)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     with torch.no_grad():
-        for out, eager in zip(compiled(images()), model(images()), strict=True):
+        for out, eager in zip(compiled(x), model(x), strict=True):
             torch.testing.assert_close(out, eager, atol=1e-5, rtol=1e-5)
 
 
