@@ -248,14 +248,29 @@ def test_shares_of_a_swin_t_are_counted_by_hand(peft, count):
                          f'{100 * (trained + norms) / (trained + norms + frozen):.2f}']
 
 
-def base_file(path, seed=0, **more):
+def base_file(path, seed=0, without=()):
     """A file as of a classifier: a norm and a head after the last stage, and no norms of outputs."""
     torch.manual_seed(seed)
     backbone = SwinTransformer(**TINY)
     backbone.init_weights()
-    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith('norm')}
-    torch.save(dict(state_dict={**state, 'norm.weight': torch.ones(16), 'head.bias': torch.zeros(9), **more}), path)
+    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith('norm') and name not in without}
+    torch.save(dict(state_dict={**state, 'norm.weight': torch.ones(16), 'head.bias': torch.zeros(9)}), path)
     return str(path)
+
+
+@pytest.mark.parametrize('pretrained', [False, True])
+def test_init_weights_leaves_the_branches_at_zero_and_fills_the_rest(tmp_path, pretrained):
+    init = dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')) if pretrained else None
+    model = SwinTransformer(**TINY, peft=dict(type='DAR'), init_cfg=init)
+    for parameter in model.peft.parameters():
+        torch.nn.init.ones_(parameter)
+    model.init_weights()
+    assert all(not each.up.weight.any() for each in [*model.peft.adapters, *model.peft.compensators])
+    assert all(scale.weight.item() == 2 for scale in model.peft.scales)
+    own = model.state_dict()
+    assert own['norm0.weight'].eq(1).all() and not own['norm1.bias'].any()
+    base = torch.load(tmp_path / 'base.pth')['state_dict'] if pretrained else {}
+    assert all(torch.equal(own[name], value) for name, value in base.items() if name in own)
 
 
 @pytest.fixture
@@ -310,7 +325,7 @@ def test_tools_train_resume_test_and_refuse_another_base(config, tool, tmp_path)
         for name in read_checkpoint(checkpoint)['state_dict'])
     assert tool('test', config, checkpoint)[0] == 0
     other = base_file(tmp_path / 'other.pth', seed=1)
-    partly = base_file(tmp_path / 'partly.pth', **{'stages.1.blocks.0.norm1.weight': torch.ones(3)})
+    partly = base_file(tmp_path / 'partly.pth', without=['stages.1.blocks.0.norm1.weight'])
     setting = 'model = dict(backbone=dict(init_cfg=dict(checkpoint={!r})))'
     for name, text, words in (
             ('other', setting.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
