@@ -253,7 +253,8 @@ def base_file(path, seed=0, without=()):
     torch.manual_seed(seed)
     backbone = SwinTransformer(**TINY)
     backbone.init_weights()
-    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith('norm') and name not in without}
+    state = {name: value for name, value in backbone.state_dict().items()
+             if not name.startswith('norm') and name not in without}
     torch.save(dict(state_dict={**state, 'norm.weight': torch.ones(16), 'head.bias': torch.zeros(9)}), path)
     return str(path)
 
