@@ -255,6 +255,12 @@ def test_swin_config_is_the_stock_one():
     assert without_scope(ours.to_dict()) == without_scope(stock.to_dict())
 
 
+def test_swin_lora_config_is_the_plain_one_and_a_key():
+    cfg = read('upernet_swin-t_lora_ade20k.py')
+    assert cfg.model.backbone.pop('peft') == dict(type='LoRA')
+    assert cfg.to_dict() == read('upernet_swin-t_ade20k.py').to_dict()
+
+
 def test_mask2former_config_is_the_stock_one_and_a_hook():
     ours = read('mask2former_swin-l_tadapter_coco-panoptic.py')
     stock = get_config('mmdet::mask2former/mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic.py')

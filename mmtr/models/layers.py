@@ -71,25 +71,30 @@ class ReducibleLayer:
     ``dropout_layer``, ``with_cp``, and says what the FFN is without its residual and which linear layers it has.
     """
 
-    def forward(self, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None) -> Tokens:
-        """Layer ``i`` with the reducer's moments; ``with_cp`` recomputes all but the first and last."""
+    def forward(self, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None,
+                first: int = 0) -> Tokens:
+        """Layer ``i`` with the reducer's moments; ``with_cp`` recomputes all but the first and last.
+
+        Args:
+            first: Layers before those that the reducer counts; ``peft`` counts them too.
+        """
         tokens = reducer.before_layer(i, tokens)
         if self.with_cp and tokens.x.requires_grad:
-            tokens = cp.checkpoint(self._inner_forward, tokens, reducer, i, peft, use_reentrant=False)
+            tokens = cp.checkpoint(self._inner_forward, tokens, reducer, i, peft, first, use_reentrant=False)
         else:
-            tokens = self._inner_forward(tokens, reducer, i, peft)
+            tokens = self._inner_forward(tokens, reducer, i, peft, first)
         return reducer.after_layer(i, tokens)
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """The linear layers by name, ``qkv``, ``proj``, ``fc1``, ``fc2``: the module that runs each, and its weight."""
         raise NotImplementedError
 
-    def _inner_forward(self, tokens, reducer, i, peft):
+    def _inner_forward(self, tokens, reducer, i, peft, first):
         branch = reducer.attention(i, self.attn.at(tokens), self.norm1(tokens.x), tokens)
         tokens = reducer.between(i, tokens.replace(x=tokens.x + self.attn.branch_dropout(branch)))
         branch = reducer.ffn(i, self._ffn_branch, self.norm2(tokens.x), tokens)
         x = tokens.x + self.ffn.dropout_layer(branch)
-        return tokens.replace(x=x if peft is None else peft.add_branch(i, x, tokens))
+        return tokens.replace(x=x if peft is None else peft.add_branch(first + i, x, tokens))
 
     def _ffn_branch(self, x):
         raise NotImplementedError

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mmtr.ops.attention import attention
 from mmtr.ops.resize import resize_relative_positions
 from mmtr.ops.shifted_windows import gather_pieces, join_pieces, make_windows
+from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer
 from mmtr.tokens import Tokens
 
@@ -65,6 +66,12 @@ class AttentionAt:
 class SwinBlock(ReducibleLayer, swin.SwinBlock):
     """mmseg's ``SwinBlock`` on ``Tokens``; made by ``reducible_stage``."""
 
+    def linears(self):
+        """See ``ReducibleLayer``."""
+        attn, ((fc1, *_), fc2, *_) = self.attn.w_msa, self.ffn.layers
+        return {name: (linear, linear.weight)
+                for name, linear in dict(qkv=attn.qkv, proj=attn.proj, fc1=fc1, fc2=fc2).items()}
+
     def _ffn_branch(self, x):
         return self.ffn.gamma2(self.ffn.layers(x))
 
@@ -72,12 +79,17 @@ class SwinBlock(ReducibleLayer, swin.SwinBlock):
 class SwinStage(swin.SwinBlockSequence):
     """mmseg's ``SwinBlockSequence`` with a reducer; made by ``reducible_stage``."""
 
-    def forward(self, x: Tensor, grid: tuple[int, int], reducer: TokenReducer):
-        """(B, H * W, C) -> that of the next stage and its grid; and of this one and its grid."""
+    def forward(self, x: Tensor, grid: tuple[int, int], reducer: TokenReducer, peft: Optional[PEFT] = None,
+                first: int = 0):
+        """(B, H * W, C) -> that of the next stage and its grid; and of this one and its grid.
+
+        Args:
+            first: Blocks of the stages before, which ``peft`` counts too.
+        """
         window = tuple(self.blocks[0].attn.w_msa.window_size)
         tokens = Tokens(x, grid, windows=make_windows(grid, window, x.device))
         for i, block in enumerate(self.blocks):
-            tokens = block(tokens, reducer, i)
+            tokens = block(tokens, reducer, i, peft, first)
         x = reducer.restore(tokens).x
         if self.downsample is None:
             return x, grid, x, grid

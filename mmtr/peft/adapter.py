@@ -88,8 +88,8 @@ class Adapter(PEFT):
         check_share('dropout', dropout)
         check_number('peft.scale', scale, lambda n: n != 0, 'a number other than 0')
         self.adapters = nn.ModuleList(
-            Bottleneck(backbone.embed_dims, bottleneck, norm, dropout) for _ in range(backbone.depth))
-        self.scales = nn.ModuleList(Scale(float(scale)) for _ in range(backbone.depth))
+            Bottleneck(channels, bottleneck, norm, dropout) for channels in backbone.layer_dims)
+        self.scales = nn.ModuleList(Scale(float(scale)) for _ in backbone.layer_dims)
 
     def add_branch(self, i, x, tokens):
         """x + s Adapter(tokens)."""

@@ -1,4 +1,5 @@
 """The contract of parameter-efficient fine-tuning: what is trained beside the frozen weights of a backbone."""
+from collections.abc import Sequence
 from typing import Optional
 
 from mmengine.model import BaseModule
@@ -27,7 +28,7 @@ class PEFT(BaseModule):
         super().__init__()
         self.backbone = backbone
 
-    def attach(self, layers: nn.ModuleList) -> None:
+    def attach(self, layers: Sequence[nn.Module]) -> None:
         """Join the layers of the backbone, once, when it is built."""
 
     def add_branch(self, i: int, x: Tensor, tokens: Tokens) -> Tensor:
@@ -40,12 +41,13 @@ class PEFT(BaseModule):
 
     def check_reducer(self, reducer: TokenReducer) -> None:
         """Raise a ``UserError`` if this cannot work with ``reducer``."""
-        grid = self.backbone.grid
-        if self.needs_grid and min(reducer.token_schedule(grid, self.backbone.depth)) < grid[0] * grid[1]:
+        # The reducer knows of which grid it leaves a part: the image's, or that of a window.
+        grid, depth = reducer.backbone.grid, reducer.backbone.depth
+        if self.needs_grid and min(reducer.token_schedule(grid, depth)) < grid[0] * grid[1]:
             raise UserError(
                 f'peft.type={type(self).__name__!r} looks at the whole grid of patches, of which token_reduction.type='
-                f"{type(reducer).__name__!r} leaves a part: use token_reduction=dict(type='DAR'), which keeps it, or "
-                "peft=dict(type='Adapter') or 'LoRA', which work with every method.")
+                f"{reducer.name!r} leaves a part: use peft=dict(type='Adapter') or 'LoRA', which work with every "
+                "method, or, in a plain ViT, token_reduction=dict(type='DAR'), which keeps the grid.")
 
     def init_weights(self):
         """Start anew; the backbone calls this after it has filled all that is inside it."""

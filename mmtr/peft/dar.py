@@ -62,7 +62,7 @@ class DAR(Adapter):
         super().__init__(backbone, bottleneck, norm, dropout, scale)
         check_whole('peft.compensator', compensator, 1)
         self.compensators = nn.ModuleList(
-            Compensator(backbone.embed_dims, compensator, norm) for _ in range(backbone.depth))
+            Compensator(channels, compensator, norm) for channels in backbone.layer_dims)
 
     def _branch(self, i, tokens):
         branch = super()._branch(i, tokens)

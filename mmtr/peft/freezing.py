@@ -1,20 +1,18 @@
-"""What ``peft`` freezes: everything in a backbone that is neither of ``peft`` nor of ``token_reducer``."""
+"""What ``peft`` freezes: everything in a backbone that is none of its ``trained_parts``."""
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-_TRAINED = ('peft', 'token_reducer')
-
 
 def frozen_modules(backbone: nn.Module) -> list[nn.Module]:
     """The children of a backbone with ``peft`` that are frozen."""
-    return [module for name, module in backbone.named_children() if name not in _TRAINED]
+    return [module for name, module in backbone.named_children() if name not in backbone.trained_parts]
 
 
 def freeze(backbone: nn.Module) -> None:
     """Freeze a backbone that has just got its ``peft``."""
     for name, parameter in backbone.named_parameters():
-        if name.partition('.')[0] not in _TRAINED:
+        if name.partition('.')[0] not in backbone.trained_parts:
             parameter.requires_grad = False
     for module in frozen_modules(backbone):
         module.eval()
@@ -29,13 +27,13 @@ def frozen_state(model: nn.Module) -> dict[str, Tensor]:
     """The part of the state dict that is frozen by a ``peft``, parameters and buffers."""
     return {f'{path}.{name}'.removeprefix('.'): value
             for path, backbone in frozen_backbones(model) for name, value in backbone.state_dict().items()
-            if name.partition('.')[0] not in _TRAINED}
+            if name.partition('.')[0] not in backbone.trained_parts}
 
 
 def table(model: nn.Module) -> str:
     """Trainable and frozen parameters of each part of ``model``, as text; a frozen backbone's parts by themselves."""
     inside = {f'{path}.{name}'.removeprefix('.'): part for path, backbone in frozen_backbones(model)
-              for name, part in backbone.named_children() if name in _TRAINED}
+              for name, part in backbone.named_children() if name in backbone.trained_parts}
     parts = {**dict(model.named_children()), **inside, 'all': model}
     rows = [('module', 'trainable', 'frozen', 'trainable %')]
     for name in sorted(parts, key=lambda name: (name == 'all', name)):

@@ -88,7 +88,7 @@ class LoRA(PEFT):
     def merged_state_dict(self, backbone):
         """See ``PEFT``."""
         changes = {id(linears[name][1]): low_rank.change()
-                   for each, linears in zip(self.layers, (layer.linears() for layer in backbone.layers))
+                   for each, linears in zip(self.layers, (layer.linears() for layer in backbone.all_layers))
                    for name, low_rank in each.items()}
         with torch.no_grad():
             return {name: value.detach() + changes[id(value)] if id(value) in changes else value.detach()

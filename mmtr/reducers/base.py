@@ -14,17 +14,24 @@ from mmtr.tokens import Tokens
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """What a reducer is told of its backbone when it is built: layers, channels, prefix tokens.
+    """What a reducer or a PEFT is told of its backbone when it is built: layers, channels, prefix tokens.
 
     ``grid`` is (H, W) of the patch grid of its training images; None: not known. With a ``stage``, counted from
     1, the layers are those of this stage of a backbone that attends within windows, and ``grid`` is a window's;
     the batch axis of the tokens is then B * windows, and windows at the border of an image may be smaller.
+    ``widths`` are the channels of each layer where they differ; ``embed_dims`` are then those of the last output.
     """
     depth: int
     embed_dims: int
     num_prefix: int
     grid: Optional[tuple[int, int]] = None
     stage: Optional[int] = None
+    widths: Optional[tuple[int, ...]] = None
+
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """Channels of each layer."""
+        return self.widths or (self.embed_dims, ) * self.depth
 
 
 class TokenReducer(BaseModule):

@@ -1,19 +1,18 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
 import math
-from typing import Optional
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
-from mmtr.peft import build_peft
-from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
 
+from .tunable import TunableBackbone
 
-class ReducibleBackbone:
+
+class ReducibleBackbone(TunableBackbone):
     """Mixin of a plain ViT with ``patch_embed``, ``cls_token``, ``layers`` on ``Tokens`` and ``out_indices``.
 
     Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
@@ -33,36 +32,9 @@ class ReducibleBackbone:
         """Tokens before those of the patches: class token and registers."""
         return int(self.with_cls_token) + self.num_registers
 
-    def set_token_reduction(self, token_reduction) -> None:
-        """Use another reducer, ``dict(type=..., **settings)``, or None."""
-        reducer = self.build_reducer(token_reduction)
-        if getattr(self, 'peft', None) is not None:
-            self.peft.check_reducer(reducer)
-        self.token_reducer = reducer
-
     def build_reducer(self, token_reduction) -> TokenReducer:
         """The reducer of a value of the key ``token_reduction``, for this backbone."""
         return build_token_reducer(token_reduction, self.shape)
-
-    def set_peft(self, peft) -> None:
-        """Train what ``dict(type=..., **settings)`` says, and freeze all but that and the reducer; None: train all.
-
-        Once, when the backbone is built and has its reducer.
-        """
-        self.peft = None
-        if peft is not None:
-            self.peft = build_peft(peft, self.shape)
-            self.peft.check_reducer(self.token_reducer)
-            self.peft.attach(self.layers)
-            freeze(self)
-
-    def train(self, mode=True):
-        """As stock, but what is frozen stays in eval mode: a fixed function, without dropout and drop path."""
-        super().train(mode)
-        if self.peft is not None:
-            for module in frozen_modules(self):
-                module.eval()
-        return self
 
     def init_weights(self):
         """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds."""
@@ -71,17 +43,6 @@ class ReducibleBackbone:
         else:
             super().init_weights()
         self._init_peft()
-
-    def _init_peft(self):
-        """Last, for the backbone may have filled all that is in it."""
-        if self.peft is not None:
-            self.peft.init_weights()
-
-    @property
-    def pretrained_file(self) -> Optional[str]:
-        """The file that ``init_weights`` loads; None: it draws the weights at random."""
-        cfg = self.init_cfg
-        return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
 
     @property
     def shape(self) -> BackboneShape:

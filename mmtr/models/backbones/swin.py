@@ -1,4 +1,4 @@
-"""The SwinTransformer of mmseg and mmdet with fused attention and token reduction."""
+"""The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT."""
 import math
 
 from mmengine.model import ModuleList
@@ -16,29 +16,34 @@ from mmtr.reducers.base import NOTHING
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 
+from .tunable import TunableBackbone
+
 
 @MODELS.register_module()
-class SwinTransformer(swin.SwinTransformer):
+class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     """mmseg's ``SwinTransformer``, which is mmdet's too: same arguments, weights and outputs, and more keys.
 
     Args:
         token_reduction: ``dict(type=..., stage=..., **settings)`` of a token reducer; None: the stock model.
             Tokens are reduced within each window of one stage, counted from 1 as in the papers (None: the one
             with most blocks), and given back before the next. Its layers are the blocks of that stage, from 0.
+        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained. Its
+            layers are all blocks, from 0 in the first stage.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
         convert_weights: mmdet's key for official weights to start from. They are known by their names here,
             whatever it says.
         args, kwargs: mmseg's.
 
     Raises:
-        UserError: The reducer, its stage or one of its settings does not exist or cannot work; the backend
-            cannot run here; ``pretrained`` does not fit.
+        UserError: The reducer, its stage, the PEFT or one of their settings does not exist or cannot work; the
+            backend cannot run here; ``pretrained`` does not fit.
     """
 
-    def __init__(self, *args, token_reduction=None, attn_backend='auto', convert_weights=False, **kwargs):
+    def __init__(self, *args, token_reduction=None, peft=None, attn_backend='auto', convert_weights=False, **kwargs):
         super().__init__(*args, **kwargs)
         self._make_reducible(attn_backend)
         self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
 
     def _make_reducible(self, attn_backend):
         check_backend(attn_backend)
@@ -49,9 +54,28 @@ class SwinTransformer(swin.SwinTransformer):
         """Side of a patch of the first stage, in pixels."""
         return self.patch_embed.projection.kernel_size[0]
 
-    def set_token_reduction(self, token_reduction) -> None:
-        """Use another reducer, ``dict(type=..., stage=..., **settings)``, or None."""
-        self.token_reducer = self.build_reducer(token_reduction)
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of an image that is one window in the last stage, as those of pretraining are."""
+        merged = 2**(len(self.stages) - 1) * self.patch_size
+        return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
+
+    @property
+    def all_layers(self):
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage.blocks]
+
+    @property
+    def trained_parts(self):
+        """With the norms of outputs: the weights of a classifier, which one starts from, have none."""
+        return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
+
+    @property
+    def shape(self) -> BackboneShape:
+        """What its PEFT is told of it; a reducer is told of one stage."""
+        widths = tuple(block.attn.w_msa.embed_dims for block in self.all_layers)
+        return BackboneShape(depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0,
+                             widths=widths)
 
     def build_reducer(self, token_reduction) -> TokenReducer:
         """The reducer of a value of the key ``token_reduction``, for this backbone."""
@@ -71,25 +95,20 @@ class SwinTransformer(swin.SwinTransformer):
             stage=int(stage)))
         return reducer if settings is None else Windowed(reducer)
 
-    def train(self, mode=True):
-        """As stock, and returns the module as ``nn.Module.train`` does."""
-        super().train(mode)
-        return self
-
     def forward(self, x):
         """(B, 3, height, width) pixels -> list of (B, C, H, W), one for each of ``out_indices``."""
         x, grid = self.patch_embed(x)
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; windows are counted with ints.
         grid = int(grid[0]), int(grid[1])
         x = self.drop_after_pos(x + self.absolute_pos_embed if self.use_abs_pos_embed else x)
-        outs = []
+        outs, first = [], 0
         for i, stage in enumerate(self.stages):
             reducer = self.token_reducer if self.token_reducer.backbone.stage == i + 1 else NOTHING
-            x, next_grid, out, _ = stage(x, grid, reducer)
+            x, next_grid, out, _ = stage(x, grid, reducer, self.peft, first)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(out)
                 outs.append(out.transpose(1, 2).unflatten(2, grid).contiguous())
-            grid = next_grid
+            grid, first = next_grid, first + len(stage.blocks)
         return outs
 
     def token_schedule(self, shape) -> list[int]:
@@ -109,6 +128,7 @@ class SwinTransformer(swin.SwinTransformer):
         else:
             self._load_pretrained(self.init_cfg['checkpoint'])
         self.token_reducer.init_weights()
+        self._init_peft()
 
     def _load_pretrained(self, path):
         state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
@@ -126,7 +146,7 @@ class SwinTransformer(swin.SwinTransformer):
         for key in [key for key in state if key.endswith('relative_position_bias_table') and key in own]:
             sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[key], own[key]))
             state[key] = resize_relative_positions(state[key], *((side, side) for side in sides))
-        needed = {key for key in own if not key.startswith(('norm', 'token_reducer.')) and 'position_index' not in key}
+        needed = {key for key in own if key.partition('.')[0] not in self.trained_parts and 'position_index' not in key}
         differing = sorted(needed - state.keys()) + sorted(
             key for key in state if key not in own or own[key].shape != state[key].shape)
         if differing:
@@ -141,4 +161,5 @@ def _twin(module, attn_backend):
     twin = share(SwinTransformer, module)
     twin._make_reducible(attn_backend)
     twin.set_token_reduction(None)
+    twin.set_peft(None)
     return twin

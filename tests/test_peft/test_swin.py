@@ -1,0 +1,379 @@
+"""``peft`` of a Swin: its widths and numbers of layers, its windows, what it freezes and what its checkpoints hold."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmseg.models.backbones import SwinTransformer as Stock
+
+from mmtr import UserError, apply_token_reduction
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.engine.model import build_model, load_weights
+from mmtr.models.backbones import SwinTransformer
+from mmtr.peft.checkpoint import check_pretrained, take_out_frozen
+from mmtr.peft.freezing import table
+
+from ..test_reducers.test_contract import filled
+from ..test_reducers.test_contract_swin import CASES, SMALL, images, swin
+from .test_branches import PEFTS, every_peft
+from .test_checkpoints import changed, deploy
+
+NORMS = ('norm0.', 'norm1.')
+TUNED = ('peft.', *NORMS)
+WIDTHS = [16] * 2 + [32] * 4
+TINY = dict(embed_dims=8, depths=(1, 2), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1), window_size=3)
+RATES = dict(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.3)
+
+
+def stock_of(model, **settings):
+    """mmseg's Swin with the weights of ``model`` that are not of its PEFT."""
+    stock = Stock(**{**SMALL, **settings})
+    stock.load_state_dict({name: value for name, value in model.state_dict().items()
+                           if not name.startswith(('peft.', 'token_reducer.'))})
+    stock.eval()  # which returns None
+    return stock
+
+
+def by_hand(stock, x, branch):
+    """The outputs of mmseg's Swin with ``branch(i, x, grid)`` beside the FFN of block ``i`` of all."""
+    x, grid = stock.patch_embed(x)
+    outs, i = [], 0
+    for k, stage in enumerate(stock.stages):
+        for block in stage.blocks:
+            x = x + block.attn(block.norm1(x), grid)
+            x = block.ffn(block.norm2(x), identity=x) + branch(i, x, grid)
+            i += 1
+        outs.append(getattr(stock, f'norm{k}')(x).transpose(1, 2).reshape(len(x), -1, *grid))
+        if stage.downsample is not None:
+            x, grid = stage.downsample(x, grid)
+    return outs
+
+
+@every_peft
+def test_at_the_start_it_is_the_stock_model_and_has_its_keys(peft):
+    model = swin(None, peft=peft)
+    model.peft.init_weights()
+    plain = swin(None)
+    plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith('peft.')}, strict=True)
+    with torch.no_grad():
+        outs = model(images())
+        assert all(torch.equal(out, expected) for out, expected in zip(outs, plain(images()), strict=True))
+        for out, expected in zip(outs, stock_of(model)(images()), strict=True):
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('peft, reduction', [
+    *((peft, None) for peft in PEFTS),
+    *((peft, dict(type='TokenAdapter', layers=(1, 3))) for peft in PEFTS if peft['type'] != 'DAR')], ids=str)
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_gradients_reach_all_that_is_trained_and_nothing_frozen(peft, reduction, with_cp):
+    model = swin(reduction, peft=peft, with_cp=with_cp, **RATES).train()
+    sum(out.square().mean() for out in model(images())).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith(TUNED):
+            assert parameter.requires_grad and parameter.grad.abs().sum() > 0, name
+        else:
+            assert not parameter.requires_grad and parameter.grad is None, name
+
+
+@every_peft
+@pytest.mark.parametrize('frozen_stages', [-1, 1])
+def test_what_is_frozen_is_in_eval_mode_while_the_rest_trains(peft, frozen_stages):
+    model = swin(None, peft={**peft, **({'dropout': 0.} if 'dropout' in peft else {})}, frozen_stages=frozen_stages,
+                 **RATES)
+    with torch.no_grad():
+        expected = model(images())
+        assert model.train() is model and model.training
+        assert all(torch.equal(out, same) for out, same in zip(model(images()), expected, strict=True))
+    parts = dict(model.named_children())
+    assert all(m.training for name in ('peft', 'token_reducer', 'norm1') for m in parts[name].modules())
+    assert not any(m.training for name in ('patch_embed', 'drop_after_pos', 'stages') for m in parts[name].modules())
+    # Stock freezes the norms of frozen stages too.
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters() if name.startswith(TUNED[:1] + TUNED[1 + (frozen_stages > 0):])}
+    # The first batch of a fresh model is run without a call of train().
+    assert not any(m.training for m in SwinTransformer(**SMALL, peft=peft).stages.modules())
+
+
+@every_peft
+@pytest.mark.parametrize('size', [(57, 130), (5, 9)], ids=str)
+def test_an_image_is_as_it_is_alone(peft, size):
+    model, x = swin(None, peft=peft), images(8, *size)
+    with torch.no_grad():
+        outs = model(x)
+        for i in range(8):
+            for out, alone in zip(outs, model(x[i:i + 1]), strict=True):
+                torch.testing.assert_close(out[i:i + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['Adapter', 'DAR'])
+@pytest.mark.parametrize('size', [(80, 112), (57, 130)], ids=str)
+def test_every_block_has_the_branch_of_its_number(kind, size):
+    model = swin(None, peft=dict(type=kind, bottleneck=5, scale=0.7))
+    for name, value in model.peft.state_dict().items():
+        if name.endswith('bias'):
+            torch.nn.init.normal_(value, std=0.3)
+    w = {name: value.float() for name, value in model.peft.state_dict().items()}
+    assert [len(w[f'adapters.{i}.up.bias']) for i in range(6)] == WIDTHS and 'adapters.6.up.bias' not in w
+
+    def branch(i, x, grid):
+        def linear(x, name):
+            return x @ w[f'{name}.weight'].T + w[f'{name}.bias']
+        out = linear(linear(x, f'adapters.{i}.down').clamp(min=0), f'adapters.{i}.up')
+        if kind == 'DAR':
+            name = f'compensators.{i}'
+            grid_of_x = linear(x, f'{name}.down').transpose(1, 2).reshape(len(x), -1, *grid)
+            mixed = F.conv2d(grid_of_x, w[f'{name}.depthwise.weight'], w[f'{name}.depthwise.bias'], padding=1,
+                             groups=grid_of_x.shape[1]).flatten(2).transpose(1, 2)
+            out = out + linear(F.gelu(linear(mixed, f'{name}.mix')), f'{name}.up')
+        return 0.7 * out
+
+    with torch.no_grad():
+        outs, expected = model(images(2, *size)), by_hand(stock_of(model), images(2, *size), branch)
+        plain = stock_of(model)(images(2, *size))
+    for out, same, without in zip(outs, expected, plain, strict=True):
+        torch.testing.assert_close(out, same, atol=2e-4, rtol=1e-3)
+        assert not torch.allclose(out, without, atol=0.1)
+
+
+@pytest.mark.parametrize('targets, names', [
+    ('qkv', ['qkv'] * 6), (['proj', '3.fc1'], ['proj'] * 3 + ['proj fc1'] + ['proj'] * 2),
+    ('[15].(qkv|fc2)', ['', 'qkv fc2', '', '', '', 'qkv fc2']), ('.*', ['qkv proj fc1 fc2'] * 6)], ids=str)
+def test_lora_is_another_weight(targets, names):
+    model = swin(None, peft=dict(type='LoRA', rank=3, alpha=6., targets=targets))
+    assert [' '.join(each) for each in model.peft.layers] == names
+    paths = dict(qkv='attn.w_msa.qkv', proj='attn.w_msa.proj', fc1='ffn.layers.0.0', fc2='ffn.layers.1')
+    stock, merged = stock_of(model), swin(None)
+    weights = dict(stock.named_parameters())
+    merged.load_state_dict(model.peft.merged_state_dict(model), strict=True)
+    x = images(2, 57, 130)
+    with torch.no_grad():
+        frozen = stock(x)
+        for i, each in enumerate(names):
+            for name in each.split():
+                low_rank = model.peft.layers[i][name]
+                stage, block = (0, i) if i < 2 else (1, i - 2)
+                weights[f'stages.{stage}.blocks.{block}.{paths[name]}.weight'] += (
+                    2 * low_rank.up.weight @ low_rank.down.weight)
+        for out, one, other, without in zip(model(x), merged(x), stock(x), frozen, strict=True):
+            torch.testing.assert_close(one, out, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(other, out, atol=1e-4, rtol=1e-3)
+            assert not torch.allclose(out, without, atol=1e-2)
+
+
+@pytest.mark.parametrize('target', ['qkv', 'proj', 'fc1', 'fc2'])
+def test_each_linear_layer_alone_changes_what_comes_after_it(target):
+    model = swin(None, peft=dict(type='LoRA', targets=f'3.{target}'))
+    with torch.no_grad():
+        (first, second), (plain, other) = model(images()), stock_of(model)(images())
+    torch.testing.assert_close(first, plain, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(second, other, atol=1e-3)
+
+
+@pytest.mark.parametrize('reducer', CASES, ids=str)
+@pytest.mark.parametrize('peft', [dict(type='Adapter'), dict(type='LoRA', targets='.*')], ids=str)
+def test_adapter_and_lora_see_the_tokens_that_a_reducer_leaves(reducer, peft):
+    model, seen = swin(reducer, peft=peft), []
+    for each in model.peft.adapters if peft['type'] == 'Adapter' else (e['fc2'] for e in model.peft.layers):
+        each.up.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    with torch.no_grad():
+        outs = model(images())
+    assert seen == model.token_schedule((80, 112))
+    with torch.no_grad():
+        model.peft.init_weights()
+        for out, start, plain in zip(outs, model(images()), swin(reducer)(images()), strict=True):
+            assert out.shape == start.shape and not torch.allclose(out, start, atol=1e-2)
+            assert start.shape == plain.shape
+
+
+@pytest.mark.parametrize('reducer', CASES, ids=str)
+def test_compensator_refuses_what_leaves_a_part_of_a_window(reducer):
+    words = f"peft.type='DAR' looks at the whole grid.*'{reducer['type']}' leaves a part: use .*'Adapter'. or 'LoRA'"
+    with pytest.raises(UserError, match=words):
+        swin(reducer, peft=dict(type='DAR'))
+    model = SwinTransformer(**SMALL, peft=dict(type='DAR'))
+    with pytest.raises(UserError, match=words):
+        model.set_token_reduction(reducer)
+    assert type(model.token_reducer).__name__ == 'TokenReducer'
+
+
+@pytest.mark.parametrize('peft, words', [
+    (dict(type='LoRA', targets=['qkv', 'in_proj']), "peft.targets='in_proj' is no linear layer of this backbone: it "
+     'has qkv, proj, fc1, fc2 in each of 6 layers, and 0.qkv,'),
+    (dict(type='LoRA', targets='6.qkv'), "peft.targets='6.qkv' is no linear layer"),
+    (dict(type='Adapters'), "peft.type='Adapters' is unknown: choose one of Adapter, DAR, LoRA")], ids=str)
+def test_what_cannot_work_is_said_when_it_is_built(peft, words):
+    with pytest.raises(UserError, match=words):
+        SwinTransformer(**SMALL, peft=peft)
+
+
+def test_a_twin_has_none_and_a_copy_is_a_model_of_its_own():
+    assert apply_token_reduction(Stock(**TINY), None).peft is None
+    model = swin(dict(type='GridPool'), peft=dict(type='LoRA'))
+    with torch.no_grad():
+        before = model(images())[1]
+        twin = copy.deepcopy(model)
+        for parameter in model.peft.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(images())[1], before) and not torch.equal(model(images())[1], before)
+
+
+@pytest.mark.parametrize('peft', [dict(type='DAR'), dict(type='LoRA')], ids=str)
+def test_compiles_without_a_graph_break(peft):
+    model, x = filled(SwinTransformer(**TINY, peft=peft)), images(1, 28, 36)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        for out, eager in zip(compiled(x), model(x), strict=True):
+            torch.testing.assert_close(out, eager, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('peft, count', [
+    (dict(type='LoRA'), lambda c: 8 * c + 3 * c * 8),
+    (dict(type='LoRA', rank=4, targets=['proj', 'fc.']), lambda c: 4 * (c + c) + 4 * (c + 4 * c) + 4 * (4 * c + c)),
+    (dict(type='Adapter'), lambda c: c * 72 + 72 + 72 * c + c + 1),
+    (dict(type='DAR'), lambda c: c * 72 + 72 + 72 * c + c + 1 + (c * 48 + 48) + (9 * 48 + 48) + (48 * 48 + 48) + (
+        48 * c + c))], ids=str)
+def test_shares_of_a_swin_t_are_counted_by_hand(peft, count):
+    model = SwinTransformer(peft=peft)
+    norms = 2 * (96 + 192 + 384 + 768)
+    trained = sum(count(width) for width in [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2)
+    # Of a published Swin-T: without its classifier for 1000 classes and the norm before it.
+    frozen = 28_288_354 - (768 * 1000 + 1000) - 2 * 768
+    lines = [line.split() for line in table(model).splitlines()]
+    assert ['peft', f'{trained:,}', '0', '100.00'] in lines and ['norm3', '1,536', '0', '100.00'] in lines
+    assert lines[-1] == ['all', f'{trained + norms:,}', f'{frozen:,}',
+                         f'{100 * (trained + norms) / (trained + norms + frozen):.2f}']
+
+
+def base_file(path, seed=0, without=()):
+    """A file as of a classifier: a norm and a head after the last stage, and no norms of outputs."""
+    torch.manual_seed(seed)
+    backbone = SwinTransformer(**TINY)
+    backbone.init_weights()
+    state = {name: value for name, value in backbone.state_dict().items()
+             if not name.startswith('norm') and name not in without}
+    torch.save(dict(state_dict={**state, 'norm.weight': torch.ones(16), 'head.bias': torch.zeros(9)}), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('pretrained', [False, True])
+def test_init_weights_leaves_the_branches_at_zero_and_fills_the_rest(tmp_path, pretrained):
+    init = dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')) if pretrained else None
+    model = SwinTransformer(**TINY, peft=dict(type='DAR'), init_cfg=init)
+    for parameter in model.peft.parameters():
+        torch.nn.init.ones_(parameter)
+    model.init_weights()
+    assert all(not each.up.weight.any() for each in [*model.peft.adapters, *model.peft.compensators])
+    assert all(scale.weight.item() == 2 for scale in model.peft.scales)
+    own = model.state_dict()
+    assert own['norm0.weight'].eq(1).all() and not own['norm1.bias'].any()
+    base = torch.load(tmp_path / 'base.pth')['state_dict'] if pretrained else {}
+    assert all(torch.equal(own[name], value) for name, value in base.items() if name in own)
+
+
+@pytest.fixture
+def config(tiny_segmenter, tmp_path):
+    """Path of the config file of a segmentor whose Swin is frozen but for a LoRA."""
+    cfg = tiny_segmenter
+    cfg.model.backbone = dict(
+        type='mmtr.SwinTransformer', **TINY, **RATES, peft=dict(type='LoRA', targets='.*'),
+        init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')))
+    cfg.model.decode_head = dict(
+        type='FCNHead', in_channels=[8, 16], in_index=[0, 1], input_transform='resize_concat', channels=8,
+        num_convs=1, num_classes=4, norm_cfg=dict(type='BN'))
+    cfg.optim_wrapper.optimizer.update(lr=0.1, weight_decay=0.5)
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    cfg.randomness = dict(seed=0)
+    cfg.dump(str(tmp_path / 'tuned.py'))
+    return tmp_path / 'tuned.py'
+
+
+@pytest.mark.parametrize('peft', [
+    dict(type='LoRA', targets='.*'), dict(type='DAR', bottleneck=5, compensator=3)], ids=str)
+def test_only_what_is_tuned_changes_is_kept_and_loads_with_its_base(config, make_runner, tool, tmp_path, peft):
+    base = read_checkpoint(tmp_path / 'base.pth')['state_dict']
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.peft = peft
+    cfg.optim_wrapper.constructor = 'mmtr.TrainableConstructor'
+    cfg.custom_hooks = [dict(type='mmtr.PEFTCheckpointHook')]
+    runner = make_runner(cfg)
+    before = {name: p.clone() for name, p in runner.model.named_parameters()}
+    runner.train()
+    model, state = runner.model.eval(), read_checkpoint(tmp_path / 'work' / 'iter_2.pth')['state_dict']
+    own = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith(TUNED)}
+    assert own.keys() == base.keys() - {'norm.weight', 'head.bias'}
+    assert all(torch.equal(value, base[name]) for name, value in own.items())
+    assert state.keys() == {name for name in model.state_dict()
+                            if name.startswith(('decode_head.', *(f'backbone.{part}' for part in TUNED)))}
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in state)
+    loaded = build_model(cfg)
+    load_weights(loaded, str(tmp_path / 'work' / 'iter_2.pth'))
+    x = torch.rand(2, 3, 64, 76)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_tools_train_resume_test_and_refuse_another_base(config, tool, tmp_path):
+    assert tool('train', config) == (0, '')
+    checkpoint = tmp_path / 'work' / 'iter_2.pth'
+    on = changed(config, 'on.py', 'train_cfg = dict(max_iters=3)')
+    assert tool('train', on, '--work-dir', tmp_path / 'on', '--resume', checkpoint) == (0, '')
+    assert len(read_checkpoint(tmp_path / 'on' / 'iter_3.pth')['optimizer']['state']) == sum(
+        'running' not in name and 'num_batches' not in name
+        for name in read_checkpoint(checkpoint)['state_dict'])
+    assert tool('test', config, checkpoint)[0] == 0
+    other = base_file(tmp_path / 'other.pth', seed=1)
+    partly = base_file(tmp_path / 'partly.pth', without=['stages.1.blocks.0.norm1.weight'])
+    setting = 'model = dict(backbone=dict(init_cfg=dict(checkpoint={!r})))'
+    for name, text, words in (
+            ('other', setting.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
+            ('partly', setting.format(partly), f"Checkpoint '{partly}' is not of this Swin: it differs in 1 weights "),
+            ('none', 'model = dict(backbone=dict(init_cfg=None))', 'does not say where the frozen weights are'),
+            ('rank', 'model = dict(backbone=dict(peft=dict(rank=2)))', 'was tuned with another peft')):
+        status, said = tool('test', changed(config, f'{name}.py', text), checkpoint)
+        assert status == 2 and said.count('\n') == 1 and words in said, (name, said)
+    with pytest.raises(UserError, match='there are none to freeze'):
+        check_pretrained(build_model(Config.fromfile(tmp_path / 'none.py')))
+
+
+def test_deployed_file_is_whole_and_needs_no_base(config, tool, tmp_path):
+    assert tool('train', config) == (0, '')
+    deploy(config, tmp_path / 'work' / 'iter_2.pth', tmp_path / 'small.pth')
+    trained, small = build_model(Config.fromfile(config)), build_model(Config.fromfile(tmp_path / 'small.py'))
+    load_weights(trained, str(tmp_path / 'work' / 'iter_2.pth'))
+    (tmp_path / 'base.pth').unlink()
+    load_weights(small, str(tmp_path / 'small.pth'))
+    assert small.backbone.peft is None and not any('peft' in name for name in small.state_dict())
+    x = torch.rand(2, 3, 64, 76)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), trained(x), atol=1e-4, rtol=1e-3)
+        trained.backbone.peft.init_weights()
+        assert not torch.allclose(small(x), trained(x), atol=1e-3)
+
+
+def test_a_detector_of_mmdet_is_tuned_alike(tmp_path):
+    cfg = get_config('mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py')
+    cfg.model.backbone.update(
+        type='mmtr.SwinTransformer', embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=3,
+        peft=dict(type='Adapter', bottleneck=3),
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'base.pth')))
+    cfg.model.neck.update(in_channels=[16, 32, 64], out_channels=16)
+    cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    model = build_model(cfg)
+    torch.save({n: v for n, v in model.backbone.state_dict().items() if not n.startswith('peft.')},
+               tmp_path / 'base.pth')
+    torch.nn.init.normal_(model.backbone.peft.adapters[3].up.weight)
+    checkpoint = dict(state_dict=model.state_dict(), meta={})
+    take_out_frozen(model, checkpoint)
+    # Outputs are stages 2 to 4.
+    assert {name.split('.')[1] for name in checkpoint['state_dict'] if name.startswith('backbone.')} == {
+        'peft', 'norm1', 'norm2', 'norm3'}
+    torch.save(checkpoint, tmp_path / 'tuned.pth')
+    loaded, x = build_model(cfg), torch.rand(1, 3, 64, 96)
+    load_weights(loaded, str(tmp_path / 'tuned.pth'))
+    with torch.no_grad():
+        for outs, expected in zip(loaded(x, mode='tensor'), model(x, mode='tensor'), strict=True):
+            assert all(torch.equal(out, same) for out, same in zip(outs, expected, strict=True))
