@@ -2,11 +2,8 @@
 
 import math
 
-from mmtr.engine.checkpoint import read_checkpoint
-from mmtr.errors import UserError
-
 from .eva02 import eva02_table, fuse, notes_of
-from .vit import depth, need, rename
+from .vit import depth, need, read_model, rename
 
 KIND = 'an official Cropr segmentation model'
 # In a Cropr module of the release -> in ``mmtr.reducers.Cropr``; the first are always there.
@@ -26,11 +23,8 @@ LINEAR = {
 
 
 def read(path):
-    """(state, ) of a ``checkpoint.pth`` of the release, which keeps it under 'model'."""
-    state = read_checkpoint(path).get('model')
-    if not isinstance(state, dict):
-        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
-    return (state,)
+    """(state, ) of a ``checkpoint.pth`` of the release."""
+    return (read_model(path, KIND),)
 
 
 def convert(state):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.errors import UserError
 
 # (embed_dims, num_layers) -> the letter in the names of our configs, num_heads.
@@ -27,6 +28,14 @@ class Notes:
     fits: 'str | None' = None
     remarks: list = field(default_factory=list)
     pretrained: str = 'pretrained'
+
+
+def read_model(path, kind):
+    """The weights in a checkpoint file that keeps them under 'model'; raises ``UserError``."""
+    state = read_checkpoint(path).get('model')
+    if not isinstance(state, dict):
+        raise UserError(f"'{path}' is not {kind}, which keeps its weights under 'model'.")
+    return state
 
 
 def need(state, key, kind):
