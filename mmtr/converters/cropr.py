@@ -1,9 +1,7 @@
 """The official Cropr segmentation checkpoints, unpruned or pruned -> ``EncoderDecoder`` on ``mmtr.EVA02``."""
 
-import math
-
 from .eva02 import eva02_table, fuse, notes_of
-from .vit import depth, need, read_model, rename
+from .vit import depth, grid_side, need, read_model, rename
 
 KIND = 'an official Cropr segmentation model'
 # In a Cropr module of the release -> in ``mmtr.reducers.Cropr``; the first are always there.
@@ -51,7 +49,7 @@ def convert(state):
     patch = converted['backbone.patch_embed.projection.weight'].shape[-1]
     notes.settings.update({
         'backbone.patch_size': patch,
-        'backbone.img_size': (patch * math.isqrt(converted['backbone.pos_embed'].shape[1] - 1),) * 2,
+        'backbone.img_size': (patch * grid_side(converted['backbone.pos_embed']),) * 2,
         'decode_head.num_classes': classes,
         'data_preprocessor.mean': (127.5,) * 3,
         'data_preprocessor.std': (127.5,) * 3,

@@ -1,12 +1,11 @@
 """The official DINOv2 (facebookresearch), with and without registers -> ``mmtr.DINOv2``, to start training from."""
 
-import math
 import re
 
 from mmtr.errors import UserError
 
 from .timm_vit import read
-from .vit import SIZES, Notes, depth, heads_of_64, need, rename, vit_table
+from .vit import SIZES, Notes, depth, grid_side, heads_of_64, need, rename, vit_table
 
 __all__ = ['convert', 'dinov2_settings', 'dinov2_table', 'read']
 KIND = 'an official DINOv2'
@@ -48,13 +47,9 @@ def dinov2_table(state, kind, source='', target=''):
 def dinov2_settings(state, prefix=''):
     """The ``backbone`` keys that converted weights need; raises ``UserError`` for another kind of ViT."""
     dim, channels, patch, _ = state[f'{prefix}patch_embed.projection.weight'].shape
-    patches = state[f'{prefix}pos_embed'].shape[1] - 1
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise UserError(f'The position table has {patches + 1} entries, which is no class token and a square.')
     registers = state.get(f'{prefix}register_tokens')
     return {
-        'backbone.img_size': (side * patch,) * 2,
+        'backbone.img_size': (grid_side(state[f'{prefix}pos_embed']) * patch,) * 2,
         'backbone.patch_size': patch,
         'backbone.in_channels': channels,
         'backbone.embed_dims': dim,

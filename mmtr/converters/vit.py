@@ -57,6 +57,15 @@ def heads_of_64(dim, kind):
     return dim // 64
 
 
+def grid_side(positions):
+    """Side of the square of patches of a position table (1, 1 + N, C); raises ``UserError`` if it is none."""
+    entries = positions.shape[1]
+    side = math.isqrt(entries - 1)
+    if side * side != entries - 1:
+        raise UserError(f'The position table has {entries} entries, which is no class token and a square.')
+    return side
+
+
 def rename(state, table, kind, dropped=()):
     """The tensors of ``state`` under new names, as float32.
 
