@@ -61,6 +61,7 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
     state = weights_in(checkpoint)
     _check_tuned(model, state, backbones, path)
     checkpoint['state_dict'] = {**frozen_state(model), **state}
+    del checkpoint['meta'][META]  # it is whole now, for the next hook that asks
 
 
 def check_pretrained(model: nn.Module) -> None:
