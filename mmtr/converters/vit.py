@@ -1,4 +1,4 @@
-"""What the sources share: a plain ViT's keys, and the check that all of it arrived."""
+"""What the sources share: how a file is read, a plain ViT's keys, and the check that all of it arrived."""
 
 import math
 import re
