@@ -2,9 +2,8 @@
 _base_ = [
     './_base_/models/cascade-mask-rcnn_eva02-l.py',
     './_base_/datasets/dsb2018_nuclei.py',
-    'mmdet::_base_/default_runtime.py',
+    './_base_/nuclei_600.py',
 ]
-iterations = 600
 channels = 64
 model = dict(
     data_preprocessor=dict(pad_size_divisor=16),
@@ -36,14 +35,3 @@ model = dict(
         rcnn=[{**stage, 'sampler': {**stage.sampler, 'num': 128}} for stage in _base_.model.train_cfg.rcnn]),
     # Up to 369 nuclei are in one image.
     test_cfg=dict(rcnn=dict(max_per_img=400)))
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=iterations)]
-default_hooks = dict(
-    logger=dict(interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=1))
-log_processor = dict(by_epoch=False, window_size=20)

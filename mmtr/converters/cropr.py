@@ -1,12 +1,7 @@
 """The official Cropr segmentation checkpoints, unpruned or pruned -> ``EncoderDecoder`` on ``mmtr.EVA02``."""
 
-import math
-
-from mmtr.engine.checkpoint import read_checkpoint
-from mmtr.errors import UserError
-
 from .eva02 import eva02_table, fuse, notes_of
-from .vit import depth, need, rename
+from .vit import depth, grid_side, need, read_model, rename
 
 KIND = 'an official Cropr segmentation model'
 # In a Cropr module of the release -> in ``mmtr.reducers.Cropr``; the first are always there.
@@ -26,11 +21,8 @@ LINEAR = {
 
 
 def read(path):
-    """(state, ) of a ``checkpoint.pth`` of the release, which keeps it under 'model'."""
-    state = read_checkpoint(path).get('model')
-    if not isinstance(state, dict):
-        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
-    return (state,)
+    """(state, ) of a ``checkpoint.pth`` of the release."""
+    return (read_model(path, KIND),)
 
 
 def convert(state):
@@ -57,7 +49,7 @@ def convert(state):
     patch = converted['backbone.patch_embed.projection.weight'].shape[-1]
     notes.settings.update({
         'backbone.patch_size': patch,
-        'backbone.img_size': (patch * math.isqrt(converted['backbone.pos_embed'].shape[1] - 1),) * 2,
+        'backbone.img_size': (patch * grid_side(converted['backbone.pos_embed']),) * 2,
         'decode_head.num_classes': classes,
         'data_preprocessor.mean': (127.5,) * 3,
         'data_preprocessor.std': (127.5,) * 3,

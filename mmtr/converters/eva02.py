@@ -5,15 +5,12 @@ and value, B and L with one for each and a norm inside the FFN. Here both have o
 turns channels i and i + D / 2 of a head where theirs turns neighbours.
 """
 
-import math
 import re
 
 import torch
 
-from mmtr.errors import UserError
-
 from .timm_vit import read
-from .vit import SIZES, Notes, depth, heads_of_64, need, rename
+from .vit import SIZES, Notes, depth, grid_side, heads_of_64, need, rename
 
 __all__ = ['convert', 'eva02_table', 'fuse', 'notes_of', 'read']
 KIND = 'a timm EVA-02'
@@ -24,10 +21,7 @@ def convert(state):
     """timm's keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``."""
     converted = rename(state, eva02_table(state, KIND), KIND, DROPPED)
     fuse(converted)
-    patches = converted['pos_embed'].shape[1] - 1
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise UserError(f'The position table has {patches + 1} entries, which is no class token and a square.')
+    side = grid_side(converted['pos_embed'])
     patch = converted['patch_embed.projection.weight'].shape[-1]
     notes = notes_of(converted, 'eva02')
     notes.remarks = [

@@ -4,12 +4,11 @@ import re
 
 import torch
 
-from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.errors import UserError
 
 from . import swin
 from .resnet import count_batches, resnet_table
-from .vit import Notes, depth, need, rename
+from .vit import Notes, depth, need, read_model, rename
 
 KIND = 'an official MaskDINO'
 PIXEL, PREDICTOR = 'sem_seg_head.pixel_decoder.', 'sem_seg_head.predictor.'
@@ -23,11 +22,8 @@ DATA = {80: (80, 'coco-instance'), 133: (80, 'coco-panoptic'), 150: (0, 'ade20k-
 
 
 def read(path):
-    """(state, ) of a checkpoint of the release, which keeps it under 'model'."""
-    state = read_checkpoint(path).get('model')
-    if not isinstance(state, dict):
-        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
-    return (state,)
+    """(state, ) of a checkpoint of the release."""
+    return (read_model(path, KIND),)
 
 
 def convert(state):

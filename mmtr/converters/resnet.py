@@ -36,7 +36,7 @@ def resnet_table(state, kind, source='', target=''):
     return table, BLOCKS[blocks]
 
 
-def count_batches(state, prefix=''):
+def count_batches(state):
     """Give every norm the counter that torch's has and a frozen one of detectron2 has not, in place."""
-    for key in [key for key in state if key.startswith(prefix) and key.endswith('.running_mean')]:
+    for key in [key for key in state if key.endswith('.running_mean')]:
         state[key.replace('running_mean', 'num_batches_tracked')] = torch.tensor(0)

@@ -9,10 +9,20 @@ from pathlib import Path
 
 import yaml
 
-from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.errors import UserError
 
-from .vit import SIZES, Notes, backbone_settings, block_table, depth, fold_patch_bias, need, rename, vit_table
+from .vit import (
+    SIZES,
+    Notes,
+    backbone_settings,
+    block_table,
+    depth,
+    fold_patch_bias,
+    need,
+    read_model,
+    rename,
+    vit_table,
+)
 
 KIND = 'an official Segmenter'
 DROPPED = ('encoder.head.weight', 'encoder.head.bias')
@@ -37,9 +47,7 @@ def read(path):
     path = Path(path)
     if path.is_dir():
         path = path / 'checkpoint.pth'
-    state = read_checkpoint(path).get('model')
-    if not isinstance(state, dict):
-        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
+    state = read_model(path, KIND)
     file = path.with_name('variant.yml')
     if not file.is_file():
         raise UserError(

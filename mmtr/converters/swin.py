@@ -2,10 +2,7 @@
 
 import re
 
-from mmtr.engine.checkpoint import read_checkpoint
-from mmtr.errors import UserError
-
-from .vit import Notes, depth, need, rename
+from .vit import Notes, depth, need, read_model, rename
 
 KIND = 'an official Swin Transformer'
 # (embed_dims, depths) -> the letter in the names of our configs.
@@ -15,11 +12,8 @@ DROPPED = re.compile(r'head\.|norm\.|.*\.(attn_mask|relative_position_index)$')
 
 
 def read(path):
-    """(state, ) from a file of the release, which keeps it under 'model'."""
-    state = read_checkpoint(path).get('model')
-    if not isinstance(state, dict):
-        raise UserError(f"'{path}' is not {KIND}, which keeps its weights under 'model'.")
-    return (state,)
+    """(state, ) from a file of the release."""
+    return (read_model(path, KIND),)
 
 
 def is_official(state) -> bool:

@@ -1,4 +1,4 @@
-"""What the sources share: a plain ViT's keys, and the check that all of it arrived."""
+"""What the sources share: how a file is read, a plain ViT's keys, and the check that all of it arrived."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.errors import UserError
 
 # (embed_dims, num_layers) -> the letter in the names of our configs, num_heads.
@@ -29,6 +30,14 @@ class Notes:
     pretrained: str = 'pretrained'
 
 
+def read_model(path, kind):
+    """The weights in a checkpoint file that keeps them under 'model'; raises ``UserError``."""
+    state = read_checkpoint(path).get('model')
+    if not isinstance(state, dict):
+        raise UserError(f"'{path}' is not {kind}, which keeps its weights under 'model'.")
+    return state
+
+
 def need(state, key, kind):
     """The tensor ``key`` of ``state``; raises ``UserError`` when it is not there."""
     if not isinstance(state.get(key), torch.Tensor):
@@ -46,6 +55,15 @@ def heads_of_64(dim, kind):
     if dim % 64:
         raise UserError(f'The file has {dim} channels, which are no heads of 64, as in {kind}.')
     return dim // 64
+
+
+def grid_side(positions):
+    """Side of the square of patches of a position table (1, 1 + N, C); raises ``UserError`` if it is none."""
+    entries = positions.shape[1]
+    side = math.isqrt(entries - 1)
+    if side * side != entries - 1:
+        raise UserError(f'The position table has {entries} entries, which is no class token and a square.')
+    return side
 
 
 def rename(state, table, kind, dropped=()):

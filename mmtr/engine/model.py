@@ -7,7 +7,7 @@ from torch import nn
 
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
-from mmtr.peft.checkpoint import put_in_frozen
+from mmtr.peft.checkpoint import put_in_frozen, weights_in
 
 from .checkpoint import read_checkpoint
 from .hooks.coverage import converts, coverage
@@ -50,7 +50,7 @@ def read_weights(path: str, model: nn.Module, device: str = 'cpu') -> dict[str, 
     """
     checkpoint = read_checkpoint(path, device)
     put_in_frozen(model, checkpoint, path)
-    return {name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()}
+    return weights_in(checkpoint)
 
 
 def load_weights(model: nn.Module, path: str) -> None:

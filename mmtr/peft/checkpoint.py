@@ -11,6 +11,11 @@ META = 'frozen_weights'
 _SAMPLES = 16
 
 
+def weights_in(checkpoint: dict) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, or that it is, without the prefix of data-parallel training."""
+    return {name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()}
+
+
 def fingerprint(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A few values of each weight, evenly spaced, in float32 on the CPU; a hash would not bear another rounding."""
     found = {}
@@ -53,9 +58,10 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
             files = ' and '.join(f"'{backbone.pretrained_file}'" for backbone in backbones.values())
             raise UserError(f'{what}, and the pretrained file {files} is not the one that it was tuned with: '
                             f'{len(differing)} of {len(expected)} weights differ, such as {differing[0]}.')
-    state = {name.removeprefix('module.'): value for name, value in checkpoint['state_dict'].items()}
+    state = weights_in(checkpoint)
     _check_tuned(model, state, backbones, path)
     checkpoint['state_dict'] = {**frozen_state(model), **state}
+    del checkpoint['meta'][META]  # it is whole now, for the next hook that asks
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -70,8 +76,7 @@ def check_pretrained(model: nn.Module) -> None:
 
 def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
     """Raise a ``UserError`` if a whole checkpoint has other weights than the pretrained ones where they are frozen."""
-    state = {name.removeprefix('module.'): value
-             for name, value in checkpoint.get('state_dict', checkpoint).items()}
+    state = weights_in(checkpoint)
     frozen = frozen_state(model)
     # A weight of another shape is not loaded, and that is for others to say.
     shared = {name: value for name, value in state.items()

@@ -1,6 +1,7 @@
 """MaskDINO from drawn scenes to a trained and tested model: instances, panoptic and semantic maps."""
 import copy
 import json
+from pathlib import Path
 
 import mmcv.ops.multi_scale_deform_attn as deform_attn
 import numpy as np
@@ -20,6 +21,13 @@ from tests.drawn_coco import METAINFO, PANOPTIC, SIZE, draw_coco
 
 LOSSES = ('cls', 'bbox', 'giou', 'mask', 'dice')
 LAYERS = 2
+SWIN = dict(type='mmtr.SwinTransformer', embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=4)
+#: Small ones, all with maps of as many channels.
+BACKBONES = dict(
+    resnet=dict(type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_cfg=dict(type='BN')),
+    swin=SWIN,
+    # 2x2 of the 4x4 tokens of each window, in the second of the two blocks of stage 1.
+    reduced=dict(SWIN, token_reduction=dict(type='TokenAdapter', stage=1, ratio=0.5, layers=(1, 2))))
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +40,13 @@ def coco(tmp_path):
     return draw_coco(tmp_path / 'coco')
 
 
-def model_cfg(things=2, stuff=0, test_cfg=None, **head):
-    """A ResNet-18 of a quarter of the width, 20 queries, two layers each."""
+def model_cfg(things=2, stuff=0, test_cfg=None, backbone='resnet', **head):
+    """20 queries, two layers each."""
     return Config(dict(model=dict(
         type='mmtr.MaskDINO',
         data_preprocessor=dict(type='DetDataPreprocessor', mean=[110.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
                                pad_size_divisor=32, pad_mask=True, pad_seg=True),
-        backbone=dict(type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_cfg=dict(type='BN')),
+        backbone=BACKBONES[backbone],
         panoptic_head={**dict(
             type='mmtr.MaskDINOHead', in_channels=[16, 32, 64, 128], num_things_classes=things,
             num_stuff_classes=stuff, channels=64, num_queries=20,
@@ -254,7 +262,35 @@ def test_a_label_that_is_no_class_stops_the_run(coco, tmp_path, tool):
     assert status == 2 and 'holds the label 9, but labels must be 0 to 3' in said
 
 
-def run_cfg(root, work_dir, task, iterations, lr=1e-3):
+def use_category_99(data, backbone):
+    path = Path(data.data_root, data.ann_file)
+    content = json.loads(path.read_text())
+    content['annotations'][0]['category_id'] = 99
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('task, spoil, said', [
+    ('instances', use_category_99, "instances.json' has annotations of category 99, which is none of its 2 categories"),
+    ('instances', lambda data, backbone: data.update(metainfo=dict(classes=('box', 'ball'))),
+     "which does not have 'ball': set metainfo=dict(classes=...) of the data set"),
+    ('instances', lambda data, backbone: data.update(ann_file='panoptic.json'),
+     "panoptic.json' holds panoptic segments, but CocoDataset reads instances"),
+    ('panoptic', lambda data, backbone: data.update(ann_file='instances.json'),
+     "instances.json' holds instances, but CocoPanopticDataset reads panoptic"),
+    ('panoptic', lambda data, backbone: Path(data.data_root, 'panoptic', '1.png').unlink(),
+     '1 of 4 panoptic label maps are not there'),
+    ('instances', lambda data, backbone: backbone.token_reduction.update(ratio=0.9),
+     'token_reduction.ratio=0.9 takes 4 of 4 rows of the 4x4 patch grid')])
+def test_what_cannot_work_stops_the_run_in_one_sentence(coco, tmp_path, tool, task, spoil, said):
+    cfg = run_cfg(coco, tmp_path / 'work', task, iterations=1, backbone='reduced')
+    spoil(cfg.train_dataloader.dataset, cfg.model.backbone)
+    cfg.dump(tmp_path / 'config.py')
+    status, words = tool('train', tmp_path / 'config.py')
+    assert status == 2 and said in words and words.count('\n') == 1
+    assert not (tmp_path / 'work').exists()
+
+
+def run_cfg(root, work_dir, task, iterations, backbone='resnet', lr=1e-3):
     """Config of a whole run: one set of images, to train on and to be tested on."""
     stuff = 0 if task == 'instances' else 2
     head = dict(things=2, stuff=stuff, test_cfg=dict(instance_on=task != 'semantic', panoptic_on=task == 'panoptic'))
@@ -270,7 +306,7 @@ def run_cfg(root, work_dir, task, iterations, lr=1e-3):
                 dataset=dataset_cfg(root, task, test=True))
     return Config(dict(
         default_scope='mmdet', work_dir=str(work_dir), custom_imports=dict(imports=['mmtr.models.detectors']),
-        model=model_cfg(**head).to_dict(), randomness=dict(seed=0),
+        model=model_cfg(backbone=backbone, **head).to_dict(), randomness=dict(seed=0),
         train_dataloader=dict(batch_size=4, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
                               dataset=dataset_cfg(root, task)),
         val_dataloader=test, test_dataloader=test, val_evaluator=metric, test_evaluator=metric,
@@ -284,19 +320,28 @@ def run_cfg(root, work_dir, task, iterations, lr=1e-3):
         visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name=str(work_dir))))
 
 
-@pytest.mark.parametrize('task, metric, least', [
-    ('instances', 'coco/segm_mAP', 0.05), ('panoptic', 'coco_panoptic/PQ', 10), ('semantic', 'mIoU', 40)])
-def test_a_model_trains_from_scratch_and_tests_through_the_tools(coco, tmp_path, tool, task, metric, least):
-    cfg, path = run_cfg(coco, tmp_path / 'work', task, iterations=100), tmp_path / 'config.py'
+def test_the_reduced_swin_has_fewer_tokens_at_the_size_of_the_scenes():
+    plain, reduced = (MODELS.build(cfg).token_schedule((SIZE, SIZE)) for cfg in (SWIN, BACKBONES['reduced']))
+    assert plain == [256, 256, 64, 64, 16, 16, 4, 4] and reduced == [256, 64, *plain[2:]]
+
+
+@pytest.mark.parametrize('task, backbone, iterations, metric, least', [
+    ('instances', 'resnet', 100, 'coco/segm_mAP', 0.05), ('panoptic', 'resnet', 100, 'coco_panoptic/PQ', 10),
+    ('semantic', 'resnet', 100, 'mIoU', 40),
+    ('instances', 'swin', 60, 'coco/segm_mAP', 0.5), ('instances', 'reduced', 60, 'coco/segm_mAP', 0.5),
+    ('panoptic', 'swin', 60, 'coco_panoptic/PQ', 50), ('panoptic', 'reduced', 60, 'coco_panoptic/PQ', 50)])
+def test_a_model_trains_from_scratch_and_tests_through_the_tools(
+        coco, tmp_path, tool, task, backbone, iterations, metric, least):
+    cfg, path = run_cfg(coco, tmp_path / 'work', task, iterations, backbone), tmp_path / 'config.py'
     cfg.dump(path)
     status, said = tool('train', path)
     assert status == 0, said
     scalars = next((tmp_path / 'work').glob('*/vis_data/scalars.json')).read_text().splitlines()
     *steps, tested = map(json.loads, scalars)
     losses = [step['loss'] for step in steps]
-    assert len(losses) == 100 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert len(losses) == iterations and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert tested[metric] > least
-    status, said = tool('test', path, tmp_path / 'work' / 'iter_100.pth', '--work-dir', tmp_path / 'test')
+    status, said = tool('test', path, tmp_path / 'work' / f'iter_{iterations}.pth', '--work-dir', tmp_path / 'test')
     assert status == 0, said
     again = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     assert again[metric] == pytest.approx(tested[metric])

@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 
 from mmtr.errors import UserError
-from mmtr.peft.checkpoint import put_in_frozen
+from mmtr.peft.checkpoint import put_in_frozen, weights_in
 from mmtr.registry import HOOKS
 
 
@@ -65,10 +65,9 @@ class CheckpointCoverageHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint):
         """Compare names and shapes."""
-        put_in_frozen(unwrap(runner.model), checkpoint, runner._load_from)
-        state_dict = checkpoint.get('state_dict', checkpoint)
-        state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
         model = unwrap(runner.model)
+        put_in_frozen(model, checkpoint, runner._load_from)
+        state_dict = weights_in(checkpoint)
         difference = coverage(model, state_dict)
         if not difference or converts(model, state_dict):
             return

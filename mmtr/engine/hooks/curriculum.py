@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 from mmtr.errors import UserError
 from mmtr.reducers.pruning import PruneReducer
 from mmtr.registry import HOOKS
+from mmtr.settings import check_number
 
 from .coverage import unwrap
 
@@ -24,9 +25,9 @@ class PruningCurriculumHook(Hook):
     """
 
     def __init__(self, end=0.5, by_epoch=False):
-        if isinstance(end, bool) or not isinstance(end, (int, float)) or not 0 < end <= 1:
-            raise UserError(f'PruningCurriculumHook.end={end!r} must be a share of training above 0, up to 1.')
-        self.end, self.by_epoch = end, by_epoch
+        self.end = check_number('PruningCurriculumHook.end', end, lambda n: 0 < n <= 1,
+                                'a share of training above 0, up to 1')
+        self.by_epoch = by_epoch
 
     def before_train(self, runner):
         """Check that there is something to set."""

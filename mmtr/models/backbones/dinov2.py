@@ -8,6 +8,7 @@ from mmtr.models.layers import MultiheadAttention
 from mmtr.models.twins import share
 from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
+from mmtr.settings import check_number, check_whole
 
 from .base import which_layers
 from .vit import VisionTransformer
@@ -65,7 +66,7 @@ class DINOv2(VisionTransformer):
         super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,
                          norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg, **kwargs)
         self.out_indices = which_layers('out_indices', out_indices, len(self.layers))
-        _check('num_registers', num_registers, lambda n: n // 1 == n and n >= 0, 'a number of tokens')
+        num_registers = check_whole('num_registers', num_registers, 0)
         if num_registers and not self.with_cls_token:
             raise UserError(f'num_registers={num_registers} needs the class token, which registers stand behind: set '
                             'with_cls_token=True, or num_registers=0.')
@@ -74,9 +75,9 @@ class DINOv2(VisionTransformer):
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.cls_token.shape[-1]))
         self.antialias = num_registers > 0 if interpolate_antialias is None else bool(interpolate_antialias)
         offset = (0. if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
-        self.offset = _check('interpolate_offset', offset, lambda n: 0 <= n < 1,
-                             'a share of a patch, from 0 to below 1')
-        _check('layer_scale_init_value', layer_scale_init_value, lambda n: n > 0, 'a number above 0')
+        self.offset = check_number('interpolate_offset', offset, lambda n: 0 <= n < 1,
+                                   'a share of a patch, from 0 to below 1')
+        check_number('layer_scale_init_value', layer_scale_init_value, lambda n: n > 0, 'a number above 0')
         for layer in self.layers:
             add_layer_scale(layer, layer_scale_init_value)
         self.set_token_reduction(token_reduction)
@@ -106,9 +107,3 @@ class DINOv2(VisionTransformer):
         if not self.num_registers:
             return x
         return torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
-
-
-def _check(key, value, fits, words):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-        raise UserError(f'{key}={value!r} must be {words}.')
-    return value

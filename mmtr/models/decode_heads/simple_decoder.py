@@ -4,8 +4,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
-from mmtr.errors import UserError
 from mmtr.registry import MODELS
+from mmtr.settings import check_whole
 
 
 @MODELS.register_module()
@@ -25,9 +25,7 @@ class SimpleDecoder(BaseDecodeHead):
 
     def __init__(self, in_channels, channels=256, scale_factor=4, norm_cfg=None, **kwargs):
         super().__init__(in_channels, channels, norm_cfg=dict(type='BN') if norm_cfg is None else norm_cfg, **kwargs)
-        if isinstance(scale_factor, bool) or not isinstance(scale_factor, int) or scale_factor < 1:
-            raise UserError(f'decode_head.scale_factor={scale_factor!r} must be a whole number of at least 1.')
-        self.scale_factor = scale_factor
+        self.scale_factor = check_whole('decode_head.scale_factor', scale_factor, 1)
         cfg = dict(kernel_size=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.conv = ConvModule(in_channels, channels, **cfg)
         self.fusion_conv = ConvModule(channels, channels, **cfg)
