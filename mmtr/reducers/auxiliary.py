@@ -35,8 +35,8 @@ def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
     if outputs is None:
         leave = ', or set token_reduction.deploy=True to leave it as it is' if hasattr(reducer, 'deploy') else ''
         raise UserError("The token_reduction of this model learns from losses of its own, which a model of this type "
-                        "does not ask for: train it with type='mmtr.EncoderDecoder' or 'mmtr.CascadeRCNN' in place of "
-                        f"the stock type{leave}.")
+                        "does not ask for: train it with type='mmtr.EncoderDecoder', 'mmtr.CascadeRCNN' or "
+                        f"'mmtr.MaskDINO' in place of the stock type{leave}.")
     outputs.setdefault(reducer, {})[name] = value
 
 
