@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
+from mmengine.utils import ManagerMixin
 from PIL import Image
 
 import mmtr  # noqa: F401
@@ -100,14 +98,19 @@ def segmenter_cfg(root, work_dir):
         log_processor=dict(by_epoch=False, window_size=1)))
 
 
+def subclasses(kind):
+    """All of them, at any depth."""
+    return [each for child in kind.__subclasses__() for each in (child, *subclasses(child))]
+
+
 @pytest.fixture(autouse=True)
 def instances_as_before():
-    """mmengine keeps by name, for all that follow in a process, what a run made: its scope, log and visualizer."""
-    kept = {kind: kind._instance_dict.copy() for kind in (DefaultScope, MMLogger, MessageHub, Visualizer)}
+    """mmengine keeps by class and name, for all that follow in a process, what a run made: scope, log, visualizer."""
+    kept = {kind: kind._instance_dict.copy() for kind in subclasses(ManagerMixin)}
     yield
-    for kind, instances in kept.items():
+    for kind in subclasses(ManagerMixin):
         kind._instance_dict.clear()
-        kind._instance_dict.update(instances)
+        kind._instance_dict.update(kept.get(kind, {}))
 
 
 @pytest.fixture
