@@ -1,6 +1,4 @@
 """``peft`` of a Swin: its widths and numbers of layers, its windows, what it freezes and what its checkpoints hold."""
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,7 @@ from mmtr.peft.freezing import table
 
 from ..test_reducers.test_contract import filled
 from ..test_reducers.test_contract_swin import CASES, SMALL, images, swin
-from .test_branches import PEFTS, every_peft
+from .test_branches import PEFTS, assert_a_copy_is_its_own, every_peft
 from .test_checkpoints import changed, deploy
 
 NORMS = ('norm0.', 'norm1.')
@@ -211,13 +209,7 @@ def test_what_cannot_work_is_said_when_it_is_built(peft, words):
 
 def test_a_twin_has_none_and_a_copy_is_a_model_of_its_own():
     assert apply_token_reduction(Stock(**TINY), None).peft is None
-    model = swin(dict(type='GridPool'), peft=dict(type='LoRA'))
-    with torch.no_grad():
-        before = model(images())[1]
-        twin = copy.deepcopy(model)
-        for parameter in model.peft.parameters():
-            parameter.zero_()
-        assert torch.equal(twin(images())[1], before) and not torch.equal(model(images())[1], before)
+    assert_a_copy_is_its_own(swin(dict(type='GridPool'), peft=dict(type='LoRA')), images())
 
 
 @pytest.mark.parametrize('peft', [dict(type='DAR'), dict(type='LoRA')], ids=str)
