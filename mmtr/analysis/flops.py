@@ -33,6 +33,11 @@ def _cdist(inputs, outputs):
     return prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
 
 
+def _embedding_bag(inputs, outputs):
+    # Rows of a table (N, C) are summed: one multiply-add for each of their numbers.
+    return prod(get_shape(inputs[1])) * get_shape(inputs[0])[-1]
+
+
 _HANDLERS = {
     **dict.fromkeys((
         'aten::scaled_dot_product_attention',
@@ -45,6 +50,7 @@ _HANDLERS = {
     'aten::_native_multi_head_attention': _native_multi_head_attention,
     'aten::baddbmm': lambda inputs, outputs: bmm_flop_jit(inputs[1:3], outputs),
     'aten::cdist': _cdist,
+    'aten::embedding_bag': _embedding_bag,
     **dict.fromkeys(('aten::upsample_bicubic2d', 'aten::_upsample_bicubic2d_aa'), elementwise_flop_counter(0, 16)),
 }
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmtr import UserError
 from mmtr.models import detectors  # noqa: F401
+from mmtr.models.maskdino import layers
 from mmtr.models.maskdino.targets import targets_of
 from tests.drawn_coco import METAINFO, PANOPTIC, SIZE, draw_coco
 
@@ -182,16 +183,16 @@ def test_stuff_has_no_box_loss_unless_it_is_asked_for(coco):
             assert (losses[name] > 0) == stuff_boxes
 
 
-def test_on_a_cpu_deformable_attention_is_plain_torch(coco, monkeypatch):
+def test_on_a_cpu_deformable_attention_is_ours(coco, monkeypatch):
     calls = []
-    plain = deform_attn.multi_scale_deformable_attn_pytorch
+    ours = layers.deformable_attention
 
     def refuse(*args):
-        raise AssertionError('the CUDA operator was called')
+        raise AssertionError("mmcv's was called")
 
     monkeypatch.setattr(deform_attn.MultiScaleDeformableAttnFunction, 'apply', refuse)
-    monkeypatch.setattr(deform_attn, 'multi_scale_deformable_attn_pytorch',
-                        lambda *args: calls.append(len(args)) or plain(*args))
+    monkeypatch.setattr(deform_attn, 'multi_scale_deformable_attn_pytorch', refuse)
+    monkeypatch.setattr(layers, 'deformable_attention', lambda *args: calls.append(len(args)) or ours(*args))
     losses_of(build(), batch_of(DATASETS.build(dataset_cfg(coco)), 1))
     assert len(calls) == 2 * LAYERS
 

@@ -1,6 +1,7 @@
 """MaskDINO's transformer decoder: DINO's, with references of any number of channels."""
 from mmdet.models.layers import DinoTransformerDecoder, coordinate_to_encoding, inverse_sigmoid
 
+from .layers import DeformableAttention
 from .pixel_decoder import deformable_layer, reset_transformer
 
 
@@ -16,6 +17,8 @@ class MaskDINODecoder(DinoTransformerDecoder):
         attn, deformable, ffn = deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_points)
         super().__init__(num_layers, dict(self_attn_cfg=attn, cross_attn_cfg=deformable, ffn_cfg=ffn),
                          return_intermediate=True, post_norm_cfg=None)
+        for layer in self.layers:
+            layer.cross_attn = DeformableAttention(**deformable)
 
     def init_weights(self):
         """As the release."""

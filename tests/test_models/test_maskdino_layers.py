@@ -1,0 +1,32 @@
+import pytest
+import torch
+from mmcv.cnn.bricks.transformer import FFN
+from mmcv.ops import MultiScaleDeformableAttention
+
+import mmtr.models.maskdino.layers as layers
+
+SHAPES = torch.tensor([(6, 8), (3, 4)])
+SETTINGS = dict(embed_dims=32, num_heads=4, num_levels=2, num_points=3, dropout=0.0, batch_first=True)
+
+
+@pytest.mark.parametrize('extent', [2, 4])
+def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent):
+    torch.manual_seed(0)
+    ours, stock = layers.DeformableAttention(**SETTINGS).eval(), MultiScaleDeformableAttention(**SETTINGS).eval()
+    for parameter in stock.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours.load_state_dict(stock.state_dict())
+    inputs = dict(value=torch.randn(2, 60, 32), query_pos=torch.randn(2, 7, 32), spatial_shapes=SHAPES,
+                  reference_points=torch.rand(2, 7, 2, extent), level_start_index=torch.tensor([0, 48]))
+    query = torch.randn(2, 7, 32)
+    torch.testing.assert_close(ours(query, **inputs), stock(query, **inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_an_ffn_in_pieces_has_the_weights_and_outputs_of_mmcv(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(layers, 'PIECE', 4)
+    settings = dict(embed_dims=16, feedforward_channels=24, num_fcs=2, ffn_drop=0.0)
+    ours, stock = layers.PiecewiseFFN(**settings), FFN(**settings)
+    ours.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 10, 16)
+    torch.testing.assert_close(ours(x), stock(x))
