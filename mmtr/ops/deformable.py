@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: So many queries at a time: what is made for them stays in the cache.
-PIECE = 512
+PIECE = 1024
 
 
 def _bags(centres, offsets, weights, sizes, starts):

@@ -25,7 +25,7 @@ def mmcvs(value, centres, offsets, weights):
     return multi_scale_deformable_attn_pytorch(value, SHAPES, locations, weights)
 
 
-@pytest.mark.parametrize('piece', [4, 512])
+@pytest.mark.parametrize('piece', [4, 1024])
 def test_outputs_and_gradients_are_those_of_mmcv(inputs, piece, monkeypatch):
     monkeypatch.setattr(deformable, 'PIECE', piece)
     value, *rest = inputs

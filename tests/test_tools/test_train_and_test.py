@@ -181,15 +181,26 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(config, tool, tmp_path, wrappe
     assert torch.load(work / 'iter_4.pth', weights_only=True)['meta']['iter'] == 4
 
 
-def test_a_real_sigint_ends_with_130_and_one_line(config, tmp_path):
+@pytest.fixture
+def interruptible():
+    # A suite that a shell started in the background ignores SIGINT, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_real_sigint_ends_with_130_and_one_line(config, tmp_path, interruptible):
     process = subprocess.Popen(
         [sys.executable, TOOLS / 'train.py', config, '--cfg-options', 'train_cfg.max_iters=1000000',
          'train_cfg.val_interval=1000000'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    while not (tmp_path / 'work' / 'last_checkpoint').exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / 'work' / 'last_checkpoint').exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert said.strip().splitlines()[-1].startswith('Interrupted at iteration')
     assert 'KeyboardInterrupt' not in said and not list((tmp_path / 'work').glob('.*.part'))
