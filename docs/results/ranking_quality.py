@@ -1,0 +1,55 @@
+"""How much of what a model is unsure of, or wrong about, Cropr's ranking puts into the upper half of the patches.
+
+python ... CONFIG CHECKPOINT, every fifth validation image, nothing dropped. Chance: 0.50.
+"""
+import sys
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmtr.engine.configs import load_config
+from mmtr.engine.model import build_model, load_weights
+
+config, checkpoint = sys.argv[1:]
+cfg = load_config(config)
+init_default_scope('mmseg')
+cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
+cfg.val_dataloader.dataset.indices = list(range(0, 101, 5))
+cfg.model.backbone.token_reduction.r = 0
+model = build_model(cfg)
+load_weights(model, checkpoint)
+model.eval()
+reducer, patch, scores = model.backbone.token_reducer, model.backbone.patch_size, {}
+
+
+def note(i, tokens):
+    """The score that each layer would drop by."""
+    if i - 1 in reducer.layers:
+        scores[i - 1] = reducer.score(i - 1, tokens)[0]
+    return tokens
+
+
+reducer.before_layer = note
+shares = {layer: torch.zeros(4) for layer in reducer.layers}
+loader = Runner.build_dataloader(cfg.val_dataloader)
+for data in loader:
+    with torch.inference_mode():
+        data = model.data_preprocessor(data)
+        logits = model.decode_head(model.backbone(data['inputs']))
+    size = [patch * n for n in logits.shape[2:]]
+    logits = F.interpolate(logits, size, mode='bilinear')
+    chances = logits.softmax(1)
+    label = data['data_samples'][0].gt_sem_seg.data
+    label = F.pad(label, (0, size[1] - label.shape[2], 0, size[0] - label.shape[1]), value=255)
+    unsure = -torch.xlogy(chances, chances).sum(1, keepdim=True)
+    wrong = ((logits.argmax(1) != label) & (label != 255)).float()[None]
+    unsure, wrong = (F.avg_pool2d(each, patch).flatten() for each in (unsure, wrong))
+    for layer, score in scores.items():
+        for column, (ranking, amount) in enumerate(((score, unsure), (score, wrong), (unsure, unsure), (unsure, wrong))):
+            upper = ranking.topk(len(ranking) // 2).indices
+            shares[layer][column] += amount[upper].sum() / amount.sum() / len(loader)
+print('layer   its entropy   wrong pixels   ranked by that entropy: entropy   wrong pixels')
+for layer, of in shares.items():
+    print(f'{layer:5}   {of[0]:11.2f}   {of[1]:12.2f}   {of[2]:31.2f}   {of[3]:12.2f}')
