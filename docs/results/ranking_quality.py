@@ -47,7 +47,8 @@ for data in loader:
     wrong = ((logits.argmax(1) != label) & (label != 255)).float()[None]
     unsure, wrong = (F.avg_pool2d(each, patch).flatten() for each in (unsure, wrong))
     for layer, score in scores.items():
-        for column, (ranking, amount) in enumerate(((score, unsure), (score, wrong), (unsure, unsure), (unsure, wrong))):
+        pairs = [(ranking, amount) for ranking in (score, unsure) for amount in (unsure, wrong)]
+        for column, (ranking, amount) in enumerate(pairs):
             upper = ranking.topk(len(ranking) // 2).indices
             shares[layer][column] += amount[upper].sum() / amount.sum() / len(loader)
 print('layer   its entropy   wrong pixels   ranked by that entropy: entropy   wrong pixels')
