@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
+from mmtr.engine.model import load_weights
 from mmtr.models.segmentors.encoder_decoder import EncoderDecoder
 from mmtr.reducers.pruning import PruneReducer
 from mmtr.registry import TOKEN_REDUCERS
@@ -35,18 +36,21 @@ class UncertainFirst(EncoderDecoder):
         backbone = dict(kwargs['backbone'], token_reduction=None)
         plain = MODELS.build(dict(type='EncoderDecoder', backbone=backbone, decode_head=kwargs['decode_head'],
                                   test_cfg=kwargs['test_cfg']))
-        plain.load_state_dict(torch.load(teacher, map_location='cpu', weights_only=False)['state_dict'])
+        load_weights(plain, teacher)
         plain.requires_grad_(False).train(False)
         self.teacher = [plain]  # not among the weights
 
     @torch.no_grad()
-    def extract_feat(self, inputs):
-        """As stock, once the patches are ranked."""
+    def rank(self, inputs):
+        """The mean entropy in each patch, (B, H * W)."""
         plain = self.teacher[0]
         logits = plain.decode_head(plain.backbone(inputs)).float()
         size = [PATCH * n for n in logits.shape[2:]]
         chances = F.interpolate(logits, size, mode='bilinear').softmax(1)
         entropy = -torch.xlogy(chances, chances).sum(1, keepdim=True)
-        self.backbone.token_reducer.ranking = F.avg_pool2d(entropy, PATCH).flatten(1)
-        with torch.enable_grad() if self.training else torch.no_grad():
-            return super().extract_feat(inputs)
+        return F.avg_pool2d(entropy, PATCH).flatten(1)
+
+    def extract_feat(self, inputs):
+        """As stock, once the patches are ranked."""
+        self.backbone.token_reducer.ranking = self.rank(inputs)
+        return super().extract_feat(inputs)

@@ -24,12 +24,14 @@ def _bags(centres, offsets, weights, sizes, starts):
     return (t.view(4, bags, -1).transpose(0, 1).flatten(1) for t in (rows, parts))
 
 
-def deformable_attention(value: Tensor, shapes: Tensor, centres: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def deformable_attention(value: Tensor, shapes: Tensor, starts: Tensor, centres: Tensor, offsets: Tensor,
+                         weights: Tensor) -> Tensor:
     """Sum of bilinear samples of several maps (Deformable DETR, arXiv 2010.04159, Eq. 3); zeros lie around a map.
 
     Args:
         value: The maps in a row, (B, N, heads, C).
         shapes: (H, W) of each, (levels, 2).
+        starts: Where each begins in the row, (levels, ).
         centres: Where each query looks, (B, Q, levels, 2), as x and y in 0 ... 1.
         offsets: From there, in pixels of each map, (B, Q, heads, levels, points, 2).
         weights: Of what it sees there, (B, Q, heads, levels, points).
@@ -46,7 +48,7 @@ def deformable_attention(value: Tensor, shapes: Tensor, centres: Tensor, offsets
 
     sizes = shapes.flip(1)
     heads = torch.arange(0, num_heads * length, length, device=value.device).view(-1, 1, 1, 1)
-    starts = (each(F.pad(shapes.prod(1).cumsum(0), (1, 0))[:-1]) + heads).flatten().int()
+    starts = (each(starts) + heads).flatten().int()
     # Repeated for the points, so that what is added and broadcast over heads lies in a row.
     centres = (centres * sizes - 0.5).unsqueeze(3).expand(-1, -1, -1, num_points, -1).flatten(2).unsqueeze(2)
     sizes = each(sizes).flatten().to(offsets)

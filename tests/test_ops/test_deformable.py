@@ -5,6 +5,7 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 import mmtr.ops.deformable as deformable
 
 SHAPES = torch.tensor([(5, 7), (3, 4), (1, 2)])
+STARTS = torch.tensor([0, 35, 47])
 BATCH, QUERIES, HEADS, POINTS, CHANNELS = 2, 11, 3, 2, 4
 
 
@@ -29,7 +30,7 @@ def mmcvs(value, centres, offsets, weights):
 def test_outputs_and_gradients_are_those_of_mmcv(inputs, piece, monkeypatch):
     monkeypatch.setattr(deformable, 'PIECE', piece)
     value, *rest = inputs
-    found, expected = deformable.deformable_attention(value, SHAPES, *rest), mmcvs(*inputs)
+    found, expected = deformable.deformable_attention(value, SHAPES, STARTS, *rest), mmcvs(*inputs)
     torch.testing.assert_close(found, expected)
     towards = torch.randn_like(expected)
     for a, b in zip(torch.autograd.grad(found, inputs, towards), torch.autograd.grad(expected, inputs, towards)):
@@ -40,7 +41,7 @@ def test_a_query_that_is_no_number_spoils_itself_alone(inputs):
     value, centres, offsets, weights = (t.detach() for t in inputs)
     offsets[1, 2, 0, 1, 1] = float('nan')
     centres[0, 5] = float('inf')
-    found = deformable.deformable_attention(value, SHAPES, centres, offsets, weights)
+    found = deformable.deformable_attention(value, SHAPES, STARTS, centres, offsets, weights)
     spoilt = found.isnan().unflatten(2, (HEADS, CHANNELS)).any(3)
     expected = torch.zeros_like(spoilt)
     expected[1, 2, 0] = expected[0, 5] = True

@@ -28,7 +28,7 @@ class DeformableAttention(MultiScaleDeformableAttention):
             return super().forward(query, **kwargs)
         return query + self.dropout(self.output_proj(self._look(query, **kwargs)))
 
-    def _look(self, query, value, query_pos, reference_points, spatial_shapes, **_):
+    def _look(self, query, value, query_pos, reference_points, spatial_shapes, level_start_index, **_):
         query = query + query_pos
         value = self.value_proj(value).unflatten(2, (self.num_heads, -1))
         sizes = self.num_heads, self.num_levels, self.num_points
@@ -39,4 +39,4 @@ class DeformableAttention(MultiScaleDeformableAttention):
             # A box: in halves of its size, shared out among the points.
             unit = extent * spatial_shapes.flip(1) / (2 * self.num_points)
             offsets = offsets * unit[:, :, None, :, None]
-        return deformable_attention(value, spatial_shapes, centres, offsets, weights)
+        return deformable_attention(value, spatial_shapes, level_start_index, centres, offsets, weights)
