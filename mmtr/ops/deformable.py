@@ -3,9 +3,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: So many queries at a time: what is made for them stays in the cache.
-PIECE = 1024
-
 
 def _bags(centres, offsets, weights, sizes, starts):
     # Rows of the values that the queries of one image see (Q * heads, 4 * levels * points), and how much of each.
@@ -25,11 +22,11 @@ def _bags(centres, offsets, weights, sizes, starts):
 
 
 def deformable_attention(value: Tensor, shapes: Tensor, starts: Tensor, centres: Tensor, offsets: Tensor,
-                         weights: Tensor) -> Tensor:
+                         weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of bilinear samples of several maps (Deformable DETR, arXiv 2010.04159, Eq. 3); zeros lie around a map.
 
     Args:
-        value: The maps in a row, (B, N, heads, C).
+        value: The maps in a row for each head, or once for all of them, (B, heads or 1, N, C).
         shapes: (H, W) of each, (levels, 2).
         starts: Where each begins in the row, (levels, ).
         centres: Where each query looks, (B, Q, levels, 2), as x and y in 0 ... 1.
@@ -37,24 +34,23 @@ def deformable_attention(value: Tensor, shapes: Tensor, starts: Tensor, centres:
         weights: Of what it sees there, (B, Q, heads, levels, points).
 
     Returns:
-        (B, Q, heads * C).
+        The sums (B, Q, heads, C), and the sum of the weights inside the maps (B, Q, heads, 1).
     """
-    batch, length, num_heads, channels = value.shape
-    num_levels, num_points = weights.shape[3:]
+    num_heads, num_levels, num_points = weights.shape[2:]
 
     def each(of_level):
         # One number for every number of a query.
         return of_level.view(1, num_levels, 1, -1).expand(num_heads, -1, num_points, -1)
 
     sizes = shapes.flip(1)
-    heads = torch.arange(0, num_heads * length, length, device=value.device).view(-1, 1, 1, 1)
-    starts = (each(starts) + heads).flatten().int()
+    heads = torch.arange(num_heads, device=value.device) % value.shape[1] * value.shape[2]
+    starts = (each(starts) + heads.view(-1, 1, 1, 1)).flatten().int()
     # Repeated for the points, so that what is added and broadcast over heads lies in a row.
     centres = (centres * sizes - 0.5).unsqueeze(3).expand(-1, -1, -1, num_points, -1).flatten(2).unsqueeze(2)
     sizes = each(sizes).flatten().to(offsets)
-    sums = []
-    for rows, of_image in zip(value.transpose(1, 2).flatten(1, 2), zip(centres, offsets.flatten(3), weights)):
-        for piece in zip(*(t.split(PIECE) for t in of_image)):
-            index, part = _bags(*piece, sizes, starts)
-            sums.append(F.embedding_bag(index, rows, mode='sum', per_sample_weights=part))
-    return torch.cat(sums).view(batch, -1, num_heads * channels)
+    sums, inside = [], []
+    for rows, *looks in zip(value.flatten(1, 2), centres, offsets.flatten(3), weights):
+        index, parts = _bags(*looks, sizes, starts)
+        sums.append(F.embedding_bag(index, rows, mode='sum', per_sample_weights=parts))
+        inside.append(parts.sum(1, keepdim=True))
+    return tuple(torch.stack(each).unflatten(1, (-1, num_heads)) for each in (sums, inside))

@@ -9,17 +9,22 @@ SHAPES = torch.tensor([(6, 8), (3, 4)])
 SETTINGS = dict(embed_dims=32, num_heads=4, num_levels=2, num_points=3, dropout=0.0, batch_first=True)
 
 
+@pytest.mark.parametrize('queries, places_projected', [(7, False), (14, False), (16, True), (60, True)])
 @pytest.mark.parametrize('extent', [2, 4])
-def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent):
+def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent, queries, places_projected, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(layers, 'PIECE', 16)
     ours, stock = layers.DeformableAttention(**SETTINGS).eval(), MultiScaleDeformableAttention(**SETTINGS).eval()
     for parameter in stock.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     ours.load_state_dict(stock.state_dict())
-    inputs = dict(value=torch.randn(2, 60, 32), query_pos=torch.randn(2, 7, 32), spatial_shapes=SHAPES,
-                  reference_points=torch.rand(2, 7, 2, extent), level_start_index=torch.tensor([0, 48]))
-    query = torch.randn(2, 7, 32)
+    inputs = dict(value=torch.randn(2, 60, 32), query_pos=torch.randn(2, queries, 32), spatial_shapes=SHAPES,
+                  reference_points=torch.rand(2, queries, 2, extent), level_start_index=torch.tensor([0, 48]))
+    query = torch.randn(2, queries, 32)
+    calls = []
+    ours.value_proj.register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(ours(query, **inputs), stock(query, **inputs), rtol=1e-4, atol=1e-4)
+    assert len(calls) == places_projected
 
 
 def test_an_ffn_in_pieces_has_the_weights_and_outputs_of_mmcv(monkeypatch):
