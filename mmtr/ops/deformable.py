@@ -4,18 +4,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _bags(centres, offsets, weights, sizes, starts):
+def _bags(centres, offsets, weights, sizes, starts, step):
     # Rows of the values that the queries of one image see (Q * heads, 4 * levels * points), and how much of each.
     place = (centres + offsets).flatten(1)
-    corner = place.detach().floor()
+    # A NaN is no row: the output is NaN by its part.
+    corner = place.detach().floor().nan_to_num()
     inner = place - corner
     corners = torch.stack([corner, corner + 1])
     # Beyond the border there are zeros.
     parts = torch.stack([1 - inner, inner]) * ((corners >= 0) & (corners < sizes))
-    # fmax, for a NaN is no row: the output is NaN by its part.
-    x, y = corners.fmax(corners.new_zeros(())).minimum(sizes - 1).unflatten(2, (-1, 2)).unbind(-1)
+    x, y = corners.clamp_(min=0).minimum(sizes - 1).unflatten(2, (-1, 2)).unbind(-1)
     parts_x, parts_y = parts.unflatten(2, (-1, 2)).unbind(-1)
-    rows = (x + (y * sizes[::2])[:, None]).int() + starts
+    rows = torch.add(starts, (x + (y * sizes[::2])[:, None]).int(), alpha=step)
     parts = parts_x * (parts_y * weights.flatten(1))[:, None]
     bags = weights.shape[0] * weights.shape[1]
     return (t.view(4, bags, -1).transpose(0, 1).flatten(1) for t in (rows, parts))
@@ -26,7 +26,7 @@ def deformable_attention(value: Tensor, shapes: Tensor, starts: Tensor, centres:
     """Sum of bilinear samples of several maps (Deformable DETR, arXiv 2010.04159, Eq. 3); zeros lie around a map.
 
     Args:
-        value: The maps in a row for each head, or once for all of them, (B, heads or 1, N, C).
+        value: The maps in a row, for each head or the same for all, (B, N, heads or 1, C).
         shapes: (H, W) of each, (levels, 2).
         starts: Where each begins in the row, (levels, ).
         centres: Where each query looks, (B, Q, levels, 2), as x and y in 0 ... 1.
@@ -43,14 +43,15 @@ def deformable_attention(value: Tensor, shapes: Tensor, starts: Tensor, centres:
         return of_level.view(1, num_levels, 1, -1).expand(num_heads, -1, num_points, -1)
 
     sizes = shapes.flip(1)
-    heads = torch.arange(num_heads, device=value.device) % value.shape[1] * value.shape[2]
-    starts = (each(starts) + heads.view(-1, 1, 1, 1)).flatten().int()
+    step = value.shape[2]
+    heads = torch.arange(num_heads, device=value.device) % step
+    starts = (each(starts) * step + heads.view(-1, 1, 1, 1)).flatten().int()
     # Repeated for the points, so that what is added and broadcast over heads lies in a row.
     centres = (centres * sizes - 0.5).unsqueeze(3).expand(-1, -1, -1, num_points, -1).flatten(2).unsqueeze(2)
     sizes = each(sizes).flatten().to(offsets)
     sums, inside = [], []
     for rows, *looks in zip(value.flatten(1, 2), centres, offsets.flatten(3), weights):
-        index, parts = _bags(*looks, sizes, starts)
+        index, parts = _bags(*looks, sizes, starts, step)
         sums.append(F.embedding_bag(index, rows, mode='sum', per_sample_weights=parts))
         inside.append(parts.sum(1, keepdim=True))
     return tuple(torch.stack(each).unflatten(1, (-1, num_heads)) for each in (sums, inside))

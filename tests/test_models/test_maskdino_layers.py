@@ -1,7 +1,7 @@
 import pytest
 import torch
-from mmcv.cnn.bricks.transformer import FFN
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.layers.transformer import DeformableDetrTransformerEncoderLayer
 
 import mmtr.models.maskdino.layers as layers
 
@@ -11,9 +11,8 @@ SETTINGS = dict(embed_dims=32, num_heads=4, num_levels=2, num_points=3, dropout=
 
 @pytest.mark.parametrize('queries, places_projected', [(7, False), (14, False), (16, True), (60, True)])
 @pytest.mark.parametrize('extent', [2, 4])
-def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent, queries, places_projected, monkeypatch):
+def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent, queries, places_projected):
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, 'PIECE', 16)
     ours, stock = layers.DeformableAttention(**SETTINGS).eval(), MultiScaleDeformableAttention(**SETTINGS).eval()
     for parameter in stock.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -27,11 +26,16 @@ def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent, querie
     assert len(calls) == places_projected
 
 
-def test_an_ffn_in_pieces_has_the_weights_and_outputs_of_mmcv(monkeypatch):
+def test_an_encoder_layer_in_pieces_has_the_weights_and_outputs_of_mmdet(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, 'PIECE', 4)
-    settings = dict(embed_dims=16, feedforward_channels=24, num_fcs=2, ffn_drop=0.0)
-    ours, stock = layers.PiecewiseFFN(**settings), FFN(**settings)
+    monkeypatch.setattr(layers, 'PIECE', 16)
+    settings = SETTINGS, dict(embed_dims=32, feedforward_channels=24, num_fcs=2, ffn_drop=0.0)
+    stock = DeformableDetrTransformerEncoderLayer(*settings).eval()
+    for parameter in stock.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours = layers.EncoderLayer(*settings).eval()
     ours.load_state_dict(stock.state_dict())
-    x = torch.randn(2, 10, 16)
-    torch.testing.assert_close(ours(x), stock(x))
+    query = torch.randn(2, 60, 32)
+    inputs = dict(query_pos=torch.randn(1, 60, 32), key_padding_mask=None, spatial_shapes=SHAPES, valid_ratios=None,
+                  reference_points=torch.rand(2, 60, 2, 2), level_start_index=torch.tensor([0, 48]))
+    torch.testing.assert_close(ours(query, **inputs), stock(query, **inputs), rtol=1e-4, atol=1e-4)

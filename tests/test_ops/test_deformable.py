@@ -9,11 +9,11 @@ STARTS = torch.tensor([0, 35, 47])
 BATCH, QUERIES, HEADS, POINTS, CHANNELS = 2, 11, 3, 2, 4
 
 
-@pytest.fixture(params=[1, HEADS], ids=['one row of maps for all heads', 'one for each'])
+@pytest.fixture(params=[1, HEADS], ids=['maps of all heads', 'one for each'])
 def inputs(request):
     torch.manual_seed(0)
     levels, length = len(SHAPES), int(SHAPES.prod(1).sum())
-    value = torch.randn(BATCH, request.param, length, CHANNELS, dtype=torch.double)
+    value = torch.randn(BATCH, length, request.param, CHANNELS, dtype=torch.double)
     centres = torch.rand(BATCH, QUERIES, levels, 2, dtype=torch.double)
     # Some three pixels away: beyond every border too.
     offsets = 3 * torch.randn(BATCH, QUERIES, HEADS, levels, POINTS, 2, dtype=torch.double)
@@ -27,7 +27,7 @@ def ours(value, *looks):
 
 def mmcvs(value, centres, offsets, weights):
     locations = centres[:, :, None, :, None] + offsets / SHAPES.flip(1)[:, None]
-    value = value.expand(-1, HEADS, -1, -1).transpose(1, 2)
+    value = value.expand(-1, -1, HEADS, -1)
     sums, inside = (multi_scale_deformable_attn_pytorch(each, SHAPES, locations, weights).unflatten(2, (HEADS, -1))
                     for each in (value, torch.ones_like(value[..., :1])))
     return sums, inside

@@ -1,22 +1,12 @@
-"""Two layers of mmcv that are slow over tens of thousands of places on a CPU: same weights, same outputs."""
+"""Layers of mmcv and mmdet that are slow over tens of thousands of places on a CPU: same weights, same outputs."""
 import torch
-from mmcv.cnn.bricks.transformer import FFN
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.layers.transformer import DeformableDetrTransformerEncoderLayer
 
 from mmtr.ops.deformable import deformable_attention
 
 #: So many places at a time: what is made for all of them is fetched from the system, page by page, at each call.
-PIECE = 2048
-
-
-class PiecewiseFFN(FFN):
-    """mmcv's FFN, on a CPU for ``PIECE`` places at a time."""
-
-    def forward(self, x):
-        """(B, N, C) -> (B, N, C)."""
-        if x.device.type != 'cpu':
-            return super().forward(x)
-        return torch.cat([super(PiecewiseFFN, self).forward(piece) for piece in x.split(PIECE, 1)], 1)
+PIECE = 1536
 
 
 class DeformableAttention(MultiScaleDeformableAttention):
@@ -24,17 +14,18 @@ class DeformableAttention(MultiScaleDeformableAttention):
 
     def forward(self, query, **kwargs):
         """Queries (B, Q, C), and by name what mmdet's layers give besides -> (B, Q, C)."""
-        return (self._in_pieces if query.device.type == 'cpu' else super().forward)(query, **kwargs)
+        if query.device.type != 'cpu':
+            return super().forward(query, **kwargs)
+        return self.look(query, self.project(kwargs['value'], query.shape[1]), **kwargs)
 
-    def _in_pieces(self, query, value, query_pos, reference_points, spatial_shapes, level_start_index, **_):
-        # Where the queries are few, what they see is projected, not all that there is.
-        later = query.shape[1] * self.num_heads < value.shape[1]
-        rows = (value if later else self.value_proj(value)).unflatten(2, (1 if later else self.num_heads, -1))
-        rows = rows.transpose(1, 2).contiguous()
-        pieces = (t.split(PIECE, 1) for t in (query, query_pos, reference_points))
-        return torch.cat([self._look(rows, *piece, spatial_shapes, level_start_index) for piece in zip(*pieces)], 1)
+    def project(self, value, num_queries):
+        """(B, N, C) -> (B, N, heads, C / heads); but (B, N, 1, C), as it is, where queries are fewer than places."""
+        if num_queries * self.num_heads < value.shape[1]:
+            return value.unsqueeze(2)
+        return self.value_proj(value).unflatten(2, (self.num_heads, -1))
 
-    def _look(self, rows, query, query_pos, reference_points, shapes, starts):
+    def look(self, query, projected, query_pos, reference_points, spatial_shapes, level_start_index, **_):
+        """``forward``, given what ``project`` returns."""
         asking = query + query_pos
         sizes = self.num_heads, self.num_levels, self.num_points
         offsets = self.sampling_offsets(asking).unflatten(2, (*sizes, 2))
@@ -42,12 +33,30 @@ class DeformableAttention(MultiScaleDeformableAttention):
         centres, extent = reference_points[..., :2], reference_points[..., 2:]
         if extent.shape[-1]:
             # A box: in halves of its size, shared out among the points.
-            unit = extent * shapes.flip(1) / (2 * self.num_points)
+            unit = extent * spatial_shapes.flip(1) / (2 * self.num_points)
             offsets = offsets * unit[:, :, None, :, None]
-        seen, inside = deformable_attention(rows, shapes, starts, centres, offsets, weights)
-        if rows.shape[1] < self.num_heads:
+        seen, inside = deformable_attention(projected, spatial_shapes, level_start_index, centres, offsets, weights)
+        if projected.shape[2] < self.num_heads:
             weight, bias = (t.unflatten(0, (self.num_heads, -1))
                             for t in (self.value_proj.weight, self.value_proj.bias))
-            # Beyond the maps there are zeros, without a bias.
+            # A sum of projections is the projection of the sum. Beyond the maps there are zeros, without a bias.
             seen = torch.einsum('bqhc,hdc->bqhd', seen, weight) + inside * bias
         return query + self.dropout(self.output_proj(seen.flatten(2)))
+
+
+class EncoderLayer(DeformableDetrTransformerEncoderLayer):
+    """mmdet's weights and outputs; on a CPU for ``PIECE`` places at a time."""
+
+    def _init_layers(self):
+        super()._init_layers()
+        self.self_attn = DeformableAttention(**self.self_attn_cfg)
+
+    def forward(self, query, query_pos, reference_points, **kwargs):
+        """Places (B, N, C), and by name what mmdet's encoder gives besides -> (B, N, C)."""
+        if query.device.type != 'cpu':
+            return super().forward(query, query_pos, reference_points=reference_points, **kwargs)
+        projected, (first, last) = self.self_attn.project(query, query.shape[1]), self.norms
+        pieces = zip(*(t.split(PIECE, 1) for t in (query, query_pos, reference_points)))
+        return torch.cat([
+            last(self.ffn(first(self.self_attn.look(x, projected, position, points, **kwargs))))
+            for x, position, points in pieces], 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmtr.errors import UserError
 
-from .layers import DeformableAttention, PiecewiseFFN
+from .layers import EncoderLayer
 
 #: How the release orders the levels: 'low2high' has the finest map first in the encoder, the coarsest in the decoder.
 FEATURE_ORDERS = ('low2high', 'high2low')
@@ -78,8 +78,7 @@ class MaskDINOPixelDecoder(BaseModule):
         self.extra_convs = ModuleList(conv(n, 3, stride=2, padding=1, bias=True) for n in widths[:num_extra_levels])
         _, attn, ffn = deformable_layer(channels, feedforward_channels, self.num_levels, num_heads, num_points)
         self.encoder = DeformableDetrTransformerEncoder(num_layers, dict(self_attn_cfg=attn, ffn_cfg=ffn))
-        for layer in self.encoder.layers:
-            layer.self_attn, layer.ffn = DeformableAttention(**attn), PiecewiseFFN(**ffn)
+        self.encoder.layers = ModuleList(EncoderLayer(attn, ffn) for _ in range(num_layers))
         self.positional_encoding = SinePositionalEncoding(channels // 2, normalize=True)
         self.level_embed = nn.Parameter(torch.empty(self.num_levels, channels))
         # The release fuses the finest map once more where it was encoded already.
