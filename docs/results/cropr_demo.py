@@ -1,4 +1,4 @@
-# The same with Cropr.
+"""The same with Cropr."""
 _base_ = './random_demo.py'
 model = dict(
     type='mmtr.EncoderDecoder',
