@@ -12,8 +12,17 @@ SETTINGS = dict(embed_dims=32, num_heads=4, num_levels=2, num_points=3, dropout=
 @pytest.mark.parametrize('queries, places_projected', [(7, False), (14, False), (16, True), (60, True)])
 @pytest.mark.parametrize('extent', [2, 4])
 def test_deformable_attention_has_the_weights_and_outputs_of_mmcv(extent, queries, places_projected):
+    check_attention(SETTINGS, extent, queries, places_projected)
+
+
+@pytest.mark.parametrize('queries, places_projected', [(7, False), (60, True)])
+def test_deformable_attention_of_one_head_has_those_of_mmcv(queries, places_projected):
+    check_attention(dict(SETTINGS, num_heads=1), 4, queries, places_projected)
+
+
+def check_attention(settings, extent, queries, places_projected):
     torch.manual_seed(0)
-    ours, stock = layers.DeformableAttention(**SETTINGS).eval(), MultiScaleDeformableAttention(**SETTINGS).eval()
+    ours, stock = (kind(**settings).eval() for kind in (layers.DeformableAttention, MultiScaleDeformableAttention))
     for parameter in stock.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     ours.load_state_dict(stock.state_dict())

@@ -16,16 +16,17 @@ class DeformableAttention(MultiScaleDeformableAttention):
         """Queries (B, Q, C), and by name what mmdet's layers give besides -> (B, Q, C)."""
         if query.device.type != 'cpu':
             return super().forward(query, **kwargs)
-        return self.look(query, self.project(kwargs['value'], query.shape[1]), **kwargs)
+        value = kwargs['value']
+        # What is seen, once by each query and head, is projected in place of all places where it is less.
+        later = query.shape[1] * self.num_heads < value.shape[1]
+        return self.look(query, value.unsqueeze(2) if later else self.project(value), later, **kwargs)
 
-    def project(self, value, num_queries):
-        """(B, N, C) -> (B, N, heads, C / heads); but (B, N, 1, C), as it is, where queries are fewer than places."""
-        if num_queries * self.num_heads < value.shape[1]:
-            return value.unsqueeze(2)
+    def project(self, value):
+        """(B, N, C) -> (B, N, heads, C / heads)."""
         return self.value_proj(value).unflatten(2, (self.num_heads, -1))
 
-    def look(self, query, projected, query_pos, reference_points, spatial_shapes, level_start_index, **_):
-        """``forward``, given what ``project`` returns."""
+    def look(self, query, rows, later, query_pos, reference_points, spatial_shapes, level_start_index, **_):
+        """``forward`` over rows of ``project``; with ``later`` over (B, N, 1, C) as they are, projected in the end."""
         asking = query + query_pos
         sizes = self.num_heads, self.num_levels, self.num_points
         offsets = self.sampling_offsets(asking).unflatten(2, (*sizes, 2))
@@ -35,8 +36,8 @@ class DeformableAttention(MultiScaleDeformableAttention):
             # A box: in halves of its size, shared out among the points.
             unit = extent * spatial_shapes.flip(1) / (2 * self.num_points)
             offsets = offsets * unit[:, :, None, :, None]
-        seen, inside = deformable_attention(projected, spatial_shapes, level_start_index, centres, offsets, weights)
-        if projected.shape[2] < self.num_heads:
+        seen, inside = deformable_attention(rows, spatial_shapes, level_start_index, centres, offsets, weights)
+        if later:
             weight, bias = (t.unflatten(0, (self.num_heads, -1))
                             for t in (self.value_proj.weight, self.value_proj.bias))
             # A sum of projections is the projection of the sum. Beyond the maps there are zeros, without a bias.
@@ -55,8 +56,8 @@ class EncoderLayer(DeformableDetrTransformerEncoderLayer):
         """Places (B, N, C), and by name what mmdet's encoder gives besides -> (B, N, C)."""
         if query.device.type != 'cpu':
             return super().forward(query, query_pos, reference_points=reference_points, **kwargs)
-        projected, (first, last) = self.self_attn.project(query, query.shape[1]), self.norms
+        rows, (first, last) = self.self_attn.project(query), self.norms
         pieces = zip(*(t.split(PIECE, 1) for t in (query, query_pos, reference_points)))
         return torch.cat([
-            last(self.ffn(first(self.self_attn.look(x, projected, position, points, **kwargs))))
+            last(self.ffn(first(self.self_attn.look(x, rows, False, position, points, **kwargs))))
             for x, position, points in pieces], 1)
