@@ -1,4 +1,6 @@
 """Dropping tokens, and giving the positions that they left a token again."""
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -20,16 +22,6 @@ def pseudo_random(n: int, seed: int, device) -> Tensor:
     return value / _PRIME
 
 
-def from_positions(x: Tensor, index: Tensor, positions: int) -> Tensor:
-    """Tokens in the order of their positions: (B, M, C) -> (B, ``positions``, C).
-
-    Args:
-        index: (B, M) of each token; each position is there once, ``positions`` for tokens that have none.
-    """
-    canvas = x.new_zeros(x.shape[0], positions + 1, x.shape[2])
-    return canvas.scatter(1, index.unsqueeze(-1).expand_as(x), x)[:, :-1]
-
-
 def others(kept: Tensor, n: int) -> Tensor:
     """The slots that are not among ``kept``: (B, M) of 0 to ``n`` - 1 -> (B, n - M), ascending."""
     slots = torch.arange(n, device=kept.device).expand(kept.shape[0], n)
@@ -45,20 +37,21 @@ def fuse_tokens(x: Tensor, weights: Tensor) -> Tensor:
         return share.to(x.dtype).unsqueeze(1) @ x
 
 
-def nearest_kept(index: Tensor, grid: tuple[int, int]) -> Tensor:
+def nearest_kept(index: Tensor, grid: tuple[int, int], of: Optional[Tensor] = None) -> Tensor:
     """Which kept token is nearest to each position of the grid; of equally near ones, the first.
 
     Args:
         index: (B, M) raster position of each kept token; H * W for one that has none, which is never chosen.
         grid: (H, W).
+        of: (B, G) of these positions alone.
 
     Returns:
-        (B, H * W).
+        (B, H * W), or (B, G): slots of ``index``.
     """
     height, width = grid
     positions = height * width
-    place = torch.arange(positions, device=index.device).view(1, -1, 1)
-    kept = index.unsqueeze(1)
+    place = torch.arange(positions, device=index.device).unsqueeze(0) if of is None else of
+    place, kept = place.unsqueeze(2), index.unsqueeze(1)
     squared = (place // width - kept // width).square() + (place % width - kept % width).square()
     # One whole number holds distance and position, so that ties are broken alike on every device.
     rank = squared * (positions + 1) + kept

@@ -46,6 +46,36 @@ def test_dropped_positions_are_given_back_token_by_token(settings, restore):
     assert out.index is None and out.size is None and out.memo == {}
 
 
+def test_what_left_follows_its_nearest_token_and_that_one_its_own():
+    reducer, tokens = random_drop(restore='residual', r=[14, 20, 9], layers=(0, 1, 3)), some_tokens()
+    generator, here, followed = torch.Generator().manual_seed(2), set(range(54)), {}
+    for i in range(6):
+        before, tokens = tokens, reducer.before_layer(i, tokens)
+        if tokens is not before:
+            seen = dict(zip(sorted(here), before.patches[1]))
+            left = set(tokens.index[1].tolist())
+            for place in here - left:
+                away = {p: (p // 9 - place // 9)**2 + (p % 9 - place % 9)**2 for p in left}
+                nearest = min(left, key=lambda p: (away[p], p))
+                followed[place] = nearest, seen[place] - seen[nearest]
+            here = left
+        tokens = reducer.after_layer(i, tokens.replace(x=tokens.x + torch.randn(tokens.x.shape, generator=generator)))
+    value = dict(zip(sorted(here), tokens.patches[1]))
+
+    def restored(place):
+        return value[place] if place in here else restored(followed[place][0]) + followed[place][1]
+
+    assert len(here) == 11 and any(nearest not in here for nearest, _ in followed.values())
+    out = reducer.restore(tokens).patches[1]
+    torch.testing.assert_close(out, torch.stack([restored(place) for place in range(54)]))
+    _, stands_for = reducer.token_map(tokens)
+    for place in range(54):
+        end = place
+        while end not in here:
+            end = followed[end][0]
+        assert stands_for[1, place] == end
+
+
 def test_every_third_token_is_kept():
     inside = random_drop(layer=0, every=3).before_layer(0, some_tokens())
     assert inside.index[0].tolist() == list(range(0, 54, 3))
