@@ -1,4 +1,4 @@
-"""Scores of tokens by learned queries, and the highest of them."""
+"""Scores of tokens by learned queries, and the highest of them, in the whole image or in each part of it."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,3 +28,27 @@ def query_scores(x: Tensor, scorer: Tensor, pre_norm: bool = False) -> Tensor:
 def highest(scores: Tensor, count: int) -> Tensor:
     """The ``count`` slots of highest score, in ascending order: (B, N) -> (B, count); of equal ones, the first."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+
+
+def within_regions(scores: Tensor, index: Tensor, grid: tuple[int, int], region: int) -> Tensor:
+    """Scores by which each region of the patch grid loses the same share of its patches: (B, N) -> (B, N).
+
+    Tokens are ranked by the share of their region's patches that score higher; where that is equal, by their score.
+
+    Args:
+        index: (B, N) raster position of each token.
+        grid: (H, W).
+        region: Patches a side; regions at the right and lower edge may be smaller.
+    """
+    rows, columns = (-(-n // region) for n in grid)
+    row, column = index // grid[1], index % grid[1]
+    place = row * columns * region + column  # on a grid of whole regions
+    canvas = scores.new_full((scores.shape[0], rows * region * columns * region), -torch.inf)
+    canvas = canvas.scatter(1, place, scores).view(-1, rows, region, columns, region).transpose(2, 3).flatten(3)
+    higher = canvas.argsort(dim=3, descending=True, stable=True).argsort(dim=3)
+    higher = higher.unflatten(3, (region, region)).transpose(2, 3).flatten(1).gather(1, place)
+    sides = [(n - at // region * region).clamp(max=region) for n, at in zip(grid, (row, column))]
+    share = (higher + 0.5) / (sides[0] * sides[1])
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, share.gather(1, order).argsort(dim=1, stable=True))
+    return -order.argsort(dim=1).to(scores.dtype)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.ops.attention import attention
-from mmtr.ops.query_scores import NORM_EPS, query_scores
+from mmtr.ops.query_scores import NORM_EPS, query_scores, within_regions
 from mmtr.registry import TOKEN_REDUCERS
 
 from .auxiliary import TASKS, note_output
@@ -72,8 +72,10 @@ class Cropr(PruneReducer):
     Args:
         backbone: See ``TokenReducer``.
         r, layers, multiple_of: See ``PruneReducer``.
-        fusion: ``llf``: the last layer sees all tokens; ``none``: what left is given back after it, with the
-            last value that it had.
+        fusion: ``llf``: the last layer sees all tokens; ``none``: what left is given back after it.
+        restore: What is given back, or fused: see ``DropReducer``; ``last`` is the paper's.
+        region: Tokens are ranked among those of a square of so many patches a side, of which each loses the
+            same share. None: among all of the image, as in the paper.
         task: What the heads predict: ``semantic``, the label of each patch; ``multilabel``, which classes the
             boxes of the image have; ``classification``, the label of the image.
         num_classes: Of the task, as the main head.
@@ -90,10 +92,12 @@ class Cropr(PruneReducer):
     nothing = dict(r=0)
     trained = True
 
-    def __init__(self, backbone, r=None, layers=None, multiple_of=None, fusion='llf', task='semantic',
-                 num_classes=150, num_heads=1, projections=(), pre_norm=False, mlp_ratio=4., deploy=False):
-        super().__init__(backbone, 'last', r, layers, multiple_of, fusion)
+    def __init__(self, backbone, r=None, layers=None, multiple_of=None, fusion='llf', restore='last', region=None,
+                 task='semantic', num_classes=150, num_heads=1, projections=(), pre_norm=False, mlp_ratio=4.,
+                 deploy=False):
+        super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         check_choice('task', task, tuple(TASKS))
+        self.region = None if region is None else check_whole('region', region, 1)
         check_choice('deploy', deploy, (True, False))
         check_choice('pre_norm', pre_norm, (True, False))
         channels = backbone.embed_dims
@@ -131,10 +135,13 @@ class Cropr(PruneReducer):
         return super().before_layer(i, tokens)
 
     def score(self, i, tokens):
-        """The sum of the attention logits over heads and queries, (B, N)."""
+        """The sum of the attention logits over heads and queries, (B, N), or the rank of that in its region."""
         name = self._name(i)
         scorer = self.scorers[name] if self.deploy else self.heads[name].scorer()
-        return query_scores(tokens.patches, scorer, self.pre_norm)
+        scores = query_scores(tokens.patches, scorer, self.pre_norm)
+        if self.region is None:
+            return scores
+        return within_regions(scores, self._index(tokens), tokens.grid, self.region)
 
     def losses(self, outputs, data_samples):
         """One loss a module."""

@@ -20,7 +20,7 @@ MORE = dict(
           dict(threshold=0.3, local_layer=None, global_layer=0)],
     Cropr=[dict(layers=(0, 2), fusion='none', r=[3, 0.2], task='multilabel', pre_norm=True, mlp_ratio=0),
            dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
-           dict(r=7, deploy=True)],
+           dict(r=7, deploy=True, region=3, restore='residual')],
     DAR=[dict(target=0.3, temperature=1., threshold=0.7)],
     EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, restore='copy'), dict(keep_rate=0.1)],
     Expediting=[

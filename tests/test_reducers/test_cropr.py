@@ -130,6 +130,21 @@ def test_the_lowest_leave_and_come_back_in_raster_order(fusion):
     assert out.index is None and out.size is None and out.memo == {}
 
 
+def test_by_region_each_part_of_the_image_loses_the_same():
+    cropr, tokens = reducer(r=8, layers=(1,), region=2), some_tokens()
+    tokens.patches[:, :12] += 100 * cropr.heads['layer_01'].queries.sum(0)  # the upper half, far above the lower
+    (_, everywhere), (_, by_region) = (run(c, tokens) for c in (reducer(r=8, layers=(1,)), cropr))
+    scorer = cropr.heads['layer_01'].queries.sum(0)
+    for image in range(2):
+        assert set(range(12)) <= set(everywhere[2].index[image].tolist())
+        kept = set(by_region[2].index[image].tolist())
+        value = tokens.patches[image] + 1
+        assert len(kept) == 16
+        for corner in (0, 2, 4, 12, 14, 16):
+            region = sorted((corner, corner + 1, corner + 6, corner + 7), key=lambda p: -(value[p] @ scorer).item())
+            assert {*region[:2]} <= kept and region[3] not in kept  # 16 of 24: two or three of each four
+
+
 def published(prefix, kind='Cropr', **settings):
     return reducer(kind, 24, (32, 32), prefix, **settings).token_schedule((32, 32), 24)
 
@@ -321,6 +336,7 @@ def test_labels_outside_of_the_classes_are_named():
     (dict(layers=(0, 4)), "with fusion='llf' what left after layer 4 would be back at once"),
     (dict(layers=(0, 5), fusion='none'), 'layers=5 must be a whole number from 0 to 4'),
     (dict(multiple_of=0), 'multiple_of=0 must be a whole number of at least 1'),
+    (dict(region=0), 'region=0 must be a whole number of at least 1'),
     (dict(fusion='late'), "fusion='late' is unknown: choose one of llf, none"),
     (dict(task='depth'), "task='depth' is unknown: choose one of semantic, multilabel, classification"),
     (dict(num_classes=0), 'num_classes=0 must be a whole number of at least 1'),

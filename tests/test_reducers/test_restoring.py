@@ -10,7 +10,8 @@ from .test_contract import vit as backbone
 
 #: Every method that restores, with settings that reduce once and several times.
 RESTORING = [
-    dict(type='ALGM', threshold=0.2), dict(type='EViT', keep_rate=0.6, layers=(0, 2)),
+    dict(type='ALGM', threshold=0.2), dict(type='Cropr', region=2), dict(type='Random', r=0.3),
+    dict(type='EViT', keep_rate=0.6, layers=(0, 2)),
     dict(type='EViT', keep_rate=0.5, layers=(0, 1), fuse=False), dict(type='Expediting', layer=1, grid=0.5),
     dict(type='Expediting', layer=0, grid=0.4, normalize='l1', k=3), dict(type='GridPool', layers=(1, 3)),
     dict(type='GridPool', ratio=(0.6, 0.2), layers=(0, 4)), dict(type='Random', layer=1, ratio=0.6),
@@ -21,13 +22,14 @@ every_restoring = pytest.mark.parametrize('cfg', RESTORING, ids=str)
 
 def silenced(cfg, constant=0.):
     """A backbone whose layers add ``constant`` to every token, and nothing else."""
-    model = backbone(cfg)
+    model = backbone(None)
+    model.set_token_reduction(cfg)
     for layer in model.layers:
         for linear in (layer.attn.attn.out_proj, layer.ffn.layers[1]):
             torch.nn.init.zeros_(linear.weight)
             torch.nn.init.constant_(linear.bias, constant / 2)
     model.final_norm = False
-    return model
+    return model.eval()
 
 
 @every_restoring
