@@ -52,7 +52,7 @@ def nearest_kept(index: Tensor, grid: tuple[int, int], of: Optional[Tensor] = No
     positions = height * width
     place = torch.arange(positions, device=index.device).unsqueeze(0) if of is None else of
     place, kept = place.unsqueeze(2), index.unsqueeze(1)
-    squared = (place // width - kept // width).square() + (place % width - kept % width).square()
+    down, right = place // width - kept // width, place % width - kept % width
     # One whole number holds distance and position, so that ties are broken alike on every device.
-    rank = squared * (positions + 1) + kept
+    rank = (down * down + right * right) * (positions + 1) + kept
     return rank.masked_fill(kept == positions, torch.iinfo(rank.dtype).max).argmin(2)

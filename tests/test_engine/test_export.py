@@ -17,6 +17,7 @@ SHAPE = (80, 112)
 EXPORTED = [*(dict(type=name) for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
               if method.fixed_count and not method.trained),
             dict(type='Cropr', layers=(0,), r=0.5, fusion='none'),
+            dict(type='Cropr', layers=(0,), r=0.5, fusion='none', restore='residual', region=3),
             dict(type='TokenAdapter', score='attn', metric='euclidean', mode='threshold', tau=-1.),
             dict(type='ToMe', mode='progressive', layers=(1, 2))]
 needs_onnx = pytest.mark.skipif(
