@@ -17,7 +17,7 @@ class _Drop(NamedTuple):
     Args:
         order: (B, N) slot, among the kept ones followed by those that left, of each token that there was.
         own: (B, G, C) what those that left have of their own.
-        anchors: (B, G) slot, among the kept ones, of the token whose value is added to it.
+        anchors: (B, G) slot, among the kept ones, of the token whose value is added to it; None: it is all they have.
     """
     order: Tensor
     own: Tensor
@@ -53,18 +53,18 @@ class DropReducer(RestoringReducer):
         Args:
             fused: (B, 1, C) what is left of the dropped ones, a token without a position.
         """
-        index, size = self._index(tokens), tokens.size
+        places, size = self._index(tokens), tokens.size
         if size is None:
-            size = torch.ones(index.shape, dtype=torch.float32, device=index.device)
-        gone, left = others(kept, tokens.patches.shape[1]), gather_tokens(tokens.patches, kept)
-        total, places = size.sum(1, keepdim=True), index.gather(1, gone)
-        index, size = index.gather(1, kept), size.gather(1, kept)
+            size = torch.ones(places.shape, dtype=torch.float32, device=places.device)
+        total = size.sum(1, keepdim=True)
+        left, index, size = gather_tokens(tokens.patches, kept), places.gather(1, kept), size.gather(1, kept)
         if self.restoration == 'copy':
             dropped = nearest_kept(index, tokens.grid)
         else:
+            gone = others(kept, tokens.patches.shape[1])
             own, anchors = gather_tokens(tokens.patches, gone), None
             if self.restoration == 'residual':
-                anchors = nearest_kept(index, tokens.grid, places)
+                anchors = nearest_kept(index, tokens.grid, places.gather(1, gone))
                 own = own - gather_tokens(left, anchors)
             order = torch.cat([kept, gone], 1).argsort(dim=1)
             dropped = (*tokens.memo.get('dropped', ()), _Drop(order, own, anchors))
