@@ -108,5 +108,5 @@ class DropReducer(RestoringReducer):
             return group, tokens.index.gather(1, tokens.memo['dropped'])
         stands_for = tokens.index.unsqueeze(-1)
         for drop in reversed(tokens.memo['dropped']):
-            stands_for = drop._replace(own=torch.zeros_like(drop.own[:, :, :1]).long()).undo(stands_for)
+            stands_for = drop._replace(own=torch.zeros_like(drop.own[:, :, :1], dtype=torch.long)).undo(stands_for)
         return group, stands_for.squeeze(-1)
