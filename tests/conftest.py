@@ -1,5 +1,6 @@
 """Shared fixtures: a data set drawn on the spot and the smallest stock Segmenter that trains on it."""
 import copy
+import functools
 import itertools
 import runpy
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, config, utils
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
 from PIL import Image
@@ -20,6 +21,10 @@ TOOLS = Path(__file__).parents[1] / 'tools'
 RUNS = itertools.count()
 CLASSES = ('sky', 'grass', 'sand', 'lake')
 torch.set_num_threads(1)
+# mmengine parses the metafiles of all models of mmseg anew for each packaged base, half a second a config, and formats
+# every config that a runner logs.
+utils.load = functools.lru_cache(utils.load)
+config.FormatCode = lambda text, **style: (text, False)
 
 
 def draw_scenes(folder, count):

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
 from mmtr.errors import UserError, in_words
+from mmtr.operators import check_operators
 
 from .configs import add_options, load_config, merge_options
 from .data_check import check_data
@@ -123,7 +124,8 @@ def runner(cfg, loaders, folders=()):
         folders: Output folders besides the work folder.
 
     Raises:
-        UserError: See :func:`mmtr.engine.data_check.check_data` and :func:`start_processes`.
+        UserError: The model needs operators that mmcv-lite has not; see also
+            :func:`mmtr.engine.data_check.check_data` and :func:`start_processes`.
     """
     check_data(cfg, loaders)
     # The tools load nothing but tensors, whichever of mmengine's loaders a checkpoint comes through.
@@ -133,6 +135,7 @@ def runner(cfg, loaders, folders=()):
     clean = _cleaner(cfg, [cfg.work_dir, *folders])
     try:
         built = Runner.from_cfg(cfg)
+        check_operators(built.model)
         yield built
     except Exception as error:
         # Not built.iter, which would build the training data to say 0.

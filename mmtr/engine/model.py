@@ -7,6 +7,7 @@ from torch import nn
 
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
+from mmtr.operators import check_operators
 from mmtr.peft.checkpoint import put_in_frozen, weights_in
 
 from .checkpoint import read_checkpoint
@@ -30,11 +31,15 @@ def has_peft(cfg) -> bool:
 
 
 def build_model(cfg, device: str = 'cpu') -> nn.Module:
-    """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode."""
+    """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode.
+
+    Raises:
+        UserError: It needs operators that mmcv-lite has not; or as the model.
+    """
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
         warnings.simplefilter('ignore')
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
-        model = MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model))
+        model = check_operators(MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model)))
     for hook in cfg.get('custom_hooks', []):
         if hook['type'] in ('TokenReductionHook', 'mmtr.TokenReductionHook'):
             apply_token_reduction(model, hook['token_reduction'], hook.get('attn_backend', 'auto'))
