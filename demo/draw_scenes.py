@@ -3,6 +3,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -13,8 +14,6 @@ import cv2
 import numpy as np
 from scene_canvas import LABELS, SIZES, Scene, draw_ground, draw_hills, draw_sky
 from scene_things import place
-
-from mmtr.errors import UserError, command
 
 VERSION = 1  # in the stamp: a change of what is drawn must redraw
 
@@ -51,9 +50,8 @@ def write_scene(root, job):
     cv2.imwrite(str(root / 'annotations' / split / f'{name}.png'), label)
 
 
-@command
 def main():
-    """Command line."""
+    """Command line; without mmtr, whose imports would take longer than the drawing, in each process anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('demo/data/scenes'))
     parser.add_argument('--train', type=int, default=2400, help='training images')
@@ -61,7 +59,7 @@ def main():
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if min(args.train, args.val, args.seed) < 0:
-        raise UserError('--train, --val and --seed must not be negative.')
+        parser.exit(2, 'Error: --train, --val and --seed must not be negative.\n')
 
     counts = {'training': args.train, 'validation': args.val}
     settings = dict(version=VERSION, seed=args.seed, **counts)
@@ -72,7 +70,7 @@ def main():
         print(f'{args.out} is already drawn')
         return
     if args.out.exists() and not drawn:
-        raise UserError(f"'{args.out}' was not drawn by this command: name another folder with --out.")
+        parser.exit(2, f"Error: '{args.out}' was not drawn by this command: name another folder with --out.\n")
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     # Drawn beside its place and renamed when whole, so that an interruption leaves nothing half-written.
@@ -96,4 +94,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -11,7 +11,7 @@ NUCLEI = Path(__file__).parents[3] / 'shared/data/dsb2018_nuclei'
 #: 256x256 pixels each, with 3, 6, 7 and 10 nuclei.
 IMAGES = ('58c593bcb98386e7.jpg', 'e5f8ad0f0a43af8c.jpg', '8b77284d6f37ab3f.jpg', '6aa7dd0c88bec4f9.jpg')
 ITERATIONS = 150
-pytestmark = pytest.mark.skipif(not NUCLEI.exists(), reason='../shared is not there')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NUCLEI.exists(), reason='../shared is not there')]
 
 
 @pytest.fixture

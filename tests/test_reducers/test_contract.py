@@ -38,6 +38,17 @@ MORE = dict(
 CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict)
          for settings in [{}, *MORE.get(name, [])]]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
+#: The defaults of each method; its other settings are left to the long run.
+every_method = pytest.mark.parametrize(
+    'cfg', [pytest.param(cfg, marks=[pytest.mark.slow] * (len(cfg) > 1)) for cfg in CASES], ids=str)
+
+
+@pytest.fixture(autouse=True, params=['cpu', *['cuda'] * torch.cuda.is_available()])
+def device(request, monkeypatch):
+    """Where ``filled`` and ``images`` put models and images; tensors that a reducer makes must follow by themselves."""
+    monkeypatch.setitem(globals(), 'DEVICE', request.param)
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    return request.param
 
 
 def vit(cfg, patch_size=16, with_cls_token=True, **kwargs):
@@ -64,6 +75,7 @@ def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
 
 
 BACKBONES = (vit, eva02, dinov2)
+DEVICE = 'cpu'
 
 
 @pytest.fixture(params=BACKBONES, ids=lambda build: build.__name__)
@@ -78,7 +90,7 @@ def filled(model):
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def branch_ends(layer):
@@ -89,14 +101,14 @@ def branch_ends(layer):
 
 
 def images(batch=2, height=80, width=112, seed=1):
-    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1).to(DEVICE)
 
 
 def train_step(model, x):
     """Feature maps of a forward pass in training, and the sum of the auxiliary losses."""
     sample = BaseDataElement(
         gt_sem_seg=PixelData(data=torch.arange(x[0, :1].numel()).view(1, *x.shape[2:]) % 150),
-        gt_instances=InstanceData(labels=torch.tensor([3, 140])), gt_label=torch.tensor([7]))
+        gt_instances=InstanceData(labels=torch.tensor([3, 140])), gt_label=torch.tensor([7])).to(x.device)
     with auxiliary_outputs() as outputs:
         outs = model(x)
     return outs, sum(model.token_reducer.losses(outputs.get(model.token_reducer, {}), [sample] * len(x)).values())
@@ -130,7 +142,7 @@ def test_positions_are_in_raster_order(cfg, backbone):
     plain.set_token_reduction(None)
     smooth = torch.linspace(-1, 1, 112).expand(80, 112) + torch.linspace(-2, 2, 80).unsqueeze(1)
     with torch.no_grad():
-        out, own = (m(smooth.expand(1, 3, 80, 112))[1].flatten(2)[0] for m in (model, plain))
+        out, own = (m(smooth.expand(1, 3, 80, 112).to(DEVICE))[1].flatten(2)[0].cpu() for m in (model, plain))
     distance = torch.cdist(out.T, own.T)
     at_home = distance.diagonal().mean()
     shuffled = distance[torch.arange(35), torch.randperm(35, generator=torch.Generator().manual_seed(0))].mean()
@@ -174,7 +186,7 @@ def test_nothing_to_reduce_is_the_plain_model(cfg, backbone):
     own = {id(p) for p in model.token_reducer.parameters()}
     state = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in own}
     stock.load_state_dict(state, strict=True)
-    stock.eval()
+    stock.to(DEVICE).eval()  # mmseg's returns None
     with torch.no_grad():
         for out, expected in zip(model(images()), stock(images())):
             torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
@@ -185,7 +197,7 @@ def test_nothing_to_reduce_is_the_plain_model(cfg, backbone):
 def test_dtype_in_is_dtype_out(cfg, backbone, dtype):
     model = backbone(cfg)
     plain = backbone(None)
-    with torch.no_grad(), torch.autocast('cpu', dtype):
+    with torch.no_grad(), torch.autocast(DEVICE, dtype):
         assert [o.dtype for o in model(images())] == [o.dtype for o in plain(images())]
     with torch.no_grad():
         outs = model.to(dtype)(images().to(dtype))
@@ -196,11 +208,11 @@ def test_dtype_in_is_dtype_out(cfg, backbone, dtype):
 @pytest.mark.parametrize('value', [0., 1.])
 def test_no_nan_on_a_constant_image(cfg, backbone, value):
     with torch.no_grad():
-        assert all(out.isfinite().all() for out in backbone(cfg)(torch.full((1, 3, 64, 64), value)))
+        assert all(out.isfinite().all() for out in backbone(cfg)(torch.full((1, 3, 64, 64), value, device=DEVICE)))
     blank = backbone(cfg)
     torch.nn.init.zeros_(blank.pos_embed)
     with torch.no_grad():
-        assert all(out.isfinite().all() for out in blank(torch.zeros(1, 3, 64, 64)))
+        assert all(out.isfinite().all() for out in blank(torch.zeros(1, 3, 64, 64, device=DEVICE)))
 
 
 @every_reducer
@@ -230,7 +242,10 @@ def test_two_threads_share_a_model(cfg, backbone):
                     torch.testing.assert_close(out, alone, atol=1e-6, rtol=1e-5)
 
 
-@every_reducer
+@every_method
+@pytest.mark.parametrize(
+    'backbone', [vit, *(pytest.param(each, marks=pytest.mark.slow) for each in BACKBONES[1:])],
+    ids=lambda build: build.__name__)
 def test_compiles_without_a_graph_break(cfg, backbone):
     model = backbone(cfg)
     if not model.token_reducer.fixed_count:

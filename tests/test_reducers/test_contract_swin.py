@@ -13,7 +13,7 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.visualization import token_maps
 
 from . import test_contract as contract
-from .test_contract import images
+from .test_contract import device, images  # noqa: F401  a fixture
 
 MORE = dict(
     Expediting=[dict(layer=0, grid=(2, 5), window=9), dict(grid=4, layer=3, restore='copy')],
@@ -42,8 +42,11 @@ def test_as_a_vit(cfg, check):
     check(cfg, swin)
 
 
-@pytest.mark.parametrize('cfg', [dict(type=name, layers=(1, 3)) for name in ('GridPool', 'TokenAdapter')] + [
-    dict(type=name, layer=2) for name in ('Expediting', 'Random')], ids=str)
+@pytest.mark.parametrize('cfg', [
+    dict(type='TokenAdapter', layers=(1, 3)),
+    pytest.param(dict(type='GridPool', layers=(1, 3)), marks=pytest.mark.slow),
+    pytest.param(dict(type='Expediting', layer=2), marks=pytest.mark.slow),
+    pytest.param(dict(type='Random', layer=2), marks=pytest.mark.slow)], ids=str)
 def test_compiles_without_a_graph_break(cfg):
     contract.test_compiles_without_a_graph_break(cfg, swin)
 
@@ -80,7 +83,7 @@ def test_positions_are_in_raster_order(cfg):
     # Norms would make all grey patches alike.
     smooth = torch.stack([ramp, ramp.flip(1), ramp.cos()]).unsqueeze(0)
     with torch.no_grad():
-        out, own = (m(smooth)[stage - 1].flatten(2)[0] for m in (model, plain))
+        out, own = (m(smooth.to(contract.DEVICE))[stage - 1].flatten(2)[0].cpu() for m in (model, plain))
     distance = torch.cdist(out.T, own.T)
     order = torch.randperm(len(distance), generator=torch.Generator().manual_seed(0))
     assert distance.diagonal().mean() < 0.6 * distance[torch.arange(len(order)), order].mean()
@@ -92,7 +95,7 @@ def test_nothing_to_reduce_is_the_plain_model(cfg):
     model = swin({**{k: v for k, v in cfg.items() if k != 'per_layer'}, **nothing})
     stock = Stock(**SMALL)
     stock.load_state_dict(model.state_dict(), strict=True)
-    stock.eval()  # which returns None
+    stock.to(contract.DEVICE).eval()  # mmseg's returns None
     with torch.no_grad():
         for out, expected in zip(model(images()), stock(images())):
             torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
@@ -106,7 +109,7 @@ def test_no_nan_on_a_constant_image(cfg, value):
         torch.nn.init.zeros_(norm.bias)
     with torch.no_grad():
         for model in (swin(cfg), blank):
-            assert all(out.isfinite().all() for out in model(torch.full((1, 3, 64, 72), value)))
+            assert all(out.isfinite().all() for out in model(torch.full((1, 3, 64, 72), value, device=contract.DEVICE)))
 
 
 @every_reducer
