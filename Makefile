@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # The packages of the stack stand in every later call, so that nothing moves their pins.
 PINS := -r requirements/$(STACK)-pins.txt
 # Each worker computes with one thread; more would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
 # $(call step,What is done,how long): says it, does what follows, says how long it took.
 step = @printf '%s\n' "$(1)" && start=$$(date +%s) && time_taken() { echo "    took $$(($$(date +%s) - start)) s"; } &&

@@ -39,6 +39,7 @@ def metrics_of(config, scenes, work_dir, *options):
     return json.loads(next(work_dir.glob('*/*.json')).read_text())
 
 
+@pytest.mark.slow
 def test_plain_and_reduced_reach_a_useful_accuracy(scenes, tmp_path):
     plain = metrics_of('segmenter_vit_demo.py', scenes, tmp_path / 'plain')
     reduced = metrics_of('segmenter_vit_tadapter_demo.py', scenes, tmp_path / 'reduced')

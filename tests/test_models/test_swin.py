@@ -233,6 +233,7 @@ def test_unknown_attention_is_refused_when_built():
         SwinTransformer(**SMALL, attn_backend='fast')
 
 
+@pytest.mark.slow
 def test_published_flops_tell_the_span_of_the_paper():
     # Tab. 2 of Token Adapter, MaskDINO Swin-L: 936.86 G, with stage 1, 2, 3, 4 reduced:
     saved = [936.86 - gflops for gflops in (915.74, 916.11, 809.66, 916.38)]

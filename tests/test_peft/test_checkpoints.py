@@ -243,7 +243,7 @@ def deploy(*args):
 
 @pytest.mark.parametrize('peft, text', [
     (dict(type='LoRA', targets='.*'), 'model = dict(backbone=dict(peft=None))\n'), (DAR, '')], ids=str)
-def test_deployed_file_is_whole_and_needs_no_base(tuned, tool, tmp_path, peft, text):
+def test_deployed_file_is_whole_and_needs_no_base(formatted, tuned, tool, tmp_path, peft, text):
     tuned.model.backbone.peft = peft
     tuned.custom_hooks = []
     config = tmp_path / 'tuned.py'

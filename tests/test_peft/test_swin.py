@@ -212,6 +212,7 @@ def test_a_twin_has_none_and_a_copy_is_a_model_of_its_own():
     assert_a_copy_is_its_own(swin(dict(type='GridPool'), peft=dict(type='LoRA')), images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('peft', [dict(type='DAR'), dict(type='LoRA')], ids=str)
 def test_compiles_without_a_graph_break(peft):
     model, x = filled(SwinTransformer(**TINY, peft=peft)), images(1, 28, 36)

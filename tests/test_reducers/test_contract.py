@@ -38,9 +38,11 @@ MORE = dict(
 CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict)
          for settings in [{}, *MORE.get(name, [])]]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
-#: The defaults of each method; its other settings are left to the long run.
-every_method = pytest.mark.parametrize(
-    'cfg', [pytest.param(cfg, marks=[pytest.mark.slow] * (len(cfg) > 1)) for cfg in CASES], ids=str)
+
+
+def defaults_first(cases):
+    """Parameters of a test that takes long: settings beside the type are left to the long run."""
+    return [pytest.param(cfg, marks=[pytest.mark.slow] * (len(cfg) > 1)) for cfg in cases]
 
 
 @pytest.fixture(autouse=True, params=['cpu', *['cuda'] * torch.cuda.is_available()])
@@ -242,7 +244,7 @@ def test_two_threads_share_a_model(cfg, backbone):
                     torch.testing.assert_close(out, alone, atol=1e-6, rtol=1e-5)
 
 
-@every_method
+@pytest.mark.parametrize('cfg', defaults_first(CASES), ids=str)
 @pytest.mark.parametrize(
     'backbone', [vit, *(pytest.param(each, marks=pytest.mark.slow) for each in BACKBONES[1:])],
     ids=lambda build: build.__name__)

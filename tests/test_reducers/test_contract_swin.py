@@ -141,7 +141,7 @@ def test_gradients_flow(cfg, with_cp):
         torch.testing.assert_close(a, b)
 
 
-@every_reducer
+@pytest.mark.parametrize('cfg', contract.defaults_first(CASES), ids=str)
 def test_tools_see_the_reduced_stage(cfg):
     model = swin(cfg)
     reducer, stage = model.token_reducer, model.token_reducer.backbone.stage

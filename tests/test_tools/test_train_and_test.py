@@ -102,6 +102,7 @@ def test_label_maps_and_pictures_are_written_and_give_the_reported_score(
     assert len(guessed) > 1
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_give_the_score_of_one(config, weights, tool, tmp_path):
     tool('test', config, weights, '--work-dir', tmp_path / 'one')
     subprocess.run(
@@ -189,6 +190,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_a_real_sigint_ends_with_130_and_one_line(config, tmp_path, interruptible):
     process = subprocess.Popen(
         [sys.executable, TOOLS / 'train.py', config, '--cfg-options', 'train_cfg.max_iters=1000000',
