@@ -1,5 +1,5 @@
 """Where two predictions for one image differ."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
@@ -16,10 +16,19 @@ class Difference:
 
     Args:
         pixels: (height, width) bool, where they differ.
-        instances: How many the first shows, the second, and both; None for a semantic prediction.
+        instances: How many the first has, the second, and both; None for a semantic prediction.
     """
     pixels: np.ndarray
     instances: Optional[tuple[int, int, int]]
+
+
+@dataclass
+class _Seen:
+    """The class of each pixel, -1 for none, and the number of its instance, from 1 on, 0 for none; all instances."""
+    classes: np.ndarray
+    numbers: np.ndarray
+    labels: list[int] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
 
 
 def shown(sample) -> str:
@@ -30,31 +39,58 @@ def shown(sample) -> str:
     raise UserError(f'The model predicts neither labels nor instances, but {", ".join(sample.keys()) or "nothing"}.')
 
 
-def classes_and_instances(sample, score_thr: float) -> tuple[np.ndarray, np.ndarray]:
-    """The class of each pixel, -1 where there is none, and the number of its instance, 0 where it is in none.
+def difference(first, second, score_thr: float = 0.3) -> Difference:
+    """Where two data samples of one image differ, mmseg's or mmdet's.
 
-    Of instances that overlap, a pixel is in the one with the highest score; an instance without a mask is its box.
+    An instance of the one is the same as one of the other if both are of one class and their intersection over
+    union is above 0.5, as in the panoptic quality. A pixel differs if its class does, or if it is in instances that
+    are not the same. Of instances that overlap, it is in the one with the highest score.
 
     Args:
-        sample: mmseg ``SegDataSample`` or mmdet ``DetDataSample``.
-        score_thr: Instances with no higher score are left out.
+        first, second: Of the model's ``test_step``.
+        score_thr: Instances above this score count. One without a mask is its box.
     """
-    kind = shown(sample)
-    found = sample.get(kind).cpu()
+    kind = shown(first)
+    see = dict(pred_panoptic_seg=_segments, pred_instances=_instances, pred_sem_seg=_labels)[kind]
+    one, other = (see(sample.get(kind).cpu(), sample, score_thr) for sample in (first, second))
+    same = np.zeros((len(one.labels) + 1, len(other.labels) + 1), bool)
+    same[0, 0] = True
+    if one.labels and other.labels:
+        same[1:, 1:] = (_iou(one.masks, other.masks) > 0.5) & np.equal.outer(one.labels, other.labels)
+    pixels = (one.classes != other.classes) | ~same[one.numbers, other.numbers]
     if kind == 'pred_sem_seg':
-        labels = (found.data if 'data' in found else found.sem_seg)[0].numpy()
-        return labels, np.zeros_like(labels)
-    if kind == 'pred_panoptic_seg':
-        from mmdet.evaluation import INSTANCE_OFFSET
-        segments = found.sem_seg[0].numpy()
-        return segments % INSTANCE_OFFSET, segments // INSTANCE_OFFSET
+        return Difference(pixels, None)
+    return Difference(pixels, (len(one.labels), len(other.labels), _pairs(same[1:, 1:])))
+
+
+def _labels(found, sample, score_thr):
+    labels = (found.data if 'data' in found else found.sem_seg)[0].numpy()
+    return _Seen(labels, np.zeros(labels.shape, int))
+
+
+def _segments(found, sample, score_thr):
+    from mmdet.evaluation import INSTANCE_OFFSET
+    segments = found.sem_seg[0].numpy()
+    seen = _Seen(segments % INSTANCE_OFFSET, np.zeros(segments.shape, int))
+    for segment in np.unique(segments[segments >= INSTANCE_OFFSET]):
+        _add(seen, int(segment % INSTANCE_OFFSET), segments == segment)
+    return seen
+
+
+def _instances(found, sample, score_thr):
     shape = tuple(sample.ori_shape[:2])
-    classes, instances = np.full(shape, -1), np.zeros(shape, int)
+    seen = _Seen(np.full(shape, -1), np.zeros(shape, int))
     found = found[found.scores > score_thr]
-    for number, i in enumerate(found.scores.argsort(), 1):
-        inside = found.masks[i].numpy().astype(bool) if 'masks' in found else _box(found.bboxes[i], shape)
-        classes[inside], instances[inside] = int(found.labels[i]), number
-    return classes, instances
+    for i in found.scores.argsort().tolist():
+        mask = found.masks[i].numpy().astype(bool) if 'masks' in found else _box(found.bboxes[i], shape)
+        _add(seen, int(found.labels[i]), mask)
+    return seen
+
+
+def _add(seen, label, mask):
+    seen.labels.append(label)
+    seen.masks.append(mask)
+    seen.classes[mask], seen.numbers[mask] = label, len(seen.labels)
 
 
 def _box(box, shape):
@@ -63,22 +99,14 @@ def _box(box, shape):
     return ((rows > top) & (rows < bottom))[:, None] & ((columns > left) & (columns < right))
 
 
-def difference(first, second, score_thr: float = 0.3) -> Difference:
-    """Where two data samples of one image differ, as ``classes_and_instances`` has them.
+def _iou(masks, others):
+    from mmdet.structures.mask import encode_mask_results
+    from pycocotools.mask import iou
+    return iou(encode_mask_results(masks), encode_mask_results(others), [False] * len(others))
 
-    A pixel differs if its classes differ, or if the two instances that it is in are not the same one: as in the
-    panoptic quality, instances of one class are the same if their intersection over union is above 0.5.
-    """
-    (classes, instances), (other_classes, other_instances) = (
-        classes_and_instances(sample, score_thr) for sample in (first, second))
-    count, other_count = instances.max() + 1, other_instances.max() + 1
-    pairs = instances * other_count + other_instances
-    shared = np.bincount(pairs.reshape(-1), minlength=count * other_count).reshape(count, other_count)
-    union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
-    same = shared > union / 2
-    same[0, 0] = True
-    pixels = (classes != other_classes) | ~same[instances, other_instances]
-    if shown(first) == 'pred_sem_seg':
-        return Difference(pixels, None)
-    seen = (instances[instances > 0], other_instances[other_instances > 0], pairs[~pixels & (instances > 0)])
-    return Difference(pixels, tuple(len(np.unique(each)) for each in seen))
+
+def _pairs(same):
+    """How many instances can be paired, each one once."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+    return int((maximum_bipartite_matching(csr_matrix(same)) >= 0).sum()) if same.size else 0

@@ -5,7 +5,7 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 
-from mmtr.analysis.agreement import classes_and_instances, shown
+from mmtr.analysis.agreement import shown
 
 from .inferencers import OfModel
 
@@ -20,7 +20,7 @@ class DetInferencer(OfModel, StockInferencer):
         """See ``OfModel``."""
         kind = shown(sample)
         void = len(self.visualizer.dataset_meta['classes'])
-        if kind == 'pred_panoptic_seg' and (classes_and_instances(sample, score_thr)[0] == void).all():
+        if kind == 'pred_panoptic_seg' and (sample.pred_panoptic_seg.sem_seg == void).all():
             return image.copy()  # where nothing was found, the stock visualizer stops
         state = np.random.get_state()
         np.random.seed(0)  # it varies the colours of a class; the same way each time

@@ -122,12 +122,12 @@ class SideBySide(Predictor):
             rows.append(row.rstrip())
         if self.instances:
             rows += [f'In all, {_in_words(self.instances)}.',
-                     'Pixels differ that are of another class or instance. An instance is the same in both if the class '
-                     'is and the intersection over union is above 0.5.']
+                     'Pixels differ that are of another class or instance; an instance is in both with the same class '
+                     'and an intersection over union above 0.5.']
         else:
             rows += ['Pixels differ that are of another class.']
-        return '\n'.join([*rows, f'Times: of the whole test step, median over the images, each the median of {self.repeats} '
-                                 f'run{"s" * (self.repeats > 1)} in turns.'])
+        runs = f'the median of {self.repeats} runs in turns' if self.repeats > 1 else 'one run'
+        return '\n'.join([*rows, f'Times: of the whole test step, median over the images, for each {runs}.'])
 
 
 def _in_words(instances):
