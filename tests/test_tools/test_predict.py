@@ -179,7 +179,8 @@ def test_instances_compared(run, detector, tmp_path):
     files = detector('maskdino_swin-t_tadapter_nuclei')
     status, printed, _ = run(*files, tmp_path / 'coco/images', '--compare', '--repeats', 1, '--score-thr', 0.4)
     assert status == 0
-    found = re.findall(r'\d\.jpg: .*% of the pixels differ, instances: (\d+) plain, (\d+) reduced, (\d+) in both', printed)
+    found = re.findall(r'\.jpg: .*% of the pixels differ, instances: (\d+) plain, (\d+) reduced, (\d+) in both',
+                       printed)
     counts = [list(map(int, each)) for each in found]
     assert len(counts) == 4 and all(both <= min(plain, reduced) for plain, reduced, both in counts)
     sums = [sum(column) for column in zip(*counts)]
