@@ -1,4 +1,7 @@
 """The inferencers that users of mmseg and mmdet call from Python, with the key and with apply_token_reduction."""
+import re
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from mmtr.engine.model import build_model
 from tests.drawn_coco import draw_coco
 from tests.test_models.test_maskdino_configs import CONFIGS, small
 
+ROOT = Path(__file__).parents[1]
 REDUCTION = dict(type='TokenAdapter', restore='copy', ratio=0.25, layers=(1, 2))
 
 
@@ -108,3 +112,20 @@ def test_a_detector(tmp_path):
     apply_token_reduction(inferencer.model, reduction)
     torch.testing.assert_close(predicted(inferencer), fewer)
     torch.testing.assert_close(predicted(DetInferencer(key, weights, device='cpu', show_progress=False)), fewer)
+
+
+def test_the_documented_lines_run(tmp_path, monkeypatch):
+    for name in ('configs', 'demo'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('photo.jpg', np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/predict.md').read_text(), re.S)
+    assert len(blocks) == 3
+    exec(blocks[0], names := {})
+    labels = [names[name] for name in ('plain', 'reduced', 'further')]
+    assert all(each.shape == (96, 128) for each in labels)
+    assert (labels[0] != labels[1]).any() and (labels[1] != labels[2]).any()
+    exec(blocks[1], names)
+    assert np.array_equal(names['sample'].pred_sem_seg.data[0].numpy(), labels[1])
+    for path in ('predictions/vis/photo.jpg', 'prediction.jpg'):
+        assert cv2.imread(path).shape == (96, 128, 3)
