@@ -1,4 +1,6 @@
 """mmdet's inferencer of a model that is there already."""
+import warnings
+
 import numpy as np
 from mmdet.apis import DetInferencer as StockInferencer
 from mmdet.models.detectors import BaseDetector
@@ -25,8 +27,10 @@ class DetInferencer(OfModel, StockInferencer):
         state = np.random.get_state()
         np.random.seed(0)  # it varies the colours of a class; the same way each time
         try:
-            self.visualizer.add_datasample('', image, DetDataSample(**{kind: sample.get(kind)}), draw_gt=False,
-                                           pred_score_thr=score_thr)
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', '.*out of bounds')  # said of what touches the border, too
+                self.visualizer.add_datasample('', image, DetDataSample(**{kind: sample.get(kind)}), draw_gt=False,
+                                               pred_score_thr=score_thr)
         finally:
             np.random.set_state(state)
         return self.visualizer.get_image()
