@@ -25,8 +25,8 @@ def plain_and_own(model: nn.Module) -> dict[str, TokenReducer]:
     """
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
     if own is None or type(own) is TokenReducer:
-        raise UserError('--compare compares the model with its reduction, and this config has none: set it, as by '
-                        '--cfg-options model.backbone.token_reduction.type=TokenAdapter, or by mmtr.TokenReductionHook.')
+        raise UserError('--compare compares the model with its reduction, and this config has none: set one, as by '
+                        '--cfg-options model.backbone.token_reduction.type=TokenAdapter, or mmtr.TokenReductionHook.')
     device = next(model.parameters()).device
     return {'plain': apply_token_reduction(model, None).backbone.token_reducer.to(device).eval(), own.name: own}
 
