@@ -26,9 +26,11 @@ def save(cfg, folder, name):
     return str(folder / f'{name}.py')
 
 
-def initial_weights(cfg, folder):
+def initial_weights(cfg, folder, init=False):
     torch.manual_seed(1)
     model = build_model(cfg)
+    if init:  # of MaskDINO, some parameters are whatever was in memory
+        model.init_weights()
     torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'weights.pth')
     return model, str(folder / 'weights.pth')
 
@@ -83,7 +85,7 @@ def test_a_detector(tmp_path):
     cfg = small(CONFIGS[0].parent / 'maskdino_swin-t_nuclei.py', draw_coco(tmp_path / 'coco'), tmp_path)
     reduction = dict(type='TokenAdapter', stage=2, ratio=0.35, layers=(1, 2))
     cfg.model.backbone.update(type='SwinTransformer')  # mmdet's own
-    model, weights = initial_weights(cfg, tmp_path)
+    model, weights = initial_weights(cfg, tmp_path, init=True)
     stock = save(cfg, tmp_path, 'stock')
     cfg.model.backbone.update(type='mmtr.SwinTransformer', token_reduction=reduction)
     key = save(cfg, tmp_path, 'key')

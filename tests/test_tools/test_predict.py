@@ -25,7 +25,10 @@ def save(cfg, folder, name):
     """A config and its initial weights."""
     cfg.dump(str(folder / f'{name}.py'))
     torch.manual_seed(1)
-    torch.save(dict(state_dict=build_model(cfg).state_dict(), meta={}), folder / f'{name}.pth')
+    model = build_model(cfg)
+    if name == 'detector':  # some of its parameters are whatever was in memory
+        model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / f'{name}.pth')
 
 
 @pytest.fixture
@@ -177,7 +180,7 @@ def detector(tmp_path):
 
 def test_instances_compared(run, detector, tmp_path):
     files = detector('maskdino_swin-t_tadapter_nuclei')
-    status, printed, _ = run(*files, tmp_path / 'coco/images', '--compare', '--repeats', 1, '--score-thr', 0.2)
+    status, printed, _ = run(*files, tmp_path / 'coco/images', '--compare', '--repeats', 1, '--score-thr', 0.005)
     assert status == 0
     found = re.findall(r'\.jpg: .*% of the pixels differ, instances: (\d+) plain, (\d+) reduced, (\d+) in both',
                        printed)
@@ -185,7 +188,7 @@ def test_instances_compared(run, detector, tmp_path):
     assert len(counts) == 4 and all(both <= min(plain, reduced) for plain, reduced, both in counts)
     sums = [sum(column) for column in zip(*counts)]
     assert f'\nIn all, instances: {sums[0]} plain, {sums[1]} reduced, {sums[2]} in both.\n' in printed
-    assert sums[0] > 0
+    assert 0 < sums[2] <= sums[0]
     assert len(list((tmp_path / 'out').iterdir())) == 4
     status, _, _ = run(*files, tmp_path / 'coco/images/1.jpg', '--score-thr', 1)
     expected = cv2.imread(str(tmp_path / 'coco/images/1.jpg'))
