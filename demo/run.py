@@ -19,7 +19,7 @@ from mmtr.analysis.flops import count_flops, schedule_in_words
 from mmtr.analysis.speed import machine
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import command
-from mmtr.visualization import draw_groups, draw_injected, draw_matches, mosaic, token_maps
+from mmtr.visualization import draw_groups, draw_injected, draw_matches, marked, mosaic, token_maps
 
 ROOT = Path(__file__).parents[1]
 PLAIN, REDUCED = 'configs/segmenter_vit_demo.py', 'configs/segmenter_vit_tadapter_demo.py'
@@ -52,8 +52,7 @@ def picture(model, reductions, batch, palette):
         [('tokens: grey representative, teal normal', draw_groups(image, token_map, patch)),
          ('one colour: merged into one token', draw_matches(image, token_map, patch)),
          ('mean colour of merged patches', draw_injected(image, token_map, patch)),
-         ('differs between the predictions',
-          np.where((predicted['plain'] != predicted['Token Adapter'])[..., None], 255, image // 4).astype(np.uint8))],
+         ('differs between the predictions', marked(image, predicted['plain'] != predicted['Token Adapter']))],
     ])
 
 

@@ -31,21 +31,22 @@ def check_data(cfg, loaders):
             not binary where it must be.
     """
     for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+        for dataset in datasets_in((cfg.get(loader) or {}).get('dataset')):
             scope = dataset.get('_scope_') or cfg.get('default_scope', 'mmengine')
             with DATASETS.switch_scope_and_registry(scope) as registry:
                 _check(registry, dataset, cfg.get('model'))
 
 
-def _datasets(cfg):
+def datasets_in(cfg):
+    """The data set configs in that of a loader, taken out of their wrappers."""
     # Wrappers (RepeatDataset, ConcatDataset, ...) hold others under one of these two keys.
     if isinstance(cfg, (list, tuple)):
         for each in cfg:
-            yield from _datasets(each)
+            yield from datasets_in(each)
     elif isinstance(cfg, dict):
         inner = [cfg[key] for key in ('dataset', 'datasets') if key in cfg]
         if inner:
-            yield from _datasets(inner)
+            yield from datasets_in(inner)
         else:
             yield cfg
 
@@ -127,13 +128,13 @@ def _is_listed(path, listed):
     return name in listed[folder]
 
 
-def images_in(folder, pattern: str = '*') -> list[Path]:
-    """The image files that match ``pattern`` below a folder, given as ``--images``, sorted.
+def images_in(folder, pattern: str = '*', what: str = '--images') -> list[Path]:
+    """The image files that match ``pattern`` below a folder, sorted; ``what`` is said before its name in the error.
 
     Raises:
         UserError: There are none.
     """
     paths = sorted(path for path in Path(folder).glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise UserError(f"--images '{folder}' holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+        raise UserError(f"{what} '{folder}' holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     return paths

@@ -53,19 +53,25 @@ def read_weights(path: str, model: nn.Module, device: str = 'cpu') -> dict[str, 
     Raises:
         UserError: The file cannot be read; or it holds only what was tuned, and see ``put_in_frozen``.
     """
+    return weights_in(_read(path, model, device))
+
+
+def _read(path, model, device='cpu'):
     checkpoint = read_checkpoint(path, device)
     put_in_frozen(model, checkpoint, path)
-    return weights_in(checkpoint)
+    return checkpoint
 
 
-def load_weights(model: nn.Module, path: str) -> None:
-    """Fill ``model`` from a checkpoint file.
+def load_weights(model: nn.Module, path: str) -> dict:
+    """Fill ``model`` from a checkpoint file, and return the file's ``meta``, empty if it has none.
 
     Raises:
         UserError: The file cannot be read, or does not cover the model exactly.
     """
-    weights = read_weights(path, model)
+    checkpoint = _read(path, model)
+    weights = weights_in(checkpoint)
     difference = coverage(model, weights)
     if difference and not converts(model, weights):
         raise UserError(f"Checkpoint '{path}' does not cover the model: {difference}.")
     model.load_state_dict(weights)
+    return checkpoint.get('meta') or {}

@@ -40,11 +40,17 @@ def _patch_side(image, grid, side):
     return side * max(1, round(image.shape[0] / (grid[0] * side)))
 
 
-def _fitted(picture):
+def fitted(picture: np.ndarray) -> np.ndarray:
+    """A picture no narrower and no wider than ``WIDTHS``."""
     width = int(np.clip(picture.shape[1], *WIDTHS))
     size = (width, max(1, round(picture.shape[0] * width / picture.shape[1])))
     smaller = width < picture.shape[1]
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
+
+
+def marked(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The image, (height, width, 3) uint8 RGB, darkened but for the pixels ``where``, (height, width), in white."""
+    return np.where(where[..., None], 255, image // 4).astype(np.uint8)
 
 
 def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int, index: int = 0,
@@ -73,5 +79,5 @@ def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int
         if shares:
             row.append(('one colour: share a token', draw_matches(image, m, side)))
         row.append(('what is left' if drops else 'mean colour of each token', draw_injected(image, m, side)))
-        rows.append([(text, _fitted(cell)) for text, cell in row])
+        rows.append([(text, fitted(cell)) for text, cell in row])
     return mosaic(rows)

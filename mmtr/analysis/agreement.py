@@ -1,0 +1,112 @@
+"""Where two predictions for one image differ."""
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from mmtr.errors import UserError
+
+#: Kinds of prediction; of several, the first one that a sample has is drawn and compared.
+KINDS = ('pred_panoptic_seg', 'pred_instances', 'pred_sem_seg')
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two predictions.
+
+    Args:
+        pixels: (height, width) bool, where they differ.
+        instances: How many the first has, the second, and both; None for a semantic prediction.
+    """
+    pixels: np.ndarray
+    instances: Optional[tuple[int, int, int]]
+
+
+@dataclass
+class _Seen:
+    """The class of each pixel, -1 for none, and the number of its instance, from 1 on, 0 for none; all instances."""
+    classes: np.ndarray
+    numbers: np.ndarray
+    labels: list[int] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
+
+
+def shown(sample) -> str:
+    """Which of ``KINDS`` stands for the prediction in a data sample; raises ``UserError`` if it has none."""
+    for kind in KINDS:
+        if kind in sample:
+            return kind
+    raise UserError(f'The model predicts neither labels nor instances, but {", ".join(sample.keys()) or "nothing"}.')
+
+
+def difference(first, second, score_thr: float = 0.3) -> Difference:
+    """Where two data samples of one image differ, mmseg's or mmdet's.
+
+    An instance of the one is the same as one of the other if both are of one class and their intersection over
+    union is above 0.5, as in the panoptic quality. A pixel differs if its class does, or if it is in instances that
+    are not the same. Of instances that overlap, it is in the one with the highest score.
+
+    Args:
+        first, second: Of the model's ``test_step``.
+        score_thr: Instances above this score count. One without a mask is its box.
+    """
+    kind = shown(first)
+    see = dict(pred_panoptic_seg=_segments, pred_instances=_instances, pred_sem_seg=_labels)[kind]
+    one, other = (see(sample.get(kind).cpu(), sample, score_thr) for sample in (first, second))
+    same = np.zeros((len(one.labels) + 1, len(other.labels) + 1), bool)
+    same[0, 0] = True
+    if one.labels and other.labels:
+        same[1:, 1:] = (_iou(one.masks, other.masks) > 0.5) & np.equal.outer(one.labels, other.labels)
+    pixels = (one.classes != other.classes) | ~same[one.numbers, other.numbers]
+    if kind == 'pred_sem_seg':
+        return Difference(pixels, None)
+    return Difference(pixels, (len(one.labels), len(other.labels), _pairs(same[1:, 1:])))
+
+
+def _labels(found, sample, score_thr):
+    labels = (found.data if 'data' in found else found.sem_seg)[0].numpy()
+    return _Seen(labels, np.zeros(labels.shape, int))
+
+
+def _segments(found, sample, score_thr):
+    from mmdet.evaluation import INSTANCE_OFFSET
+    segments = found.sem_seg[0].numpy()
+    seen = _Seen(segments % INSTANCE_OFFSET, np.zeros(segments.shape, int))
+    for segment in np.unique(segments[segments >= INSTANCE_OFFSET]):
+        _add(seen, int(segment % INSTANCE_OFFSET), segments == segment)
+    return seen
+
+
+def _instances(found, sample, score_thr):
+    shape = tuple(sample.ori_shape[:2])
+    seen = _Seen(np.full(shape, -1), np.zeros(shape, int))
+    found = found[found.scores > score_thr]
+    for i in found.scores.argsort().tolist():
+        mask = found.masks[i].numpy().astype(bool) if 'masks' in found else _box(found.bboxes[i], shape)
+        _add(seen, int(found.labels[i]), mask)
+    return seen
+
+
+def _add(seen, label, mask):
+    seen.labels.append(label)
+    seen.masks.append(mask)
+    seen.classes[mask], seen.numbers[mask] = label, len(seen.labels)
+
+
+def _box(box, shape):
+    left, top, right, bottom = box.tolist()
+    rows, columns = (np.arange(n) + 0.5 for n in shape)  # the middle of each pixel
+    return ((rows > top) & (rows < bottom))[:, None] & ((columns > left) & (columns < right))
+
+
+def _iou(masks, others):
+    from mmdet.structures.mask import encode_mask_results
+    from pycocotools.mask import iou
+    return iou(encode_mask_results(masks), encode_mask_results(others), [False] * len(others))
+
+
+def _pairs(same):
+    """How many instances can be paired, each one once."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+    return int((maximum_bipartite_matching(csr_matrix(same)) >= 0).sum()) if same.size else 0

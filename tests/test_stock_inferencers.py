@@ -1,0 +1,133 @@
+"""The inferencers that users of mmseg and mmdet call from Python, with the key and with apply_token_reduction."""
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+from mmtr import apply_token_reduction
+from mmtr.engine.model import build_model
+from tests.drawn_coco import draw_coco
+from tests.test_models.test_maskdino_configs import CONFIGS, small
+
+ROOT = Path(__file__).parents[1]
+REDUCTION = dict(type='TokenAdapter', restore='copy', ratio=0.25, layers=(1, 2))
+
+
+def save(cfg, folder, name):
+    """Path of a config."""
+    cfg.dump(str(folder / f'{name}.py'))
+    return str(folder / f'{name}.py')
+
+
+def initial_weights(cfg, folder, init=False):
+    torch.manual_seed(1)
+    model = build_model(cfg)
+    if init:  # of MaskDINO, some parameters are whatever was in memory
+        model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'weights.pth')
+    return model, str(folder / 'weights.pth')
+
+
+@pytest.fixture
+def segmentor(tiny_segmenter, tmp_path):
+    """Configs of a stock segmentor and of the same with the key, their weights, and a function of an image's logits."""
+    tiny_segmenter.custom_imports = dict(imports=['mmtr'])
+    tiny_segmenter.test_pipeline = tiny_segmenter.test_dataloader.dataset.pipeline
+    tiny_segmenter.model.decode_head = dict(
+        type='FCNHead', in_channels=32, channels=8, num_convs=1, kernel_size=1, concat_input=False, num_classes=4)
+    stock = save(tiny_segmenter, tmp_path, 'stock')
+    model, weights = initial_weights(tiny_segmenter, tmp_path)
+    tiny_segmenter.model.backbone.update(type='mmtr.VisionTransformer', token_reduction=REDUCTION)
+
+    def labels(path, reduction):
+        pixels = torch.from_numpy(cv2.imread(path).astype(np.float32)).permute(2, 0, 1)
+        normalised = (pixels - 127.5) / 64
+        with torch.no_grad():
+            logits = apply_token_reduction(model, reduction)(normalised[None])
+            logits = torch.nn.functional.interpolate(logits, (64, 64), mode='bilinear', align_corners=False)
+        return logits[0].argmax(0).numpy()
+
+    return stock, save(tiny_segmenter, tmp_path, 'key'), weights, labels
+
+
+def test_a_segmentor(segmentor, drawn_data):
+    stock, key, weights, labels = segmentor
+    path = str(drawn_data / 'images/training/2.png')
+    plain, reduced = labels(path, None), labels(path, REDUCTION)
+    assert (plain != reduced).any()
+
+    inferencer = MMSegInferencer(stock, weights, device='cpu')
+    assert np.array_equal(inferencer(path)['predictions'], plain)
+    apply_token_reduction(inferencer.model, REDUCTION)
+    assert np.array_equal(inferencer(path)['predictions'], reduced)
+    apply_token_reduction(inferencer.model, None)
+    assert np.array_equal(inferencer(path)['predictions'], plain)
+    assert np.array_equal(MMSegInferencer(key, weights, device='cpu')(path)['predictions'], reduced)
+
+    def predicted(model):
+        return inference_model(model, path).pred_sem_seg.data[0].numpy()
+
+    model = init_model(stock, weights, device='cpu')
+    assert np.array_equal(predicted(model), plain)
+    assert np.array_equal(predicted(apply_token_reduction(model, REDUCTION)), reduced)
+    assert np.array_equal(predicted(init_model(key, weights, device='cpu')), reduced)
+
+
+def test_a_detector(tmp_path):
+    register_all_modules()
+    cfg = small(CONFIGS[0].parent / 'maskdino_swin-t_nuclei.py', draw_coco(tmp_path / 'coco'), tmp_path)
+    reduction = dict(type='TokenAdapter', stage=2, ratio=0.35, layers=(1, 2))
+    cfg.model.backbone.update(type='SwinTransformer')  # mmdet's own
+    model, weights = initial_weights(cfg, tmp_path, init=True)
+    stock = save(cfg, tmp_path, 'stock')
+    cfg.model.backbone.update(type='mmtr.SwinTransformer', token_reduction=reduction)
+    key = save(cfg, tmp_path, 'key')
+    path = str(tmp_path / 'coco/images/3.jpg')
+
+    def predicted(inferencer):
+        found = inferencer(path, return_datasamples=True)['predictions'][0].pred_instances
+        return found.scores, found.bboxes
+
+    # By hand: the image enlarged by half, as the config's pipeline does, normalised, and padded by none.
+    resized = cv2.resize(cv2.imread(path), (96, 96), interpolation=cv2.INTER_LINEAR)[..., ::-1]
+    normalised = (torch.from_numpy(resized.astype(np.float32)) - torch.tensor([123.675, 116.28, 103.53])
+                  ) / torch.tensor([58.395, 57.12, 57.375])
+
+    def expected(reduced):
+        sample = DetDataSample(metainfo=dict(ori_shape=(64, 64), img_shape=(96, 96), batch_input_shape=(96, 96),
+                                             scale_factor=(1.5, 1.5)))
+        with torch.no_grad():
+            found = apply_token_reduction(model, reduced).predict(normalised.permute(2, 0, 1)[None], [sample])
+        return found[0].pred_instances.scores, found[0].pred_instances.bboxes
+
+    plain, fewer = expected(None), expected(reduction)
+    assert not torch.allclose(plain[0], fewer[0], atol=1e-4)
+    inferencer = DetInferencer(stock, weights, device='cpu', show_progress=False)
+    torch.testing.assert_close(predicted(inferencer), plain, atol=1e-4, rtol=1e-4)
+    apply_token_reduction(inferencer.model, reduction)
+    torch.testing.assert_close(predicted(inferencer), fewer)
+    torch.testing.assert_close(predicted(DetInferencer(key, weights, device='cpu', show_progress=False)), fewer)
+
+
+def test_the_documented_lines_run(tmp_path, monkeypatch):
+    for name in ('configs', 'demo'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('photo.jpg', np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/predict.md').read_text(), re.S)
+    assert len(blocks) == 3
+    exec(blocks[0], names := {})
+    labels = [names[name] for name in ('plain', 'reduced', 'further')]
+    assert all(each.shape == (96, 128) for each in labels)
+    assert (labels[0] != labels[1]).any() and (labels[1] != labels[2]).any()
+    exec(blocks[1], names)
+    assert np.array_equal(names['sample'].pred_sem_seg.data[0].numpy(), labels[1])
+    for path in ('predictions/vis/photo.jpg', 'prediction.jpg'):
+        assert cv2.imread(path).shape == (96, 128, 3)
