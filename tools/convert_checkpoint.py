@@ -55,13 +55,13 @@ def advice(notes, out, whole_model):
     if not whole_model:
         options.insert(0, f'model.{notes.pretrained}={out}')
     if configs:
-        config = f'configs/{configs[0].name}'
-        tool = f'test.py {config} {out}' if whole_model else f'train.py {config}'
-        lines.append(f'It fits configs/{notes.fits}. To use it:')
-        lines.append(f'  python tools/{tool}' + (' --cfg-options ' + shlex.join(options) if options else ''))
+        config = f'mmtr::{configs[0].name}'
+        tool = f'test {config} {out}' if whole_model else f'train {config}'
+        lines.append(f'It fits mmtr::{notes.fits}. To use it:')
+        lines.append(f'  python -m mmtr {tool}' + (' --cfg-options ' + shlex.join(options) if options else ''))
     else:
         absent = f' (there is no {notes.fits})' if notes.fits else ''
-        lines.append(f'No config in configs/ is for it{absent}; yours needs:')
+        lines.append(f'No config of mmtr is for it{absent}; yours needs:')
         lines += [f'  {option}' for option in options]
     return lines + notes.remarks
 

@@ -134,7 +134,7 @@ def main(argv=None):
     print(f'Before: {args.checkpoint}, {sizes[0]:.1f} MB, {size_in_words(model)}\n'
           f'After:  {out}, {sizes[1]:.1f} MB, {size_in_words(small)}\n'
           f'Largest difference of the features of random images, as a share: {largest:.2g}\n'
-          f'To use it: python tools/test.py {config} {out}')
+          f'To use it: python -m mmtr test {config} {out}')
 
 
 if __name__ == '__main__':

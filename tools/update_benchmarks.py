@@ -3,7 +3,7 @@ import argparse
 from pathlib import Path
 
 from mmtr.analysis.report import refresh
-from mmtr.errors import command
+from mmtr.errors import UserError, command
 
 
 @command
@@ -13,6 +13,8 @@ def main():
     parser.add_argument('page', nargs='?', type=Path, help='default docs/benchmarks.md',
                         default=Path(__file__).resolve().parents[1] / 'docs/benchmarks.md')
     page = parser.parse_args().page
+    if not page.is_file():
+        raise UserError(f"The page '{page}' is not there: give the one of a checkout.")
     page.write_text(refresh(page.read_text(), page.resolve().parent))
     print(f'{page} is up to date.')
 

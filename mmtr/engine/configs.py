@@ -1,13 +1,44 @@
-"""Reading configs, also those packaged with mmseg and mmdet ('mmseg::...'), under either OpenMMLab stack."""
+"""Reading configs, also those packaged with mmtr, mmseg and mmdet ('mmtr::...'), under either OpenMMLab stack."""
 import importlib.util
 import os.path as osp
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from mmengine import hub
 from mmengine.config import Config, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.hub import get_config
 
 from mmtr.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel carries configs and tools where every OpenMMLab package has them; in a checkout they lie beside the package.
+MIM = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parent
+OWN = 'mmtr::'
+
+
+def _in_own(path):
+    """The file of 'mmtr::<name>.py'; any other path as it is."""
+    return osp.join(MIM, 'configs', path[len(OWN):]) if str(path).startswith(OWN) else path
+
+
+def _find_own_configs():
+    # mmengine's own lookup knows a fixed list of packages, wants a folder before the name, and finds no editable
+    # install of today's pip. A config of ours is as if given by the path of its file: it has no scope either.
+    get_base, get_config = Config._get_cfg_path, hub.get_config
+
+    def _get_cfg_path(cfg_path, filename):
+        return (_in_own(cfg_path), None) if cfg_path.startswith(OWN) else get_base(cfg_path, filename)
+
+    def get_own_config(cfg_path, pretrained=False):
+        """See ``mmengine.hub.get_config``."""
+        if not cfg_path.startswith(OWN):
+            return get_config(cfg_path, pretrained)
+        if pretrained:
+            raise UserError(f"pretrained=True, but no weights of '{cfg_path}' are published: use pretrained=False.")
+        return Config.fromfile(_in_own(cfg_path))
+
+    Config._get_cfg_path = staticmethod(_get_cfg_path)
+    hub.get_config = hub.hub.get_config = get_own_config
 
 
 def _find_by_import_name(module):
@@ -20,18 +51,20 @@ def _find_by_import_name(module):
 
 
 def load_config(path):
-    """mmengine ``Config`` of a file, or of a packaged config named like 'mmseg::segmenter/<name>.py'.
+    """mmengine ``Config`` of a file, or of a packaged one like 'mmtr::<name>.py' or 'mmseg::segmenter/<name>.py'.
 
     Raises:
         UserError: There is no such config, or it cannot be parsed.
     """
-    module, packaged, _ = path.partition('::')
+    file = _in_own(path)
+    module, packaged, _ = file.partition('::')
     if packaged and (module not in MODULE2PACKAGE or importlib.util.find_spec(module) is None):
         raise UserError(f"Config '{path}' is of '{module}', which is not installed.")
-    if not packaged and not osp.isfile(path):
-        raise UserError(f"Config '{path}' is not there.")
+    if not packaged and not osp.isfile(file):
+        where = f": mmtr has those of '{osp.join(MIM, 'configs')}'" if file != path else ''
+        raise UserError(f"Config '{path}' is not there{where}.")
     try:
-        return get_config(path) if packaged else Config.fromfile(path)
+        return hub.get_config(path) if packaged else Config.fromfile(file)
     except FileNotFoundError as error:
         raise UserError(f"Config '{path}' is not there, or a base of it: {error}.") from error
     except (OSError, SyntaxError) as error:
@@ -45,7 +78,7 @@ def read_reductions(path):
         UserError: There is no such file, or no such dict in it.
     """
     try:
-        return Config.fromfile(path).reductions.to_dict()
+        return Config.fromfile(_in_own(path)).reductions.to_dict()
     except (OSError, SyntaxError, AttributeError) as error:
         raise UserError(f"'{path}' must be a Python or YAML file with reductions = "
                         f"dict(name=dict(type='TokenAdapter')): {error}") from error
@@ -83,5 +116,6 @@ def merge_options(cfg, options):
         raise UserError(f"Settings {', '.join(options)} do not fit config '{cfg.filename}': {error}.") from error
 
 
+_find_own_configs()
 for _module in ('mmseg', 'mmdet'):
     _find_by_import_name(_module)

@@ -31,11 +31,13 @@ LAUNCHER_ENV = dict(
 def parser(description):
     """``ArgumentParser`` with the options that training and testing share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help="config file, or a packaged one like 'mmseg::segmenter/...'")
+    parser.add_argument('config', help="config file, or a packaged one like 'mmtr::...' or 'mmseg::segmenter/...'")
     parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
     add_options(parser)
     parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
+    # torch.distributed.launch, with which mim starts processes, gives it in addition to the variable.
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     return parser
 
 

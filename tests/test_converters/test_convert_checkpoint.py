@@ -96,8 +96,8 @@ def test_only_what_deviates_from_the_config_is_said(tmp_path, monkeypatch, capsy
     }
     notes = tool.SOURCES['segmenter'].Notes({}, settings, 'segmenter_vit-x_ade20k.py')
     assert tool.advice(notes, Path('out.pth'), whole_model=True) == [
-        'It fits configs/segmenter_vit-x_ade20k.py. To use it:',
-        '  python tools/test.py configs/segmenter_vit-x_ade20k.py out.pth --cfg-options '
+        'It fits mmtr::segmenter_vit-x_ade20k.py. To use it:',
+        '  python -m mmtr test mmtr::segmenter_vit-x_ade20k.py out.pth --cfg-options '
         "model.backbone.norm_cfg.eps=1e-05 'model.test_cfg.stride=(512,512)'",
     ]
 
