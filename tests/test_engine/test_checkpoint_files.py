@@ -120,7 +120,7 @@ def test_a_plain_pickle_is_not_run(tmp_path, sentinel):
     pytest.param(b'X\2\0\0\0osX\6\0\0\0system\x93', id='STACK_GLOBAL'),
     pytest.param(b'\x82\1', id='EXT1'),
     pytest.param(b'c__builtin__\ngetattr\n' + HISTORY + b'X\4\0\0\0mean\x86RN\x85R', id='calls a method'),
-    pytest.param(HISTORY + b')\x81}X\7\0\0\0__new__ccollections\nOrderedDict\nsb)\x81', id='NEWOBJ of what is no class'),
+    pytest.param(HISTORY + b')\x81}X\7\0\0\0__new__ccollections\nOrderedDict\nsb)\x81', id='NEWOBJ of no class'),
     pytest.param(b'(X\6\0\0\0module' + HISTORY + b'NNtQ', id='module'),
 ])
 def test_no_opcode_does_more_than_data_needs(tmp_path, data):
