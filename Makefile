@@ -41,6 +41,7 @@ test-all: test
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
+	$(BIN)/vermin .
 
 install: $(VENV)/operators $(VENV)/mmtr
 

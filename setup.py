@@ -58,6 +58,6 @@ setup(
     python_requires='>=3.9',
     # mmcv, mmengine, mmseg and mmdet are left out on purpose: two stacks provide them under the
     # same import names (see requirements/), and pip would build mmcv without its operators.
-    install_requires=['torch>=2.6', 'fvcore', 'safetensors', 'tqdm'],
+    install_requires=['torch>=2.1', 'fvcore', 'safetensors', 'tqdm'],
     extras_require={'onnx': ['onnx', 'onnxscript', 'onnxruntime'], 'tune': ['optuna>=5'], 'xformers': ['xformers']},
 )

@@ -5,6 +5,7 @@ Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.typ
 import argparse
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -221,6 +222,8 @@ def main():
         check_file(args.json, '--json')
     if args.compile and not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'clang++'))):
         raise UserError('--compile needs a C++ compiler, and there is neither g++ nor clang++ here: install one.')
+    if args.compile and not torch._dynamo.is_dynamo_supported():
+        raise UserError(f'--compile: torch {torch.__version__} compiles nothing in Python {platform.python_version()}.')
     configs = [read_config(spec, args.cfg_options) for spec in args.configs]
     for cfg, spec in zip(configs, args.configs):
         check_shape(args.shape, cfg, spec)
@@ -228,7 +231,8 @@ def main():
     models, kept = build_all(args, args.configs, configs)
     if args.compile:
         # Models share code, and torch runs what it has compiled too often as it is, without a word.
-        torch._dynamo.config.recompile_limit = 64
+        # The name is that of torch 2.1, which later ones know too.
+        torch._dynamo.config.cache_size_limit = 64
         names = [each for name in names for each in (name, name + COMPILED)]
         models, kept = ([each for each in values for _ in range(2)] for values in (models, kept))
     results = measure(args, names, models, kept)

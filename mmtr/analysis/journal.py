@@ -12,8 +12,8 @@ from typing import Optional
 
 import torch
 
-import mmtr.engine.checkpoint  # noqa: F401  declares numpy's arrays safe to load
 from mmtr.analysis.speed import machine
+from mmtr.engine.safe_load import load_data
 from mmtr.errors import UserError
 
 
@@ -95,7 +95,7 @@ class Journal:
 
     def _unpack(self, packed):
         try:
-            return torch.load(io.BytesIO(zlib.decompress(packed)), map_location='cpu', weights_only=True)
+            return load_data(io.BytesIO(zlib.decompress(packed)), map_location='cpu')
         except UnpicklingError as error:
             raise UserError(f"'{self.path}' can keep tensors, arrays and plain values alone, and a metric of the "
                             f"config's test_evaluator gives more: {str(error).splitlines()[0]}") from error

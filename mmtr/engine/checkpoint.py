@@ -1,8 +1,7 @@
 """Reading checkpoints without running what is in them. Importing this module puts it in force.
 
-mmengine's own checkpoints hold a few classes that ``torch.load(weights_only=True)`` does not know;
-they are declared safe here, so that no file needs to be trusted. The loaders below take the place of
-mmengine's, some of which fall back to unpickling anything.
+The loaders below take the place of mmengine's, some of which unpickle anything; what is read, and how, is in
+``mmtr/engine/safe_load.py``.
 """
 import json
 import os
@@ -13,38 +12,15 @@ from pickle import UnpicklingError
 from urllib.parse import urlsplit
 
 import mmengine.runner.checkpoint as stock
-import numpy as np
 import torch
 from mmengine.dist import barrier, get_dist_info
-from mmengine.logging import HistoryBuffer
-from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.fileio import get_file_backend
 
+from mmtr.engine.safe_load import load_data
 from mmtr.errors import UserError
 
 #: Of files that ``write_checkpoint`` can write.
 SUFFIXES = ('.pth', '.safetensors')
-_METHODS = {
-    HistoryBuffer: ('min', 'max', 'mean', 'current'),
-    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
-}
-
-
-def _method(owner, name):
-    # Stands in for builtins.getattr, by which pickle finds methods and a hostile file finds anything.
-    if name not in _METHODS.get(owner, ()):
-        raise UnpicklingError(f'GLOBAL builtins.getattr({owner!r}, {name!r})')
-    return getattr(owner, name)
-
-
-def _safe_globals():
-    reconstruct, _ = np.zeros(1).__reduce__()[:2]
-    scalar, _ = np.float64(0).__reduce__()
-    # numpy 2 renamed the module of these two; each release must read what the other wrote.
-    numpy = [(function, f'numpy.{core}.multiarray.{function.__name__}')
-             for function in (reconstruct, scalar) for core in ('core', '_core')]
-    dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
-    return [HistoryBuffer, OneCycleParamScheduler, (_method, 'builtins.getattr'), np.ndarray, np.dtype,
-            *numpy, *dtypes]
 
 
 def read_checkpoint(path, map_location=None):
@@ -59,7 +35,7 @@ def read_checkpoint(path, map_location=None):
     try:
         if path.suffix == '.safetensors':
             return _read_safetensors(path, map_location)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = load_data(path, map_location)
     except UnpicklingError as error:
         code = re.search(r'GLOBAL (\S+)', str(error)) or re.search(r'unrecognized function (.+)', str(error))
         if code is None:
@@ -67,7 +43,7 @@ def read_checkpoint(path, map_location=None):
         raise UserError(
             f"Checkpoint '{path}' is refused, nothing in it was run: it holds '{code[1]}', which is code, "
             'and only tensors and plain values are loaded.') from error
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         raise _corrupt(path, str(error).split('. ')[0] or 'it ends too early') from error
@@ -147,22 +123,43 @@ def _download(url, path):
 
 
 def load_from_zoo(filename, map_location=None):
-    """Loader for the names ``torchvision://`` and ``open-mmlab://``, which stand for an ``http(s)://``.
+    """Loader for the names ``torchvision://``, ``open-mmlab://`` and ``mmcls://``, which stand for an ``http(s)://``.
 
     Raises:
         UserError: The name stands for nothing, or see :func:`load_from_http`.
     """
     scheme, name = filename.split('://', 1)
     name = stock.get_deprecated_model_names().get(name, name)
-    urls = stock.get_torchvision_models() if scheme in ('torchvision', 'modelzoo') else (
-        stock.get_external_models())
+    urls = {'torchvision': stock.get_torchvision_models, 'modelzoo': stock.get_torchvision_models,
+            'mmcls': stock.get_mmcls_models}.get(scheme, stock.get_external_models)()
     if name not in urls:
         raise UserError(f"'{filename}' is no checkpoint that mmengine knows.")
-    return stock.CheckpointLoader.load_checkpoint(urls[name], map_location)
+    checkpoint = stock.CheckpointLoader.load_checkpoint(urls[name], map_location)
+    return stock._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
-torch.serialization.add_safe_globals(_safe_globals())
+def load_from_storage(filename, map_location=None):
+    """Loader for ``s3://`` and ``petrel://``, by mmengine's file backend; see :func:`read_checkpoint`.
+
+    Raises:
+        UserError: The backend's package is not installed, or see :func:`read_checkpoint`.
+    """
+    try:
+        file = get_file_backend(filename, backend_args=dict(backend='petrel'))
+    except ImportError as error:
+        raise UserError(f"Checkpoint '{filename}' is out of reach: {error}.") from error
+    with file.get_local_path(filename) as path:
+        return read_checkpoint(path, map_location)
+
+
+def refuse(filename, map_location=None):
+    """Loader for ``pavi://``, which mmengine would unpickle. Raises ``UserError``."""
+    raise UserError(f"Checkpoint '{filename}' is not read from there; download it and name the file.")
+
+
 stock.CheckpointLoader.register_scheme('', load_from_local, force=True)
 stock.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
 stock.CheckpointLoader.register_scheme(
-    ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://'), load_from_zoo, force=True)
+    ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_zoo, force=True)
+stock.CheckpointLoader.register_scheme((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_storage, force=True)
+stock.CheckpointLoader.register_scheme('pavi://', refuse, force=True)

@@ -14,7 +14,6 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
@@ -25,7 +24,9 @@ PAGE = 'docs/deploy.md'
 
 
 def check_packages() -> None:
-    """Raise a ``UserError`` if a package that export needs is not installed."""
+    """Raise a ``UserError`` if a package that export needs is not installed, or torch is too old."""
+    if torch.__version__ < (2, 6):
+        raise UserError(f'Export to ONNX needs torch 2.6 or later, not {torch.__version__}.')
     absent = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx], '
@@ -91,10 +92,11 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         shape: (H, W) in pixels.
 
     Raises:
-        UserError: A package is missing, the model is no segmentor, its number of tokens depends on the
+        UserError: A package is missing or torch too old, the model is no segmentor, its number of tokens depends on the
             image, or it uses an operator that ONNX lacks.
     """
     check_packages()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     if not isinstance(model, EncoderDecoder):
         raise UserError(f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an '
                         'EncoderDecoder of mmseg.')

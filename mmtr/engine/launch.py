@@ -80,7 +80,7 @@ def writable(path, option):
         parent = osp.dirname(parent)
     if not osp.isdir(parent):
         raise UserError(f"{option} '{path}' cannot be a folder: '{parent}' is a file.")
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not os.access(parent, os.W_OK | os.X_OK):  # novm
         raise UserError(f"{option} '{path}' is not writable: this user may not write in '{parent}'.")
 
 

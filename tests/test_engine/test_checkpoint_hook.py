@@ -4,10 +4,10 @@ import os
 import shutil
 
 import pytest
-import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.engine.hooks.checkpoint import AtomicBackend, last_checkpoint
 from mmtr.errors import UserError
 
@@ -101,7 +101,7 @@ def test_a_better_checkpoint_replaces_the_best_only_when_whole(cfg, make_runner,
 
     make_runner(cfg).train()
     assert set(files(work)) == {'iter_4.pth', 'last_checkpoint', *(name.format(4) for name in best)}
-    iteration = torch.load(work / 'best_score_iter_4.pth', weights_only=True)['meta']['iter']
+    iteration = read_checkpoint(work / 'best_score_iter_4.pth')['meta']['iter']
     assert iteration == 4
 
     shutil.rmtree(work)
@@ -117,7 +117,7 @@ def test_a_score_that_is_not_better_keeps_the_best(cfg, make_runner, tmp_path):
     cfg.default_hooks.checkpoint.update(save_best='score', rule='less')
     make_runner(cfg).train()
     assert 'best_score_iter_2.pth' in files(tmp_path / 'work')
-    assert torch.load(tmp_path / 'work' / 'iter_4.pth', weights_only=True)['message_hub']['runtime_info'][
+    assert read_checkpoint(tmp_path / 'work' / 'iter_4.pth')['message_hub']['runtime_info'][
         'best_ckpt'].endswith('best_score_iter_2.pth')
 
 

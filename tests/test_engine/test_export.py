@@ -21,8 +21,8 @@ EXPORTED = [*(dict(type=name) for name, method in sorted(TOKEN_REDUCERS.module_d
             dict(type='TokenAdapter', score='attn', metric='euclidean', mode='threshold', tau=-1.),
             dict(type='ToMe', mode='progressive', layers=(1, 2))]
 needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxscript', 'onnxruntime')),
-    reason='onnx, onnxscript or onnxruntime is not installed')
+    any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxscript', 'onnxruntime'))
+    or torch.__version__ < (2, 6), reason='onnx, onnxscript or onnxruntime is not installed, or torch too old for them')
 
 
 def segmentor(token_reduction=None, swin=False, **head):
@@ -142,7 +142,11 @@ def test_what_cannot_be_exported_is_said(model, sentence, tmp_path):
         export.export_onnx(model(), tmp_path / 'a.onnx', SHAPE)
 
 
-def test_missing_packages_are_said(monkeypatch):
+def test_missing_packages_and_an_old_torch_are_said(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', type(torch.__version__)('2.5.1'))
+    with pytest.raises(UserError, match='Export to ONNX needs torch 2.6 or later, not 2.5.1'):
+        export.check_packages()
+    monkeypatch.setattr(torch, '__version__', type(torch.__version__)('2.6.0'))
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'onnx and onnxscript and onnxruntime.*pip install mmtr\[onnx\]'):
         export.check_packages()

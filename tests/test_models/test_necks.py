@@ -75,8 +75,7 @@ def test_maps_are_those_of_the_paper(grid):
         maps = [convolved(convolved(each, stage[1]), stage[2]) for each, stage in zip(scaled, neck.stages)]
         maps.append(maps[-1][:, ::2, ::2])
         assert [tuple(each.shape[1:]) for each in maps[:3]] == [tuple(n * times for n in grid) for times in (4, 2, 1)]
-        for ours, expected in zip(found, maps, strict=True):
-            torch.testing.assert_close(ours[image], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close([each[image] for each in found], maps, atol=1e-5, rtol=1e-5)
 
 
 def test_regions_are_read_from_the_maps_as_they_are():

@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
 
+from mmtr.engine.checkpoint import read_checkpoint
 from tests.conftest import CLASSES, TOOLS
 
 
@@ -142,7 +143,7 @@ def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_p
         assert status == 0
     full, amp = losses(tmp_path / 'full')[1], losses(tmp_path / 'amp')[1]
     assert full != amp and full == pytest.approx(amp, rel=0.02)
-    saved = torch.load(tmp_path / 'amp' / 'iter_2.pth', weights_only=True)['state_dict']
+    saved = read_checkpoint(tmp_path / 'amp' / 'iter_2.pth')['state_dict']
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert tool('test', config, tmp_path / 'amp' / 'iter_2.pth', '--amp')[0] == 0
 
@@ -163,7 +164,7 @@ def test_resuming_gives_the_losses_of_an_uninterrupted_run(config, tool, tmp_pat
     expected, found = losses(whole), losses(broken)
     assert set(expected) == {1, 2, 3, 4} and set(found) == {3, 4}
     assert found == {step: expected[step] for step in (3, 4)}
-    ends = [torch.load(work / 'iter_4.pth', weights_only=True)['state_dict'] for work in (whole, broken)]
+    ends = [read_checkpoint(work / 'iter_4.pth')['state_dict'] for work in (whole, broken)]
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=0, atol=0)
 
@@ -179,7 +180,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(config, tool, tmp_path, wrappe
                     '--resume goes on from it.\n')
     assert not list(work.glob('.*.part'))
     assert tool('train', config, '--resume') == (0, '')
-    assert torch.load(work / 'iter_4.pth', weights_only=True)['meta']['iter'] == 4
+    assert read_checkpoint(work / 'iter_4.pth')['meta']['iter'] == 4
 
 
 @pytest.fixture
