@@ -1,5 +1,6 @@
 # make demo   a virtual environment, the whole install, and the main job on drawn scenes
 # make test   the tests (installs first where needed)
+# make docs   the documentation as a site, in seconds: it needs none of the install
 # STACK=onedl uses the maintained fork of OpenMMLab instead of the original packages.
 STACK ?= openmmlab
 VENV ?= .venv-$(STACK)
@@ -9,7 +10,7 @@ SETUPTOOLS_openmmlab := setuptools<80
 SETUPTOOLS_onedl := setuptools>=80
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -50,5 +51,15 @@ $(VENV)/test-tools: requirements/tests.txt requirements/tune.txt requirements/bi
 	@$(PIP) --no-deps -r requirements/binary.txt
 	@touch $@
 
+# The site, in site/: an environment of its own, since sources are read and not imported. Warnings are errors.
+docs: .venv-docs/installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "Open site/index.html; with search, by .venv-docs/bin/mkdocs serve"
+
+.venv-docs/installed: requirements/docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-docs site
