@@ -2,6 +2,7 @@
 # make test       the tests of every day (compiles mmcv's operators where they are absent)
 # make test-all   those, and then the slow ones
 # make install    the whole install, with mmcv's operators
+# make docs       the documentation as a site, in seconds: it needs none of the install
 # STACK=onedl uses the maintained fork of OpenMMLab instead of the original packages.
 STACK ?= openmmlab
 VENV ?= .venv-$(STACK)
@@ -26,7 +27,7 @@ else
 OPENMMLAB := $(VENV)/lite
 endif
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint install docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -75,5 +76,15 @@ $(VENV)/test-tools: requirements/tests.txt requirements/tune.txt requirements/bi
 	$(call step,Installing the test tools) \
 	$(PIP) $(PINS) -r requirements/tests.txt && $(PIP) --no-deps -r requirements/binary.txt && touch $@ && time_taken
 
+# The site, in site/: an environment of its own, since sources are read and not imported. Warnings are errors.
+docs: .venv-docs/installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "Open site/index.html; with search, by .venv-docs/bin/mkdocs serve"
+
+.venv-docs/installed: requirements/docs.txt
+	$(call step,Installing what makes the site) \
+	$(PYTHON) -m venv .venv-docs && \
+	.venv-docs/bin/python -m pip install -qq --disable-pip-version-check -r requirements/docs.txt && touch $@ && time_taken
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-docs site

@@ -57,16 +57,16 @@ _HANDLERS = {
 # A few operations per element, or none: nothing beside products over channels or tokens. What is
 # neither here nor counted is reported, so that a kernel that fvcore does not know is never overlooked.
 _NEGLIGIBLE = [f'aten::{name}' for name in '''
-    _softmax abs adaptive_max_pool2d add add_ alias all amax amin any argmax argmin argsort as_strided
+    _shape_as_tensor _softmax abs adaptive_max_pool2d add add_ alias all amax amin any argmax argmin argsort as_strided
     avg_pool2d bernoulli bernoulli_ bitwise_and bitwise_or broadcast_tensors ceil clamp_max clamp_min
     clone copy cos count_nonzero cumsum diff div div_ dropout_ elu empty_like equal erf exp expand_as
     feature_dropout fill fill_ flip floor_divide_ fmax fmod frac full gelu gt hardsigmoid hardswish hardtanh im2col
     index_add index_copy index_fill index_put index_select isfinite isnan leaky_relu leaky_relu_
-    lift_fresh linalg_vector_norm linspace log log_softmax logical_and logical_not logical_or logsumexp lt le
+    lift_fresh linalg_vector_norm linspace log log_softmax logical_and logical_not logical_or logit logsumexp lt le
     masked_fill_ masked_scatter masked_select max_pool2d maximum mean meshgrid min minimum mish movedim
-    mul mul_ ne neg new_ones norm not numel numpy_T one_hot ones_like pad pixel_shuffle pow prod rand
-    rand_like randn randn_like reciprocal remainder repeat repeat_interleave reshape_as resolve_conj rsqrt rsub
-    scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted
+    mul mul_ nan_to_num ne neg new_ones norm not numel numpy_T one_hot ones_like pad pixel_shuffle pow prod rand
+    rand_like randn randn_like reciprocal remainder repeat repeat_interleave reshape_as resolve_conj resolve_neg rsqrt
+    rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted
     sigmoid sign silu silu_ sin softmax softplus sort sqrt square std sub sub_ sum swapaxes take
     take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk
     unsafe_split var view_as where zero_

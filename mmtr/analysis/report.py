@@ -45,12 +45,15 @@ def _keep(results, names):
         results[name]  # a KeyError for a name that is not there
 
 
-def _rows(rows):
-    rows.insert(1, ['---'] + ['---:'] * (len(rows[0]) - 1))
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+def markdown_rows(rows: list[list[str]], words: tuple[int, ...] = (0,)) -> str:
+    """Rows of cells, the head first, as a Markdown table; columns that are not ``words`` are numbers."""
+    head, *others = rows
+    marks = ['---' if i in words else '---:' for i in range(len(head))]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (head, marks, *others))
 
 
-def _machine(found):
+def machine_in_words(found: dict) -> str:
+    """The ``machine`` of a recorded run."""
     device = found.get('gpu') or f'{found["cpu"]}, {found["threads"]} threads'
     return f'{device}, {found.get("dtype", "float32")}, torch {found["torch"]}'
 
@@ -74,8 +77,8 @@ def _speed(reports):
                          '' if r['reducer_share'] is None else f'{r["reducer_share"]:.1%}'])
     settings = report['settings']
     height, width = settings['shape']
-    return (_command(report['command']) + f'\n{_rows(rows)}\n\n*{height}x{width} pixels, '
-            f'batch {settings["batch_size"]}, {_machine(report["machine"])}. '
+    return (_command(report['command']) + f'\n{markdown_rows(rows)}\n\n*{height}x{width} pixels, '
+            f'batch {settings["batch_size"]}, {machine_in_words(report["machine"])}. '
             'Predicted: by GFLOPs. Reducer: its share of the forward pass.*')
 
 
@@ -83,7 +86,7 @@ def _accuracy(reports):
     """One run of tools/compare.py."""
     report, = reports
     return (_command(report['command']) + f'\n{markdown_table(report["results"])}\n\n'
-            f'*{report["images"]} images, {_machine(report["machine"])}.*')
+            f'*{report["images"]} images, {machine_in_words(report["machine"])}.*')
 
 
 def _matched(reports):
@@ -102,7 +105,7 @@ def _matched(reports):
             best = max(fast, default=None)
             row.append('' if best is None else f'{best[0]:.2f} ({best[1].removeprefix(family).strip()})')
         rows.append(row)
-    return f'{_rows(rows)}\n\n*{metric}; plain: {plain[1]["metrics"][metric]:.2f}.*'
+    return f'{markdown_rows(rows)}\n\n*{metric}; plain: {plain[1]["metrics"][metric]:.2f}.*'
 
 
 def _classes(reports):
@@ -111,7 +114,7 @@ def _classes(reports):
     classes = list(next(iter(results.values()))['class_iou'])
     rows = [['IoU', *classes]]
     rows += [[name, *(f'{r["class_iou"][c]:.1f}' for c in classes)] for name, r in results.items()]
-    return _rows(rows)
+    return markdown_rows(rows)
 
 
 def _resolution(reports):
@@ -128,7 +131,7 @@ def _resolution(reports):
                      f'{plain["images_per_second"]:.2f}',
                      f'{plain["peak_memory_bytes"] / 1e6:.0f}',
                      *(f'{r["speed_up"]:.2f}x ({1 / r["gflops_ratio"]:.2f}x)' for r in others)])
-    return f'{_rows(rows)}\n\n*{_machine({**reports[0]["machine"], "dtype": "dtype as given"})}.*'
+    return f'{markdown_rows(rows)}\n\n*{machine_in_words({**reports[0]["machine"], "dtype": "dtype as given"})}.*'
 
 
 TABLES = dict(speed=_speed, accuracy=_accuracy, matched=_matched, classes=_classes, resolution=_resolution)

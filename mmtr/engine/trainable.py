@@ -9,8 +9,7 @@ from mmtr.registry import OPTIM_WRAPPER_CONSTRUCTORS
 class TrainableConstructor(DefaultOptimWrapperConstructor):
     """mmengine's default, which gives frozen parameters to the optimizer too, or warns about each one.
 
-    Args:
-        optim_wrapper_cfg, paramwise_cfg: mmengine's.
+    Its arguments are the same.
     """
 
     def __call__(self, model):

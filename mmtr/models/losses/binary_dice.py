@@ -9,10 +9,7 @@ from mmtr.registry import MODELS
 class BinaryDiceLoss(DiceLoss):
     """mmseg's Dice loss for heads with ``out_channels=1``: of the foreground, without ignored pixels.
 
-    mmseg's own takes label 0, the background, for the class of the one channel.
-
-    Args:
-        kwargs: mmseg's ``DiceLoss``'s.
+    mmseg's own takes label 0, the background, for the class of the one channel. Its arguments are the same.
 
     Raises:
         UserError: The head has another number of output channels.

@@ -1,0 +1,27 @@
+"""Make docs/model_zoo.md anew from the configs, docs/model_zoo.yml and the recorded results; takes minutes."""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine import ProgressBar
+from mmengine.logging import MMLogger
+
+from mmtr.analysis.model_zoo import Zoo
+from mmtr.errors import command
+
+
+@command
+def main():
+    """Write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    root = Path(__file__).resolve().parents[1]
+    zoo = Zoo(root)
+    page = zoo.page(ProgressBar(len(zoo.names), file=sys.stderr).update)
+    print(file=sys.stderr)
+    (root / 'docs/model_zoo.md').write_text(page)
+    print(f'docs/model_zoo.md is up to date: {len(zoo.names)} configs.')
+
+
+if __name__ == '__main__':
+    main()
