@@ -1,12 +1,15 @@
 """Labels and logits of ``mmtr.EncoderDecoder`` are those of mmseg's, bit by bit."""
 import copy
 import pickle
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.models import SegTTAModel
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -15,8 +18,13 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
+from mmtr.engine.model import build_model, load_weights
 from mmtr.models.segmentors import EncoderDecoder
 from mmtr.models.segmentors.deferred import DeferredPixelData
+from tests.conftest import draw_scenes
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / 'shared'
 
 
 @MODELS.register_module()
@@ -281,3 +289,35 @@ def test_test_time_augmentation_merges_as_stock():
             (torch.full((1, 3, 80, 112), 0.2), dict(flip=True, flip_direction='horizontal')))]
         merged.append(tta.merge_preds([list(each) for each in zip(*views)])[0].pred_sem_seg.data)
     assert torch.equal(*merged)
+
+
+def differing(config, checkpoint, data_root):
+    """Images, and how many of their labels are not those of mmseg's ``predict`` with the same weights."""
+    cfg = Config.fromfile(ROOT / 'configs' / config)
+    model = build_model(cfg).eval()
+    load_weights(model, checkpoint)
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.test_dataloader.dataset.update(data_root=str(data_root), indices=100)
+    init_default_scope('mmseg')
+    loader, count = Runner.build_dataloader(cfg.test_dataloader), 0
+    with torch.inference_mode():
+        for batch in loader:
+            data = model.data_preprocessor(copy.deepcopy(batch))
+            ours, stock = (predict(data['inputs'], copy.deepcopy(data['data_samples']))[0]
+                           for predict in (model.predict, partial(Stock.predict, model)))
+            assert isinstance(ours.seg_logits, DeferredPixelData)
+            count += int((ours.pred_sem_seg.data != stock.pred_sem_seg.data).sum())
+    return len(loader), count
+
+
+@pytest.mark.slow
+def test_no_label_of_100_drawn_scenes_differs(tmp_path):
+    checkpoint = ROOT / 'demo/segmenter_vit_demo.pth'
+    assert differing('segmenter_vit_demo.py', checkpoint, draw_scenes(tmp_path, 100)) == (100, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason='../shared is not there')
+def test_no_label_of_100_camvid_images_differs():
+    checkpoint = SHARED / 'checkpoints/segmenter_vit-t_camvid.pth'
+    assert differing('segmenter_vit-t_camvid.py', checkpoint, SHARED / 'data/camvid') == (100, 0)
