@@ -7,6 +7,7 @@ _base_ = [
 custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)
 crop_size = (288, 384)
 model = dict(
+    type='mmtr.EncoderDecoder',
     pretrained=None,
     data_preprocessor=dict(size=crop_size),
     backbone=dict(

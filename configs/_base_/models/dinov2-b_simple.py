@@ -1,7 +1,7 @@
 # DINOv2 ViT-B/14 with the light decoder of DAR-TR-PEFT, at the 518 pixels that DINOv2's position table is for.
 custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)
 model = dict(
-    type='EncoderDecoder',
+    type='mmtr.EncoderDecoder',
     pretrained=None,
     data_preprocessor=dict(
         type='SegDataPreProcessor',

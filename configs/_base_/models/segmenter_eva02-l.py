@@ -1,7 +1,7 @@
 # EVA-02-L with a linear head, as Cropr trains it: no drop path in the last layer, a head that starts near 0.
 custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)
 model = dict(
-    type='EncoderDecoder',
+    type='mmtr.EncoderDecoder',
     pretrained=None,
     data_preprocessor=dict(
         type='SegDataPreProcessor',

@@ -1,13 +1,90 @@
-"""mmseg's EncoderDecoder for backbones whose token reduction is trained."""
+"""mmseg's EncoderDecoder for backbones whose token reduction is trained, with a faster way to the labels on a CPU."""
+import torch
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import encoder_decoder as stock
+from mmseg.models.utils import resize
+from mmseg.structures import SegDataSample
 
 from mmtr.models.reduction_losses import ReductionLosses
+from mmtr.ops.labels import independent_of_channels
 from mmtr.registry import MODELS
+
+from .deferred import DeferredPixelData
+from .picture_logits import Canvas, PictureLogits, Window, join
+
+# What ``predict`` does in another way: a subclass or a head that does one of them in its own is asked for it.
+_SEGMENTOR = ('inference', 'whole_inference', 'slide_inference', 'encode_decode', 'postprocess_result')
+_HEAD = ('predict', 'predict_by_feat')
+
+
+def _is_stock(owner, base, names):
+    return all(getattr(getattr(owner, name), '__func__', None) is getattr(base, name) for name in names)
 
 
 @MODELS.register_module()
 class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
-    """mmseg's ``EncoderDecoder``: same arguments, weights and outputs; see ``ReductionLosses``."""
+    """mmseg's ``EncoderDecoder``: same arguments, weights and outputs; see ``ReductionLosses``.
+
+    On a CPU, ``predict`` compares the logits of one class after the other, of those that can win anywhere. The
+    ``seg_logits`` of a sample are computed when they are read. Labels and logits are mmseg's, bit by bit.
+    """
 
     def _num_classes(self):
         return self.num_classes
+
+    def predict(self, inputs, data_samples=None):
+        """As stock, see the class."""
+        metas = None if data_samples is None else [sample.metainfo for sample in data_samples]
+        if not self._can_defer(inputs, metas):
+            return super().predict(inputs, data_samples)
+        windows, canvas = self._windows(inputs, metas)
+        resized = [(window.logits, window.size) for window in windows]
+        resized += [(windows[0].logits, meta['ori_shape']) for meta in metas or []]
+        if not all(independent_of_channels(logits, size) for logits, size in resized):
+            return self.postprocess_result(join(windows, canvas, self.align_corners), data_samples)
+        if metas is None:
+            data_samples = [SegDataSample() for _ in inputs]
+        for i, sample in enumerate(data_samples):
+            own = [Window(window.logits[i:i + 1], window.size, window.corner) for window in windows]
+            logits = PictureLogits(own, canvas, self.align_corners, metas and metas[i])
+            sample.set_data(dict(
+                seg_logits=DeferredPixelData(logits.maps), pred_sem_seg=PixelData(data=logits.labels())))
+        return data_samples
+
+    def _can_defer(self, inputs, metas):
+        return (inputs.device.type == 'cpu' and self.out_channels > 1
+                and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+                and self.test_cfg.get('mode') in ('whole', 'slide')
+                # Otherwise mmseg warns.
+                and (metas is None or all(meta['ori_shape'] == metas[0]['ori_shape'] for meta in metas))
+                and _is_stock(self, stock.EncoderDecoder, _SEGMENTOR)
+                and _is_stock(self.decode_head, BaseDecodeHead, _HEAD))
+
+    def _windows(self, inputs, metas):
+        """What the head says of each window of the pictures, and the canvas, None of a whole picture."""
+        height, width = inputs.shape[2:]
+        if self.test_cfg.mode == 'whole':
+            size = (height, width) if metas is None else metas[0]['img_shape']
+            if 'pad_shape' in (metas or [{}])[0] and not isinstance(size, torch.Size):
+                size = metas[0]['pad_shape'][:2]
+            return [Window(self._head_logits(inputs), tuple(size))], None
+        (row_step, column_step), (rows, columns) = self.test_cfg.stride, self.test_cfg.crop_size
+        windows = []
+        for bottom in _ends(height, rows, row_step):
+            for right in _ends(width, columns, column_step):
+                y, x = max(bottom - rows, 0), max(right - columns, 0)
+                logits = self._head_logits(inputs[:, :, y:bottom, x:right])
+                windows.append(Window(logits, (bottom - y, right - x), (y, x)))
+        return windows, Canvas((height, width), inputs.dtype)
+
+    def _head_logits(self, inputs):
+        logits = self.decode_head.forward(self.extract_feat(inputs))
+        # Autocast may give what is resized another dtype; when the logits are read it may be off.
+        return logits.to(resize(logits[:1, :1, :1, :1], (1, 1), mode='bilinear').dtype)
+
+
+def _ends(length, window, step):
+    """Where sliding windows end along one side of a picture."""
+    count = max(length - window + step - 1, 0) // step + 1
+    return [min(i * step + window, length) for i in range(count)]

@@ -1,0 +1,71 @@
+"""The whole test step with the labels of mmtr.EncoderDecoder and with mmseg's, in turns in one process; do they differ?
+
+python docs/results/test_step.py CONFIG CHECKPOINT        on the config's test images (--cfg-options says where)
+python docs/results/test_step.py CONFIG --shape 640 640   of random weights, on noise
+"""
+import argparse
+import copy
+import logging
+from functools import partial
+from itertools import cycle, islice
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.structures import SegDataSample
+
+from mmtr.analysis.speed import interleave, machine
+from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.model import build_model, load_weights
+
+parser = argparse.ArgumentParser()
+parser.add_argument('config')
+parser.add_argument('checkpoint', nargs='?')
+parser.add_argument('--shape', nargs=2, type=int)
+parser.add_argument('--images', type=int, default=100)
+parser.add_argument('--repeats', type=int, default=40)
+add_options(parser)
+args = parser.parse_args()
+MMLogger.get_instance('mmengine', log_level=logging.ERROR)
+cfg = load_config(args.config)
+merge_options(cfg, args.cfg_options)
+init_default_scope('mmseg')
+torch.manual_seed(0)
+if args.checkpoint is None:
+    cfg.model.pretrained = None
+model = build_model(cfg).eval()
+if args.checkpoint is None:
+    meta = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape'), tuple(args.shape))
+    batches = [dict(inputs=[torch.randint(256, (3, *args.shape), dtype=torch.uint8)],
+                    data_samples=[SegDataSample(metainfo=meta)])]
+else:
+    load_weights(model, args.checkpoint)
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    batches = list(islice(Runner.build_dataloader(cfg.test_dataloader), args.images))
+ways = dict(mmseg=partial(EncoderDecoder.predict, model), mmtr=model.predict)
+
+
+def labels(way, batch):
+    """Of the images of a batch."""
+    model.predict = ways[way]
+    return [sample.pred_sem_seg.data for sample in model.test_step(copy.deepcopy(batch))]
+
+
+def step(way):
+    """A call that tests one image after the other."""
+    images = cycle(batches)
+    return lambda: labels(way, next(images))
+
+
+with torch.inference_mode():
+    differing = sum(int((one != other).sum()) for batch in batches
+                    for one, other in zip(labels('mmseg', batch), labels('mmtr', batch)))
+    times = interleave({way: step(way) for way in ways}, args.repeats)
+print(f'{args.config}: {len(batches)} images, {differing} labels differ; '
+      + ', '.join(f'{way} {1e3 * time.median:.1f} ms (quartiles {1e3 * time.quartiles[0]:.1f}-'
+                  f'{1e3 * time.quartiles[1]:.1f})' for way, time in times.items())
+      + f'; {times["mmseg"].median / times["mmtr"].median:.2f}x')
+used = machine()
+print(f'{used["cpu"]}, {used["threads"]} threads, torch {used["torch"]}')
