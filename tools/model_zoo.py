@@ -7,7 +7,7 @@ from mmengine import ProgressBar
 from mmengine.logging import MMLogger
 
 from mmtr.analysis.model_zoo import Zoo
-from mmtr.errors import command
+from mmtr.errors import UserError, command
 
 
 @command
@@ -16,6 +16,8 @@ def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     root = Path(__file__).resolve().parents[1]
+    if not (root / 'docs/model_zoo.yml').is_file():
+        raise UserError(f"'{root}' has no docs/model_zoo.yml: run this in a checkout.")
     zoo = Zoo(root)
     page = zoo.page(ProgressBar(len(zoo.names), file=sys.stderr).update)
     print(file=sys.stderr)
