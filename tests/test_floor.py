@@ -21,6 +21,7 @@ COMMON = {'torch.': torch, 'torch.nn.': torch.nn, 'torch.nn.functional.': torch.
 OURS = {'.index'}
 # Names of later releases, with the file where the code around them asks for the release first.
 LATER = {
+    'torch.compiler.is_compiling': 'mmtr/models/segmentors/encoder_decoder.py',
     'torch.serialization.add_safe_globals': 'mmtr/engine/safe_load.py',
     'torch.nn.attention.SDPBackend': 'mmtr/engine/export.py',
     'torch.nn.attention.SDPBackend.MATH': 'mmtr/engine/export.py',

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -116,18 +117,23 @@ def calibrate(args, model, own_weights, images):
             model.backbone.token_reducer.calibrate(lambda: model.backbone(images))
 
 
+def autocast(args):
+    """The context in which models compute as ``--dtype`` says."""
+    if args.dtype == 'float32':  # torch 2.1 knows no autocast to it, not even a disabled one
+        return nullcontext()
+    return torch.autocast(torch.device(args.device).type, getattr(torch, args.dtype))
+
+
 def measure(args, names, models, kept):
     """One result for each part and model, as it goes into the JSON file."""
     shape = (args.batch_size, 3, *args.shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     for model, own_weights in zip(models, kept):
         calibrate(args, model, own_weights, images)
-    dtype = getattr(torch, args.dtype)
 
     def forward(module):
         def call():
-            with torch.inference_mode(), torch.autocast(torch.device(args.device).type, dtype,
-                                                        enabled=dtype is not torch.float32):
+            with torch.inference_mode(), autocast(args):
                 module(images)
         return call
 
@@ -224,6 +230,11 @@ def main():
         raise UserError('--compile needs a C++ compiler, and there is neither g++ nor clang++ here: install one.')
     if args.compile and not torch._dynamo.is_dynamo_supported():
         raise UserError(f'--compile: torch {torch.__version__} compiles nothing in Python {platform.python_version()}.')
+    try:
+        with autocast(args):
+            pass
+    except RuntimeError as error:  # torch 2.1 has no float16 on a CPU
+        raise UserError(f'--dtype {args.dtype}, --device {args.device}: {error}.') from error
     configs = [read_config(spec, args.cfg_options) for spec in args.configs]
     for cfg, spec in zip(configs, args.configs):
         check_shape(args.shape, cfg, spec)

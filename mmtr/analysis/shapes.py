@@ -13,6 +13,8 @@ _PRODUCTS = {
 # Convolutions are computed: within a dispatch mode torch.jit.trace loses them.
 _CALLS = (F.linear, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm, torch.mm,
           torch.einsum, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm)
+# Absent in torch 2.1, which computes attention here.
+_FLASH = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
 
 
 class _Zeros(TorchDispatchMode):
@@ -20,7 +22,7 @@ class _Zeros(TorchDispatchMode):
         shape = _PRODUCTS.get(func.overloadpacket)
         if shape is not None:
             return args[0].new_zeros([int(n) for n in shape(*args)])
-        if func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        if func.overloadpacket is _FLASH:
             query, value = args[0], args[2]
             return (query.new_zeros([int(n) for n in (*query.shape[:-1], value.shape[-1])]),
                     query.new_zeros([int(n) for n in query.shape[:-1]]))

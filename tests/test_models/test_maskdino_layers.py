@@ -31,7 +31,8 @@ def check_attention(settings, extent, queries, places_projected):
     query = torch.randn(2, queries, 32)
     calls = []
     ours.value_proj.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(ours(query, **inputs), stock(query, **inputs), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # torch 2.1 and 2.5 fail where the values need no gradient and their weights do
+        torch.testing.assert_close(ours(query, **inputs), stock(query, **inputs), rtol=1e-4, atol=1e-4)
     assert len(calls) == places_projected
 
 

@@ -207,3 +207,19 @@ def test_compiling_needs_a_compiler(run, configs, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(configs['ours'], '--shape', 64, 64, '--compile')
     assert stopped.value.code == 2 and '--compile needs a C++ compiler' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, args, sentence', [
+    ('torch._dynamo.is_dynamo_supported', ['--compile'], '--compile: torch'),
+    ('torch.autocast', ['--dtype', 'float16'], '--dtype float16, --device cpu: not on this processor'),
+])
+def test_what_this_torch_cannot_do_is_said(run, configs, monkeypatch, capsys, name, args, sentence):
+    def refuse(*args):
+        if args:
+            raise RuntimeError('not on this processor')
+
+    monkeypatch.setattr('shutil.which', str)
+    monkeypatch.setattr(name, refuse)
+    with pytest.raises(SystemExit) as stopped:
+        run(configs['ours'], '--shape', 64, 64, '--device', 'cpu', *args)
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err

@@ -16,6 +16,8 @@ from .picture_logits import Canvas, PictureLogits, Window, join
 # What ``predict`` does in another way: a subclass or a head that does one of them in its own is asked for it.
 _SEGMENTOR = ('inference', 'whole_inference', 'slide_inference', 'encode_decode', 'postprocess_result')
 _HEAD = ('predict', 'predict_by_feat')
+# torch 2.1 has it elsewhere.
+_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling
 
 
 def _is_stock(owner, base, names):
@@ -54,7 +56,7 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
 
     def _can_defer(self, inputs, metas):
         return (inputs.device.type == 'cpu' and self.out_channels > 1
-                and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+                and not torch.is_grad_enabled() and not _is_compiling()
                 and self.test_cfg.get('mode') in ('whole', 'slide')
                 # Otherwise mmseg warns.
                 and (metas is None or all(meta['ori_shape'] == metas[0]['ori_shape'] for meta in metas))
