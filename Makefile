@@ -17,7 +17,7 @@ PINS := -r requirements/$(STACK)-pins.txt
 # Each worker computes with one thread; more would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
-# $(call step,What is done,how long): says it, does what follows, says how long it took.
+# $(call step,What is done) command && time_taken: says it, does it, says how long it took.
 step = @printf '%s\n' "$(1)" && start=$$(date +%s) && time_taken() { echo "    took $$(($$(date +%s) - start)) s"; } &&
 
 # mmcv-lite is mmcv without operators. Once they are compiled they stay; the fork has no such package.

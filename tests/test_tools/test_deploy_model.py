@@ -117,7 +117,7 @@ def test_deployed_model_gives_the_same_predictions(config, tool, tmp_path, capsy
     checkpoint, out = tmp_path / 'work' / 'iter_4.pth', tmp_path / 'small' / 'small.pth'
     deploy(config, checkpoint, out)
     said = capsys.readouterr().out
-    assert 'Largest difference of the features of random images, as a share: 0\n' in said and 'test.py' in said
+    assert 'Largest difference of the features of random images, as a share: 0\n' in said and '-m mmtr test ' in said
     weights = torch.load(out, weights_only=True)['state_dict']
     assert sorted(name for name in weights if 'reducer' in name) == [
         f'backbone.token_reducer.scorers.layer_0{i}' for i in range(2)]
