@@ -13,7 +13,7 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
     """Reduce tokens in a stock or mmtr model, in place; all attention that can be fused is.
 
     Args:
-        model: A segmentor or detector, or a backbone by itself (then use what is returned).
+        model: A segmentor, detector or classifier, or a backbone by itself (then use what is returned).
         token_reduction: ``dict(type=..., **settings)``, or None to take a reduction away.
         attn_backend: ``auto | sdpa | xformers | math``, for modules that are stock until now.
 
@@ -31,9 +31,12 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
     replace_with_twins(model, attn_backend)
     backbones = [module for module in model.modules() if hasattr(module, 'set_token_reduction')]
     if not backbones:
-        found = type(getattr(model, 'backbone', model)).__name__
-        raise UserError(f'Tokens cannot be reduced in a {found}: use a model with the backbone VisionTransformer '
-                        'of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, mmtr.DINOv2 or mmtr.EVA02.')
+        found = type(getattr(model, 'backbone', model))
+        # Several libraries have a VisionTransformer.
+        raise UserError(
+            f'Tokens cannot be reduced in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
+            'the backbone VisionTransformer of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, mmtr.DINOv2 or '
+            'mmtr.EVA02.')
     for backbone in backbones:
         backbone.set_token_reduction(token_reduction)
     return model

@@ -71,7 +71,7 @@ def test_training_steps_reach_the_shared_weights(tiny_segmenter):
 
 
 def test_model_without_a_vit_is_refused():
-    with pytest.raises(UserError, match='cannot be reduced in a Linear: use a model with the backbone'):
+    with pytest.raises(UserError, match='cannot be reduced in a Linear of torch: use a model with the backbone'):
         apply_token_reduction(torch.nn.Linear(2, 2), REDUCTION)
 
 

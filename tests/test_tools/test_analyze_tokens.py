@@ -115,4 +115,4 @@ def test_bad_input_is_one_sentence(run, tmp_path, args, sentence):
 
 def test_a_model_without_tokens_is_said(run):
     status, error = run(model='resnet')
-    assert (status, error.splitlines()[-1][:48]) == (2, 'Error: Tokens cannot be reduced in a ResNet: use')
+    assert (status, error.splitlines()[-1][:57]) == (2, 'Error: Tokens cannot be reduced in a ResNet of mmseg: use')
