@@ -61,6 +61,6 @@ def reference(module):
 
 def in_site(page, link):
     """Where the target of a link is in the site: docs/ is its root, and so is the root of the repository."""
-    folder = ROOT if page == 'index.md' else ROOT / 'docs' / posixpath.dirname(page)
+    folder = (ROOT / 'docs' if (ROOT / 'docs' / page).exists() else ROOT) / posixpath.dirname(page)
     path = posixpath.relpath(posixpath.normpath(posixpath.join(folder.as_posix(), link)), ROOT.as_posix())
     return 'index.md' if path == 'README.md' else path.removeprefix('docs/')
