@@ -24,8 +24,24 @@ torch.set_num_threads(1)
 # mmengine parses the metafiles of all models of mmseg anew for each packaged base, half a second a config, and formats
 # every config that a runner logs: a third of the time of the tests of the tools.
 utils.load = functools.lru_cache(utils.load)
+read_config = Config.fromfile
 format_code = config.FormatCode
 config.FormatCode = lambda text, **style: (f'{text.rstrip()}\n', False)
+
+
+@functools.cache
+def config_of_ours(path):
+    return read_config(path)
+
+
+def read_once(path, *args, **kwargs):
+    """``Config.fromfile`` that reads a file in configs/ once; they do not change while tests run."""
+    if args or kwargs or TOOLS.parent / 'configs' not in Path(path).resolve().parents:
+        return read_config(path, *args, **kwargs)
+    return copy.deepcopy(config_of_ours(str(path)))
+
+
+Config.fromfile = staticmethod(read_once)
 
 
 def draw_scenes(folder, count):

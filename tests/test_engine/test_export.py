@@ -75,11 +75,10 @@ def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.slow
 @pytest.mark.parametrize('token_reduction', [
-    dict(type='TokenAdapter', layers=(1, 2)),
-    pytest.param(dict(type='GridPool', layers=(0, 1)), marks=pytest.mark.slow),
-    pytest.param(dict(type='Expediting', layer=1), marks=pytest.mark.slow),
-    pytest.param(dict(type='Random', layer=0), marks=pytest.mark.slow)], ids=str)
+    dict(type='TokenAdapter', layers=(1, 2)), dict(type='GridPool', layers=(0, 1)), dict(type='Expediting', layer=1),
+    dict(type='Random', layer=0)], ids=str)
 def test_a_swin_in_onnx_says_what_it_says_in_pytorch(token_reduction, tmp_path):
     model = segmentor(token_reduction, swin=True)
     export.export_onnx(model, tmp_path / 'a.onnx', SHAPE)

@@ -27,7 +27,10 @@ def run(tiny_segmenter, make_runner, tmp_path):
     return run
 
 
-@pytest.mark.parametrize('reduction', REDUCTIONS, ids=str)
+# Tokens that merge, that leave, that are cut out of a grid: the others are drawn by the same code.
+@pytest.mark.parametrize('reduction', [
+    pytest.param(cfg, marks=[pytest.mark.slow] * (cfg['type'] not in ('Cropr', 'ToMe', 'TokenAdapter')))
+    for cfg in REDUCTIONS], ids=str)
 def test_files_and_tensorboard_hold_the_same_pictures(run, reduction):
     events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     folder = run(reduction, interval=3, backends=('LocalVisBackend', 'TensorboardVisBackend'))

@@ -62,7 +62,8 @@ def small(root, work_dir):
     return [f'{key}={value}' for key, value in options.items()]
 
 
-@pytest.mark.parametrize('name', [pytest.param('coco', marks=pytest.mark.slow), 'cropr_coco'])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['coco', 'cropr_coco'])
 def test_config_trains_and_tests(name, drawn_boxes, tmp_path, tool):
     options = small(drawn_boxes, tmp_path / 'work')
     config = CONFIGS / f'cascade-mask-rcnn_eva02-l_{name}.py'

@@ -145,11 +145,12 @@ def small(path, root, work_dir):
 
 
 @pytest.mark.parametrize('name, metrics', [
-    ('maskdino_r50_coco-instance', ['coco/segm_mAP', 'coco/bbox_mAP']),
     ('maskdino_swin-l_tadapter_coco-panoptic', ['coco_panoptic/PQ', 'coco/segm_mAP']),
     ('maskdino_r50_ade20k-semantic', ['mIoU']),
-    ('maskdino_swin-l_cityscapes-semantic', ['mIoU']),
-    ('maskdino_swin-t_tadapter_nuclei', ['coco/segm_mAP'])])
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('maskdino_r50_coco-instance', ['coco/segm_mAP', 'coco/bbox_mAP']),
+        ('maskdino_swin-l_cityscapes-semantic', ['mIoU']),
+        ('maskdino_swin-t_tadapter_nuclei', ['coco/segm_mAP'])))])
 def test_config_trains_and_tests(name, metrics, tmp_path, tool):
     root = draw_coco(tmp_path / 'coco')
     cfg = small(CONFIGS[0].parent / f'{name}.py', root, tmp_path / 'work')

@@ -230,7 +230,7 @@ def test_no_state_is_left_on_the_module(cfg, backbone):
 @every_reducer
 def test_two_threads_share_a_model(cfg, backbone):
     model = backbone(cfg)
-    inputs = [images(1, seed=i) for i in range(8)] + [images(1, 64, 144, seed=i) for i in range(8)]
+    inputs = [images(1, seed=i) for i in range(4)] + [images(1, 64, 144, seed=i) for i in range(4)]
     with torch.no_grad():
         expected = [model(x) for x in inputs]
 
