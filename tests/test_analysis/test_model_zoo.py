@@ -41,8 +41,10 @@ def test_rows_are_those_of_the_page(zoo, name):
     assert f'| {" | ".join(cells)} |' == ROWS[name], 'run python tools/model_zoo.py'
 
 
+# The other tables hold the same models with other classes.
 @pytest.mark.slow
-@pytest.mark.parametrize('title', Zoo(ROOT).notes['tables'])
+@pytest.mark.parametrize('title', [title for title in Zoo(ROOT).notes['tables'] if title.startswith((
+    'ADE20K', 'COCO, instances', 'Kvasir', 'CamVid', 'Cell nuclei', 'The demo'))])
 def test_tables_are_those_of_the_page(zoo, title):
     assert zoo.table(title) in PAGE
 
