@@ -62,8 +62,10 @@ def test_demo_prints_one_table_and_writes_pictures(tmp_path, monkeypatch, capsys
                                       '--data', str(tmp_path / 'scenes')])
     demo.main()
     printed = capsys.readouterr().out
-    rows = {name: next(line for line in printed.splitlines() if line.startswith(name)).split()
-            for name in ('plain', 'Token Adapter')}
-    assert '1.00x' in rows['plain'] and '768 x10' in ' '.join(rows['plain'])
+    rows = {name: next(line for line in printed.splitlines() if line.startswith(name))
+            for name in ('plain', 'Token Adapter, paper', 'Token Adapter, ours')}
+    assert '1.00x' in rows['plain'] and [row.split('768 x')[1] for row in rows.values()] == [
+        '10', '4, 374 x6', '2, 374 x8']
+    assert max(map(len, printed.splitlines())) <= 120
     picture = cv2.imread(str(tmp_path / 'out/scene_0.png'))
     assert picture.shape[0] > 500 and picture.std() > 10
