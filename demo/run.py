@@ -23,7 +23,7 @@ from mmtr.visualization import draw_groups, draw_injected, draw_matches, marked,
 
 ROOT = Path(__file__).parents[1]
 PLAIN = 'configs/segmenter_vit_demo.py'
-# As published, and as docs/benchmarks.md chose it on training scenes.
+# As published, and as chosen on training scenes: "The demo" in docs/benchmarks.md.
 PAPERS, OURS = 'configs/segmenter_vit_tadapter_demo.py', 'configs/segmenter_vit_tadapter_demo-fast.py'
 CHECKPOINT = 'demo/segmenter_vit_demo.pth'
 
