@@ -167,7 +167,8 @@ def import_optuna():
     try:
         import optuna
     except ImportError as error:
-        raise UserError("Tuning needs optuna, which is not installed: pip install 'optuna>=5'.") from error
+        raise UserError("Tuning needs optuna, which is not installed: pip install 'optuna>=5' "
+                        f'numpy=={np.__version__}.') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -29,8 +29,9 @@ def check_packages() -> None:
         raise UserError(f'Export to ONNX needs torch 2.6 or later, not {torch.__version__}.')
     absent = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx], '
-                        'or pip install onnx onnxscript onnxruntime.')
+        # Each may ask for another numpy, which the stack does not stand.
+        raise UserError(f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
+                        f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.')
 
 
 class PixelSegmentor(nn.Module):

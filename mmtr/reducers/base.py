@@ -34,7 +34,27 @@ class BackboneShape:
         return self.widths or (self.embed_dims, ) * self.depth
 
 
-class TokenReducer(BaseModule):
+class BackbonePart(BaseModule):
+    """What a key of a backbone builds: a reducer or a PEFT.
+
+    Args:
+        backbone: The backbone it is built for.
+    """
+
+    def __init__(self, backbone: BackboneShape):
+        super().__init__()
+        self.backbone = backbone
+
+    def init_weights(self) -> None:
+        """Draw all weights anew; whatever holds this calls it after it has filled all that is inside it."""
+        # From the inside out: a module may draw again what is inside it.
+        for module in reversed([module for module in self.modules() if module is not self]):
+            draw = getattr(module, 'init_weights', None) or getattr(module, 'reset_parameters', None)
+            if draw is not None:
+                draw()
+
+
+class TokenReducer(BackbonePart):
     """Reduces tokens at any of five moments of a layer, and restores them. This one does nothing.
 
     Layers are counted from 0. No method may leave state on the module: what a forward pass must
@@ -60,11 +80,10 @@ class TokenReducer(BaseModule):
     within_windows = False
 
     def __init__(self, backbone: BackboneShape):
-        super().__init__()
+        super().__init__(backbone)
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
-        self.backbone = backbone
 
     @property
     def name(self) -> str:

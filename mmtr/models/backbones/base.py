@@ -42,7 +42,7 @@ class ReducibleBackbone(TunableBackbone):
             self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
-        self._init_peft()
+        self._init_parts()
 
     @property
     def shape(self) -> BackboneShape:

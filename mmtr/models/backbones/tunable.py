@@ -12,7 +12,7 @@ class TunableBackbone:
     """Mixin of a backbone that reduces tokens and may be frozen beside a ``peft``.
 
     A subclass has ``all_layers`` of ``ReducibleLayer``, ``shape`` and ``build_reducer``. It sets its reducer, then
-    its ``peft``, when it is built, and calls ``_init_peft`` at the end of ``init_weights``.
+    its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``.
     """
     #: Children that a ``peft`` does not freeze.
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
@@ -60,7 +60,9 @@ class TunableBackbone:
         cfg = self.init_cfg
         return cfg.get('checkpoint') if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained' else None
 
-    def _init_peft(self):
-        """Last, for the backbone may have filled all that is in it."""
+    def _init_parts(self):
+        """Last, for the backbone may have filled all that is in it; but a file may have brought the reducer's weights."""
+        if not self.pretrained_file:
+            self.token_reducer.init_weights()
         if self.peft is not None:
             self.peft.init_weights()

@@ -41,6 +41,12 @@ class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
                             'which only a backbone has: choose another method for the head.')
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
+    def init_weights(self):
+        """As stock; then the reducer's own weights."""
+        super().init_weights()
+        if self.token_reducer is not None:
+            self.token_reducer.init_weights()
+
     def forward(self, inputs):
         """Features of the backbone -> masks (B, classes, H, W)."""
         if self.token_reducer is None:
