@@ -60,6 +60,8 @@ class TokenReducer(BaseModule):
     #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
     #: those of the window alone and whose columns on its columns; and it only acts between layers.
     within_windows = False
+    #: How the position table of a Swin is resized to what is left of a window: ``bicubic`` or ``bilinear``.
+    table_interpolation = 'bicubic'
 
     def __init__(self, backbone: BackboneShape):
         super().__init__()

@@ -40,6 +40,7 @@ class Expediting(RestoringReducer):
     """
     nothing = dict(grid=1.)
     within_windows = True
+    table_interpolation = 'bilinear'  # as the released code
     expansion = 'assignment'
 
     def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
