@@ -160,8 +160,8 @@ def _notes(state, settings, variant, linear):
         settings['test_cfg.stride'] = (inference['window_stride'],) * 2
     remarks = [
         f'The position table stays at {size[0]}x{size[1]}: the config must have that img_size.',
-        'Images of other sizes get it resized: with model.backbone.interpolate_mode=bilinear as in the release, so that '
-        'the conversion is exact at every size.',
+        'Images of other sizes get it resized: with model.backbone.interpolate_mode=bilinear as in the release, so '
+        'that the conversion is exact at every size.',
     ]
     if 'im_size' in inference:
         remarks.append(f'It was tested on images resized to a shorter side of {inference["im_size"]} pixels.')
