@@ -23,7 +23,7 @@ def takes_reduced_tokens(head: nn.Module) -> bool:
 
 
 class ReducedOutputs:
-    """Outputs of a backbone with ``restore_at='after_head'``: tokens that are no map, so only ``logits`` looks at them.
+    """Outputs of a backbone with ``restore_at='after_head'``: tokens that are no map, for ``logits`` to look at.
 
     Args:
         tokens: Of each output, normed as the backbone norms it.
@@ -38,6 +38,10 @@ class ReducedOutputs:
         tokens = self._tokens[head.in_index]
         logits = self._reducer.give_back(self._run_unpadded(head, tokens), tokens)
         return logits.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tokens (B, P + N, C) of each output, for those who only ask what it costs to make them."""
+        return tuple(tokens.x for tokens in self._tokens)
 
     def _run_unpadded(self, head, tokens):
         """(B, N, K) of the N reduced tokens; where there is padding image by image, since a head may attend to it."""
