@@ -37,6 +37,24 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
             f'Tokens cannot be reduced in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
             'the backbone VisionTransformer of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, mmtr.DINOv2 or '
             'mmtr.EVA02.')
-    for backbone in backbones:
-        backbone.set_token_reduction(token_reduction)
+    before = [backbone.token_reducer for backbone in backbones]
+    try:
+        for backbone in backbones:
+            backbone.set_token_reduction(token_reduction)
+        _check_reduction(model, backbones)
+    except UserError:
+        for backbone, reducer in zip(backbones, before):
+            backbone.token_reducer = reducer
+        raise
     return model
+
+
+def _check_reduction(model, backbones):
+    """Raise a ``UserError`` where the model around ``backbones`` cannot work with their reducers."""
+    owners = [module for module in model.modules() if hasattr(module, 'check_reduction')]
+    for owner in owners:
+        owner.check_reduction()
+    if not owners and any(backbone.token_reducer.restore_at == 'after_head' for backbone in backbones):
+        raise UserError("token_reduction.restore_at='after_head' needs a segmentor that gives logits back, "
+                        f"type='mmtr.EncoderDecoder', and this is a {type(model).__name__} of "
+                        f"{type(model).__module__.partition('.')[0]}: use that, or set restore_at='before_norm'.")

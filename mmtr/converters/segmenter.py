@@ -1,8 +1,9 @@
 """The official Segmenter release (ICCV 2021) -> a stock ``EncoderDecoder``.
 
-It differs from stock mmseg in four things that this file settles: ``proj_patch`` and
+It differs from stock mmseg in five things that this file settles: ``proj_patch`` and
 ``proj_classes`` multiply from the right, the linear head is a Linear and not a 1x1 convolution, the
-patch embedding has a bias, and every LayerNorm has eps 1e-5. Token order is the same, classes last.
+patch embedding has a bias, every LayerNorm has eps 1e-5, and position tables are resized bilinearly.
+Token order is the same, classes last.
 """
 
 from pathlib import Path
@@ -149,6 +150,7 @@ def _notes(state, settings, variant, linear):
         {
             'backbone.img_size': size,
             'backbone.num_heads': heads,
+            'backbone.interpolate_mode': 'bilinear',
             'data_preprocessor.mean': mean,
             'data_preprocessor.std': std,
         }
@@ -156,7 +158,11 @@ def _notes(state, settings, variant, linear):
     if 'window_size' in inference and 'window_stride' in inference:
         settings['test_cfg.crop_size'] = (inference['window_size'],) * 2
         settings['test_cfg.stride'] = (inference['window_stride'],) * 2
-    remarks = [f'The position table stays at {size[0]}x{size[1]}: the config must have that img_size.']
+    remarks = [
+        f'The position table stays at {size[0]}x{size[1]}: the config must have that img_size.',
+        'Images of other sizes get it resized: with model.backbone.interpolate_mode=bilinear as in the release, so '
+        'that the conversion is exact at every size.',
+    ]
     if 'im_size' in inference:
         remarks.append(f'It was tested on images resized to a shorter side of {inference["im_size"]} pixels.')
 

@@ -10,16 +10,31 @@ class ReductionLosses:
     Those of the backbone's are named like ``reducer.layer_03.loss_ce``.
 
     Raises:
-        UserError: The reducer has another number of classes than the model.
+        UserError: See ``check_reduction``.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.check_reduction()
+
+    def check_reduction(self) -> None:
+        """Raise a ``UserError`` if a reducer that it has now has another number of classes, or cannot work with it."""
         for reducer in self._reducers().values():
             found, expected = getattr(reducer, 'num_classes', None), self._num_classes()
             if found not in (None, expected):
                 raise UserError(f'token_reduction.num_classes={found}, but the model has {expected} classes: '
                                 f'set num_classes={expected}.')
+
+        if self._restores_late():
+            self._check_restoring()
+
+    def _check_restoring(self):
+        """Raise a ``UserError`` if it cannot give back logits."""
+        raise UserError(f"token_reduction.restore_at='after_head' gives back the logits of a segmentor, and a "
+                        f"{type(self).__name__} needs the full grid of patches: set restore_at='before_norm'.")
+
+    def _restores_late(self):
+        return any(reducer.restore_at == 'after_head' for reducer in self._reducers().values())
 
     def _num_classes(self):
         raise NotImplementedError

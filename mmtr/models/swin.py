@@ -54,7 +54,8 @@ class AttentionAt:
         """Attention and output projection, without residual and dropout: (B, H * W, C) -> (B, H * W, C)."""
         module, layout = self.module, self.layout
         table = resize_relative_positions(
-            module.relative_position_bias_table, tuple(module.window_size), self.windows.window)
+            module.relative_position_bias_table, tuple(module.window_size), self.windows.window,
+            self.windows.interpolation)
         bias = table.t()[:, self.windows.relative]
         # Padding is zeros after the norm, as stock has it.
         parts = gather_pieces(F.pad(x, (0, 0, 0, 1)) if layout.padded else x, layout.positions)

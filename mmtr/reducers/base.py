@@ -55,9 +55,13 @@ class TokenReducer(BaseModule):
     needs_class_token = False
     #: Whether it has parameters of its own, so that a model must be trained with it.
     trained = False
+    #: Where the tokens of an output are given back: ``before_norm``, as (B, C, H, W) for any head, or ``after_head``.
+    restore_at = 'before_norm'
     #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
     #: those of the window alone and whose columns on its columns; and it only acts between layers.
     within_windows = False
+    #: How the position table of a Swin is resized to what is left of a window: ``bicubic`` or ``bilinear``.
+    table_interpolation = 'bicubic'
 
     def __init__(self, backbone: BackboneShape):
         super().__init__()
@@ -116,6 +120,10 @@ class TokenReducer(BaseModule):
     def restore(self, tokens: Tokens) -> Tokens:
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
         return tokens
+
+    def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        """With ``restore_at='after_head'``: logits (B, N, K) of the patch ``tokens`` of an output -> (B, H * W, K)."""
+        return logits
 
     def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
         """Auxiliary training losses.

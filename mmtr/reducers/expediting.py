@@ -31,6 +31,8 @@ class Expediting(RestoringReducer):
             since a change must not be scaled.
         restore: ``residual``: give each token its own value and the change of its clusters; ``copy`` the
             clusters, as the paper.
+        restore_at: ``before_norm``, or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
+            head run on the clusters, and the logits are reconstructed, as in the released code for a ViT.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
@@ -38,11 +40,12 @@ class Expediting(RestoringReducer):
     """
     nothing = dict(grid=1.)
     within_windows = True
+    table_interpolation = 'bilinear'  # as the released code
     expansion = 'assignment'
 
     def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
-                 recon_temperature=0.02, normalize=None, restore='residual'):
-        super().__init__(backbone, restore)
+                 recon_temperature=0.02, normalize=None, restore='residual', restore_at='before_norm'):
+        super().__init__(backbone, restore, restore_at=restore_at)
         layer = default_start(backbone.depth) if layer is None else layer
         self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
         self.grid = self._check_grid(grid)

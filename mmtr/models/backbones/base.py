@@ -5,6 +5,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
+from mmtr.models.reduced_outputs import ReducedOutputs
 from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
@@ -60,19 +61,24 @@ class ReducibleBackbone(TunableBackbone):
         return tuple(size // self.patch_size for size in self.img_size)
 
     def forward(self, inputs):
-        """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``."""
+        """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``.
+
+        With ``restore_at='after_head'``: ``ReducedOutputs``.
+        """
         tokens = self._embed(inputs)
-        outs = [self._output(tokens)] if self.out_origin else []
+        late = self.token_reducer.restore_at == 'after_head'
+        output = (lambda tokens: tokens) if late else self._output
+        outs = [output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             tokens = layer(tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
-                full = self.token_reducer.restore(tokens)
+                full = tokens if late else self.token_reducer.restore(tokens)
                 if i == last or self.norm_every_output:
                     full = full.replace(x=self._final_norm(full.x))
                 if i in self.out_indices:
-                    outs.append(self._output(full))
-        return tuple(outs)
+                    outs.append(output(full))
+        return ReducedOutputs(outs, self.token_reducer) if late else tuple(outs)
 
     def _embed(self, inputs):
         patch = self.patch_embed.projection.kernel_size

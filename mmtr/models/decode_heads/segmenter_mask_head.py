@@ -39,7 +39,15 @@ class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
         if self.token_reducer.needs_class_token:
             raise UserError(f'decode_head.token_reduction.type={token_reduction["type"]!r} reads the class token, '
                             'which only a backbone has: choose another method for the head.')
+        if self.token_reducer.restore_at == 'after_head':
+            raise UserError("decode_head.token_reduction.restore_at='after_head' is for a backbone: a head's own "
+                            "tokens are given back in it; set restore_at='before_norm'.")
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
+
+    @property
+    def takes_reduced_tokens(self) -> bool:
+        """See ``mmtr.models.reduced_outputs``."""
+        return self.token_reducer is None
 
     def forward(self, inputs):
         """Features of the backbone -> masks (B, classes, H, W)."""

@@ -41,6 +41,9 @@ class Distillation(BaseModule):
         if built.patch_size != student.patch_size:
             raise UserError(f'distillation.teacher.patch_size={built.patch_size}, but the patches of the student are '
                             f'{student.patch_size} pixels: they must be the same.')
+        if built.token_reducer.restore_at == 'after_head':
+            raise UserError("distillation.teacher.token_reduction.restore_at='after_head' leaves no features of "
+                            "patches to learn from: set restore_at='before_norm'.")
         built.requires_grad_(False)
         self._teacher = (built.eval(), )
         self.student_mlp, self.teacher_mlp = (nn.Sequential(
@@ -95,6 +98,13 @@ class DistillationEncoderDecoder(EncoderDecoder):
         if distillation is not None:
             plain = {key: value for key, value in backbone.items() if key not in ('peft', 'token_reduction')}
             self.distillation = Distillation(self.backbone, **{'teacher': plain, **distillation})
+            self.check_reduction()
+
+    def _check_restoring(self):
+        super()._check_restoring()
+        if getattr(self, 'distillation', None) is not None:
+            raise UserError("token_reduction.restore_at='after_head' leaves no features of patches for "
+                            "model.distillation: set restore_at='before_norm', or distillation=None.")
 
     def loss(self, inputs, data_samples):
         """As stock, and the teacher's."""
