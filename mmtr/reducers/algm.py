@@ -32,6 +32,8 @@ class ALGM(MergingReducer):
             token in the matching; and puts merged windows first, which decides what matches what.
         restore: ``residual``: give each token its own value and the change of what it merged into; ``copy``
             the merged tokens, as the paper. None: ``residual``, or ``copy`` if released.
+        restore_at: ``before_norm``, or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
+            head run on the merged tokens. None: ``before_norm``, or ``after_head`` if released with ``copy``.
 
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
@@ -40,11 +42,14 @@ class ALGM(MergingReducer):
     fixed_count = False
 
     def __init__(self, backbone, threshold=0.88, local_layer=1, global_layer=0.4, window=2, variant='training_free',
-                 restore=None):
+                 restore=None, restore_at=None):
         check_choice('variant', variant, ('training_free', 'released'))
         released = variant == 'released'
-        default = 'copy' if released else 'residual'
-        super().__init__(backbone, default if restore is None else restore)
+        if restore is None:
+            restore = 'copy' if released else 'residual'
+        if restore_at is None:
+            restore_at = 'after_head' if released and restore == 'copy' else 'before_norm'
+        super().__init__(backbone, restore, restore_at=restore_at)
         if not isinstance(threshold, (int, float)) or not -1 <= threshold <= 1:
             raise UserError(f'token_reduction.threshold={threshold!r} is no cosine similarity: '
                             'choose -1 to 1.')

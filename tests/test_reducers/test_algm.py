@@ -172,7 +172,8 @@ def test_merged_windows_come_first_in_the_released_variant():
 def test_each_image_gets_what_it_would_get_alone(variant):
     torch.manual_seed(0)
     model = VisionTransformer(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, out_indices=(0, 1, 2, 3),
-                              token_reduction=dict(type='ALGM', threshold=0.5, variant=variant))
+                              token_reduction=dict(
+                                  type='ALGM', threshold=0.5, variant=variant, restore_at='before_norm'))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
@@ -204,7 +205,7 @@ def test_padding_is_hidden_only_where_there_is_any():
 @pytest.mark.parametrize('variant', ['training_free', 'released'])
 def test_an_empty_batch_gives_empty_maps(variant):
     model = VisionTransformer(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, out_indices=(3, ),
-                              token_reduction=dict(type='ALGM', variant=variant)).eval()
+                              token_reduction=dict(type='ALGM', variant=variant, restore_at='before_norm')).eval()
     assert model(torch.rand(0, 3, 64, 96))[0].shape == (0, 32, 4, 6)
 
 

@@ -10,7 +10,8 @@ from .test_contract import vit as backbone
 
 #: Every method that restores, with settings that reduce once and several times.
 RESTORING = [
-    dict(type='ALGM', threshold=0.2), dict(type='ALGM', threshold=0.2, variant='released'),
+    dict(type='ALGM', threshold=0.2),
+    dict(type='ALGM', threshold=0.2, variant='released', restore_at='before_norm'),
     dict(type='Cropr', region=2), dict(type='Random', r=0.3),
     dict(type='EViT', keep_rate=0.6, layers=(0, 2)),
     dict(type='EViT', keep_rate=0.5, layers=(0, 1), fuse=False), dict(type='Expediting', layer=1, grid=0.5),
