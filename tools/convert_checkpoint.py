@@ -24,6 +24,7 @@ DEFAULTS = {
     'backbone.patch_bias': False,
     'backbone.peft.bottleneck': 72,
     'backbone.peft.compensator': 48,
+    'backbone.token_reduction.window': 2,
     'decode_head.channels': 256,
     'decode_head.mlp_ratio': 4,
 }

@@ -25,6 +25,7 @@ from official_layouts import (
     vit_shapes,
 )
 
+from mmtr import UserError
 from mmtr.converters import augreg_npz, segmenter, timm_vit
 
 
@@ -182,6 +183,18 @@ def test_the_config_that_fits_is_named(dim, heads, layers, dataset, linear_head,
     said['dataset_kwargs']['dataset'] = dataset
     state = {'backbone.pos_embed': torch.zeros(1, 5, dim)}
     assert segmenter._notes(state, settings, said, linear_head).fits == fits
+    said['dataset_kwargs'].update(
+        patch_type='algm', threshold=0.9, selected_layers=(1, 5), merging_window_size=(2, 2))
+    notes = segmenter._notes(state, settings, said, linear_head)
+    if fits:
+        assert notes.fits.replace('_algm', '') == fits.replace('_vit-l', '') and '_algm_' in notes.fits
+    reduction = {key.rpartition('.')[2]: value for key, value in notes.settings.items() if 'token_reduction' in key}
+    assert reduction == dict(
+        type='ALGM', variant='released', threshold=0.9, local_layer=1, global_layer=5, window=2)
+    for key, value in (('merging_window_size', (2, 4)), ('merging_window_size', None), ('selected_layers', (1,))):
+        said['dataset_kwargs'] = dict(said['dataset_kwargs'], **{key: value})
+        with pytest.raises(UserError, match='variant.yml (lacks|has merging windows of 2x4 patches)'):
+            segmenter._notes(state, settings, said, linear_head)
 
 
 def test_timm_gives_the_outputs_of_timm(image):

@@ -134,10 +134,12 @@ def test_with_nothing_to_reduce_it_is_the_plain_model(head, kind):
         torch.testing.assert_close(late(images()), plain(images()), atol=1e-4, rtol=1e-4)
 
 
-def test_padding_is_hidden_from_the_head():
+@pytest.mark.parametrize('settings', [
+    dict(local_layer=0, global_layer=1, restore='copy', restore_at='after_head'),
+    dict(local_layer=1, global_layer=2, variant='released')], ids=str)
+def test_padding_is_hidden_from_the_head(settings):
     # Images merge into different numbers of tokens, so that the shorter is padded.
-    model = segmentor(dict(type='ALGM', threshold=0.3, local_layer=0, global_layer=1, restore='copy'))
-    model.backbone.token_reducer.restore_at = 'after_head'
+    model = segmentor(dict(type='ALGM', threshold=0.3, **settings))
     inputs = images(3)
     inputs[1] = inputs[1].mean((1, 2), keepdim=True)
     inputs[2, :, :, :40] = 0.3

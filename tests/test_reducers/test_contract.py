@@ -17,7 +17,8 @@ TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
 MORE = dict(
     ALGM=[dict(threshold=0.2), dict(threshold=0.3, window=3, global_layer=None),
-          dict(threshold=0.3, local_layer=None, global_layer=0)],
+          dict(threshold=0.3, local_layer=None, global_layer=0),
+          dict(variant='released', restore_at='before_norm', threshold=0.2, global_layer=3)],
     Cropr=[dict(layers=(0, 2), fusion='none', r=[3, 0.2], task='multilabel', pre_norm=True, mlp_ratio=0),
            dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
            dict(r=7, deploy=True, region=3, restore='residual')],
