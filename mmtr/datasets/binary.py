@@ -29,7 +29,7 @@ class BinaryDataset(BaseSegDataset):
     METAINFO = dict(classes=('background', 'foreground'), palette=[[0, 0, 0], [255, 255, 255]])
 
     def __init__(self, foreground=None, pipeline=(), **kwargs):
-        if any(isinstance(step, dict) and step['type'] == 'LoadAnnotations' for step in pipeline):
+        if any(isinstance(step, dict) and type_name(step['type']) == 'LoadAnnotations' for step in pipeline):
             raise UserError("mmtr.BinaryDataset's pipeline must load masks by type='mmtr.LoadBinaryAnnotations', not "
                             "'LoadAnnotations', for which 255 is 'ignored'.")
         self.foreground = foreground

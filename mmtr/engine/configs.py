@@ -1,14 +1,19 @@
 """Reading configs, also those packaged with mmtr, mmseg and mmdet ('mmtr::...'), under either OpenMMLab stack."""
 import importlib.util
+import os
 import os.path as osp
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mmengine import hub
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 from mmtr.errors import UserError
+from mmtr.types import full_name, is_type
+
+from .options import Options, TokenReduction
+from .pure_python import is_pure, with_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries configs and tools where every OpenMMLab package has them; in a checkout they lie beside the package.
@@ -53,8 +58,10 @@ def _find_by_import_name(module):
 def load_config(path):
     """mmengine ``Config`` of a file, or of a packaged one like 'mmtr::<name>.py' or 'mmseg::segmenter/<name>.py'.
 
+    Classes in it become names: see ``mmtr.engine.pure_python.with_names``.
+
     Raises:
-        UserError: There is no such config, or it cannot be parsed.
+        UserError: There is no such config, or it cannot be read.
     """
     file = _in_own(path)
     module, packaged, _ = file.partition('::')
@@ -64,11 +71,13 @@ def load_config(path):
         where = f": mmtr has those of '{osp.join(MIM, 'configs')}'" if file != path else ''
         raise UserError(f"Config '{path}' is not there{where}.")
     try:
-        return hub.get_config(path) if packaged else Config.fromfile(file)
+        return with_names(hub.get_config(path) if packaged else Config.fromfile(file))
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"Config '{path}' is not there, or a base of it: {error}.") from error
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"Config '{path}' cannot be read: {error}.") from error
+    except Exception as error:  # a config is code, in which anything can go wrong
+        raise UserError(f"Config '{path}' cannot be read: {type(error).__name__}: {error}.") from error
 
 
 def read_reductions(path):
@@ -84,24 +93,18 @@ def read_reductions(path):
                         f"dict(name=dict(type='TokenAdapter')): {error}") from error
 
 
-class Options(DictAction):
-    """An ``argparse`` action for KEY=VALUE ...; raises ``UserError`` for what is none."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """See ``argparse.Action``."""
-        for option in values:
-            name, equals, value = option.partition('=')
-            if not (name and equals) or value.count('[') != value.count(']') or (
-                    value.count('(') != value.count(')')):
-                raise UserError(
-                    f"Settings are given as key=value, and lists as key=[a,b] without spaces, not '{option}'.")
-        super().__call__(parser, namespace, values, option_string)
-
-
 def add_options(parser):
     """Give an ``argparse`` parser the option ``--cfg-options``."""
     parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1')
+                        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1; values '
+                             "are Python's: 0.3, (0.3,0.2), \"[dict(type='X')]\"")
+
+
+def add_token_reduction(parser, what=''):
+    """Give an ``argparse`` parser the option ``--token-reduction``, which ``read_config`` follows."""
+    parser.add_argument('--token-reduction', nargs='+', action=TokenReduction, metavar=('NAME', 'KEY=VALUE'),
+                        help=f"{what} this method and its settings in place of the config's, e.g. TokenAdapter "
+                             'ratio=0.3; none takes it away')
 
 
 def merge_options(cfg, options):
@@ -114,6 +117,62 @@ def merge_options(cfg, options):
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"Settings {', '.join(options)} do not fit config '{cfg.filename}': {error}.") from error
+
+
+def read_config(args):
+    """``load_config`` of ``args.config``, with what the options of a tool say.
+
+    Raises:
+        UserError: The config cannot be read, or an option does not fit it.
+    """
+    cfg = load_config(args.config)
+    merge_options(cfg, args.cfg_options)
+    if getattr(args, 'token_reduction', None) is not None:
+        merge_options(cfg, with_reduction(cfg, args.token_reduction))
+    return cfg
+
+
+def with_reduction(cfg, reduction):
+    """What a config must change for ``reduction``, ``dict(type=..., **settings)`` or empty for none: by dotted keys.
+
+    A backbone of mmtr gets the key, any other model the hook.
+
+    Raises:
+        UserError: The config has no model with a backbone.
+    """
+    backbone = (cfg.get('model') or {}).get('backbone')
+    if not backbone:
+        raise UserError(f"Config '{cfg.filename}' has no model with a backbone whose tokens could be reduced.")
+    own, changes = full_name(backbone.type).startswith('mmtr.'), {}
+    if own and (reduction or 'token_reduction' in backbone):
+        replaces = dict(_delete_=True) if reduction and 'token_reduction' in backbone else {}
+        changes['model.backbone.token_reduction'] = {**replaces, **reduction} or None
+    hooks = list(cfg.get('custom_hooks') or ())
+    others = [hook for hook in hooks if not is_type(hook, 'mmtr.TokenReductionHook')]
+    if reduction and not own:
+        others.append(dict(type='mmtr.TokenReductionHook', token_reduction=reduction))
+    if others != hooks:
+        changes['custom_hooks'] = others
+    return changes
+
+
+def inherited(path, cfg, changes, folder):
+    """Text of a config in ``folder`` that is that of ``path`` with ``changes``, dotted keys and their values.
+
+    It inherits, unless that config is pure Python, from which mmengine lets no other kind inherit: it is then written
+    out whole.
+
+    Args:
+        cfg: The config of ``path``, without the changes.
+    """
+    if is_pure(cfg):
+        cfg = Config(cfg.to_dict())
+        merge_options(cfg, changes)
+        return cfg.pretty_text
+    changed = Config()
+    changed.merge_from_dict(changes)
+    base = path if '::' in path else os.path.relpath(path, Path(folder).resolve())
+    return f'_base_ = {base!r}\n{changed.pretty_text if changes else ""}'
 
 
 _find_own_configs()
