@@ -7,6 +7,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 
 from mmtr.errors import UserError
 from mmtr.registry import DATASETS, TRANSFORMS
+from mmtr.types import type_name
 
 IGNORED = 255
 # Masks saved as JPEG or resized have other values along the border: 0.6% to 11% of the pixels where this was tried.

@@ -96,8 +96,8 @@ def read_reductions(path):
 def add_options(parser):
     """Give an ``argparse`` parser the option ``--cfg-options``."""
     parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1; values '
-                             "are Python's: 0.3, (0.3,0.2), \"[dict(type='X')]\"")
+                        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1; '
+                             "values are Python's: 0.3, (0.3,0.2), \"[dict(type='X')]\"")
 
 
 def add_token_reduction(parser, what=''):

@@ -38,7 +38,8 @@ class OfModel:
         data = cfg.test_dataloader.dataset = next(datasets_in(cfg.test_dataloader.dataset))
         data.pipeline = [step for step in data.pipeline if not loads_annotations(step)]
         try:
-            super().__init__(cfg, device=str(next(model.parameters()).device), scope=cfg.get('default_scope') or 'mmseg')
+            super().__init__(
+                cfg, device=str(next(model.parameters()).device), scope=cfg.get('default_scope') or 'mmseg')
         except ValueError as error:
             raise UserError(f"Config '{cfg.filename}' reads no image files: {error}.") from error
         # Not before: mmseg's starts with the classes of Cityscapes.

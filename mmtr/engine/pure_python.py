@@ -22,9 +22,9 @@ def with_names(cfg: Config) -> Config:
     """``cfg`` with the registered name of each class or function that is a ``type``, as one would write it by name.
 
     OpenMMLab compares types with names, and writes nothing else: a class that was read from such a config and is put
-    into another dict ends in a file that cannot be read. The same for ``package.module.Name``, which mmengine writes for
-    a class; what is in no registry gets or keeps it. A ``default_scope`` that is not set becomes that of the model, so
-    that names need no scope before them.
+    into another dict ends in a file that cannot be read. The same for ``package.module.Name``, which mmengine writes
+    for a class; what is in no registry gets or keeps it. A ``default_scope`` that is not set becomes that of the model,
+    so that names need no scope before them.
 
     Raises:
         ImportError: A class is not where it is imported from.

@@ -17,7 +17,7 @@ def in_words(reducer: TokenReducer) -> str:
     if backbone.stage is None:
         tokens, layer, where = 'patch tokens', 'layer', f', in images of {height}x{width} patches'
     else:
-        tokens, layer, where = 'tokens of a window', f'block of stage {backbone.stage}', ''
+        tokens, layer, where = 'tokens of a window', 'block', f', in stage {backbone.stage}'
     count = height * width
     try:
         schedule = acts.token_schedule(backbone.grid, backbone.depth)

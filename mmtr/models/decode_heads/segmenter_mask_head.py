@@ -37,8 +37,8 @@ class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
         self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes))
         if self.token_reducer.needs_class_token:
-            raise UserError(f'decode_head.token_reduction.type={type(self.token_reducer).__name__!r} reads the class token, '
-                            'which only a backbone has: choose another method for the head.')
+            raise UserError(f'decode_head.token_reduction.type={type(self.token_reducer).__name__!r} reads the class '
+                            'token, which only a backbone has: choose another method for the head.')
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
     def forward(self, inputs):
