@@ -1,6 +1,5 @@
 """Reading configs, also those packaged with mmtr, mmseg and mmdet ('mmtr::...'), under either OpenMMLab stack."""
 import importlib.util
-import os
 import os.path as osp
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -87,8 +86,8 @@ def read_reductions(path):
         UserError: There is no such file, or no such dict in it.
     """
     try:
-        return Config.fromfile(_in_own(path)).reductions.to_dict()
-    except (OSError, SyntaxError, AttributeError) as error:
+        return with_names(Config.fromfile(_in_own(path))).reductions.to_dict()
+    except (OSError, SyntaxError, AttributeError, ImportError) as error:
         raise UserError(f"'{path}' must be a Python or YAML file with reductions = "
                         f"dict(name=dict(type='TokenAdapter')): {error}") from error
 
@@ -156,23 +155,19 @@ def with_reduction(cfg, reduction):
     return changes
 
 
-def inherited(path, cfg, changes, folder):
-    """Text of a config in ``folder`` that is that of ``path`` with ``changes``, dotted keys and their values.
+def inherited(path, changes, folder):
+    """Text of a config in ``folder`` that is the one of ``path`` with ``changes``, values by dotted keys.
 
-    It inherits, unless that config is pure Python, from which mmengine lets no other kind inherit: it is then written
-    out whole.
-
-    Args:
-        cfg: The config of ``path``, without the changes.
+    It inherits from it, unless that is in pure Python, where mmengine lets none but its like inherit: then it is whole.
     """
+    cfg = load_config(path)
     if is_pure(cfg):
-        cfg = Config(cfg.to_dict())
         merge_options(cfg, changes)
         return cfg.pretty_text
     changed = Config()
     changed.merge_from_dict(changes)
-    base = path if '::' in path else os.path.relpath(path, Path(folder).resolve())
-    return f'_base_ = {base!r}\n{changed.pretty_text if changes else ""}'
+    base = path if '::' in path else osp.relpath(path, Path(folder).resolve())
+    return f'_base_ = {base!r}\n{changed.pretty_text}'
 
 
 _find_own_configs()
