@@ -1,4 +1,5 @@
 """Reading configs, also those packaged with mmtr, mmseg and mmdet ('mmtr::...'), under either OpenMMLab stack."""
+import functools
 import importlib.util
 import os.path as osp
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +29,7 @@ def _in_own(path):
 def _find_own_configs():
     # mmengine's own lookup knows a fixed list of packages, wants a folder before the name, and finds no editable
     # install of today's pip. A config of ours is as if given by the path of its file: it has no scope either.
-    get_base, get_config = Config._get_cfg_path, hub.get_config
+    get_base, get_config, read = Config._get_cfg_path, hub.get_config, Config.fromfile
 
     def _get_cfg_path(cfg_path, filename):
         return (_in_own(cfg_path), None) if cfg_path.startswith(OWN) else get_base(cfg_path, filename)
@@ -39,9 +40,13 @@ def _find_own_configs():
             return get_config(cfg_path, pretrained)
         if pretrained:
             raise UserError(f"pretrained=True, but no weights of '{cfg_path}' are published: use pretrained=False.")
-        return Config.fromfile(_in_own(cfg_path))
+        return Config.fromfile(cfg_path)
 
-    Config._get_cfg_path = staticmethod(_get_cfg_path)
+    @functools.wraps(read)
+    def fromfile(filename, *args, **kwargs):
+        return read(_in_own(filename), *args, **kwargs)
+
+    Config._get_cfg_path, Config.fromfile = staticmethod(_get_cfg_path), staticmethod(fromfile)
     hub.get_config = hub.hub.get_config = get_own_config
 
 
@@ -64,7 +69,10 @@ def load_config(path):
     """
     file = _in_own(path)
     module, packaged, _ = file.partition('::')
-    if packaged and (module not in MODULE2PACKAGE or importlib.util.find_spec(module) is None):
+    if packaged and module not in MODULE2PACKAGE:
+        raise UserError(f"Config '{path}' is of '{module}', which is neither mmtr nor a library whose configs mmengine "
+                        f"finds by name ({', '.join(MODULE2PACKAGE)}): give the path of its file.")
+    if packaged and importlib.util.find_spec(module) is None:
         raise UserError(f"Config '{path}' is of '{module}', which is not installed.")
     if not packaged and not osp.isfile(file):
         where = f": mmtr has those of '{osp.join(MIM, 'configs')}'" if file != path else ''
@@ -86,7 +94,7 @@ def read_reductions(path):
         UserError: There is no such file, or no such dict in it.
     """
     try:
-        return with_names(Config.fromfile(_in_own(path))).reductions.to_dict()
+        return with_names(Config.fromfile(path)).reductions.to_dict()
     except (OSError, SyntaxError, AttributeError, ImportError) as error:
         raise UserError(f"'{path}' must be a Python or YAML file with reductions = "
                         f"dict(name=dict(type='TokenAdapter')): {error}") from error
