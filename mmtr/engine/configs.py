@@ -69,11 +69,11 @@ def load_config(path):
     """
     file = _in_own(path)
     module, packaged, _ = file.partition('::')
+    if packaged and not (module.isidentifier() and importlib.util.find_spec(module)):
+        raise UserError(f"Config '{path}' is of '{module}', which is not installed.")
     if packaged and module not in MODULE2PACKAGE:
         raise UserError(f"Config '{path}' is of '{module}', which is neither mmtr nor a library whose configs mmengine "
                         f"finds by name ({', '.join(MODULE2PACKAGE)}): give the path of its file.")
-    if packaged and importlib.util.find_spec(module) is None:
-        raise UserError(f"Config '{path}' is of '{module}', which is not installed.")
     if not packaged and not osp.isfile(file):
         where = f": mmtr has those of '{osp.join(MIM, 'configs')}'" if file != path else ''
         raise UserError(f"Config '{path}' is not there{where}.")

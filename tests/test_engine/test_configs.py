@@ -59,6 +59,8 @@ def test_what_is_not_there_is_said(mine):
         load_config('json::a.py')
     with pytest.raises(UserError, match="of 'mmrazor', which is not installed"):
         load_config('mmrazor::a/b.py')
+    with pytest.raises(UserError, match="of '', which is not installed"):
+        load_config('::a.py')
     with pytest.raises(UserError, match="^Config 'mmtr::no.py' is not there: mmtr has those of '.*configs'.$"):
         load_config('mmtr::no.py')
     with pytest.raises(UserError, match=r'mine.py.* is not there, or a base of it: .*configs/no\.py'):

@@ -21,17 +21,18 @@ HOOK = dict(type='mmtr.TokenReductionHook', token_reduction=dict(type='TokenAdap
 
 # What mmengine takes means the same to us.
 @pytest.mark.parametrize('text', [
-    '1', '-1', '007', '0.3', '1e-3', 'inf', 'True', 'true', 'False', 'None', 'text', 'a/b-c.pth', '2024-11-12', '3.11.2',
-    'https://a.b/c.pth', 's3://a/b', 'a,b', '1,2,3', '[a,b]', '[a, b]', '[1,2.5,true,None]', '(0.25,0.25)', '(1,)', '[]', '()',
-    '[(1,2),(3,4)]', '[(1, 2, 3), [a, b], c]', '[a/b.png,c]', '"a"', "'a'", '', 'mmtr.VisionTransformer', '~/x', '*.png'])
+    '1', '-1', '007', '0.3', '1e-3', 'inf', 'True', 'true', 'False', 'None', 'text', 'a/b-c.pth', '2024-11-12',
+    '3.11.2', 'https://a.b/c.pth', 's3://a/b', 'a,b', '1,2,3', '[a,b]', '[a, b]', '[1,2.5,true,None]', '(0.25,0.25)',
+    '(1,)', '[]', '()', '[(1,2),(3,4)]', '[(1, 2, 3), [a, b], c]', '[a/b.png,c]', '"a"', "'a'", '',
+    'mmtr.VisionTransformer', '~/x', '*.png'])
 def test_as_mmengine(text):
     value, expected = parse_value(text), DictAction._parse_iterable(text)
     assert value == expected and type(value) is type(expected)
 
 
 @pytest.mark.parametrize('text', [
-    "[dict(type='X', a=(0.3, 0.2), b=dict(c=None)), dict()]", "{'a': [1, 2], 'b': {'c': -1.5}}", "dict(a=[dict(b='x y')])",
-    "'a b(c)'"])
+    "[dict(type='X', a=(0.3, 0.2), b=dict(c=None)), dict()]", "{'a': [1, 2], 'b': {'c': -1.5}}",
+    "dict(a=[dict(b='x y')])", "'a b(c)'"])
 def test_as_python(text):
     assert parse_value(text) == eval(text)
 
@@ -45,7 +46,8 @@ def test_words_without_quotes_and_lists_without_brackets():
 
 @pytest.mark.parametrize('text, words', [
     ("__import__('os').system('echo x')", 'of all calls, only dict'), ('[open(1)]', "'open\\(1\\)' is no value"),
-    ('dict(1)', 'of all calls'), ("dict(**{'a': 1})", 'of all calls'), ('[1,2', "1 '\\[' and 0 '\\]'"), ('(a', "1 '\\('"),
+    ('dict(1)', 'of all calls'), ("dict(**{'a': 1})", 'of all calls'), ('[1,2', "1 '\\[' and 0 '\\]'"),
+    ('(a', "1 '\\('"),
     ('[' * 300, '300'), ('(' * 300 + ')' * 300, 'is no value'), ('a b(c)', 'text with brackets in quotes')])
 def test_nothing_is_run_and_what_is_no_value_is_said(text, words, monkeypatch):
     monkeypatch.setattr('builtins.eval', None)
@@ -67,8 +69,9 @@ def test_from_the_command_line():
     args = parse('--token-reduction', 'TokenAdapter', 'ratio=(0.3,0.2)', 'layers=(2,4)')
     assert args.token_reduction == dict(type='TokenAdapter', ratio=(0.3, 0.2), layers=(2, 4))
     assert parse('--token-reduction', 'none').token_reduction == {}
-    for given, words in ((['--cfg-options', 'a'], "not 'a'"), (['--token-reduction', 'ratio=1'], 'name of a method'),
-                         (['--token-reduction', 'ToMe', '0.3'], "not '0.3'"), (['--token-reduction', 'none', 'r=1'], "'r=1'")):
+    short = '--token-reduction'
+    for given, words in ((['--cfg-options', 'a'], "not 'a'"), ([short, 'ratio=1'], 'name of a method'),
+                         ([short, 'ToMe', '0.3'], "not '0.3'"), ([short, 'none', 'r=1'], "'r=1'")):
         with pytest.raises(UserError, match=words):
             parse(*given)
 

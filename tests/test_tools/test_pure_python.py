@@ -133,8 +133,8 @@ def _compare(run, folder):
 def _tune_reduction(run, folder):
     pytest.importorskip('optuna')
     (folder / 'further').mkdir()
-    run('plain.py', 'hook.pth', '--out', 'further/tuned.py', '--target-speedup', 0.01, '--method', 'TokenAdapter', '--trials',
-        1, '--num-images', 3, '--device', 'cpu')
+    run('plain.py', 'hook.pth', '--out', 'further/tuned.py', '--target-speedup', 0.01, '--method', 'TokenAdapter',
+        '--trials', 1, '--num-images', 3, '--device', 'cpu')
     tuned = load_config('further/tuned.py')
     assert tuned.custom_hooks[0].token_reduction.type == 'TokenAdapter' and tuned.model.backbone.embed_dims == 32
 
@@ -147,7 +147,8 @@ def _deploy_model(run, folder):
     assert model.backbone.token_reducer.deploy
 
 
-QUICK, SLOW = (_train, _test, _benchmark, _analyze_tokens, _predict), (_export, _compare, _tune_reduction, _deploy_model)
+QUICK = (_train, _test, _benchmark, _analyze_tokens, _predict)
+SLOW = (_export, _compare, _tune_reduction, _deploy_model)
 
 
 @pytest.mark.parametrize('tool', [*QUICK, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])

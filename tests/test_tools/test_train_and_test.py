@@ -110,12 +110,12 @@ def test_the_ways_to_reduce_from_the_command_line_are_one(config, weights, model
     ways = dict(
         plain=(), short=('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(0,2)', 'merge=keep'),
         hook=('--cfg-options', f"custom_hooks=[dict(type='mmtr.TokenReductionHook',token_reduction={reduction})]"),
-        key=('--cfg-options', 'model.backbone.type=mmtr.VisionTransformer', f'{key}.type=TokenAdapter', f'{key}.ratio=0.5',
-             f'{key}.layers=(0,2)', f'{key}.merge=keep'))
+        key=('--cfg-options', 'model.backbone.type=mmtr.VisionTransformer', f'{key}.type=TokenAdapter',
+             f'{key}.ratio=0.5', f'{key}.layers=(0,2)', f'{key}.merge=keep'))
     for name, options in ways.items():
         options = (*options, 'randomness.seed=0') if '--cfg-options' in options else options
-        assert tool('test', config, weights, '--out', tmp_path / name, '--work-dir', tmp_path / 'w' / name, *options) == (
-            0, '')
+        assert tool('test', config, weights, '--out', tmp_path / name, '--work-dir', tmp_path / 'w' / name,
+                    *options) == (0, '')
         log, = (tmp_path / 'w' / name).glob('*/*.log')
         line = 'TokenAdapter: 16 -> 4 patch tokens from layer 0, in images of 4x4 patches\n'
         assert log.read_text().count(line) == (name != 'plain')
