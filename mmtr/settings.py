@@ -5,6 +5,7 @@ from typing import Callable, Optional
 from mmengine.registry import Registry
 
 from mmtr.errors import UserError
+from mmtr.types import full_name, is_type, type_name
 
 
 def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
@@ -23,14 +24,14 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
         raise UserError(f"{key}={cfg!r} must be None or dict(type='...', ...) with one of: {known}.")
     settings = dict(cfg)
     name = settings.pop('type')
-    kind = registry.module_dict.get(str(name).removeprefix('mmtr.'))
-    if kind is None:
+    kind = registry.module_dict.get(type_name(name))
+    if kind is None or not (is_type(name, f'mmtr.{kind.__name__}') or is_type(name, full_name(kind))):
         raise UserError(f'{key}.type={name!r} is unknown: choose one of {known}.')
     check(kind)
     allowed = [setting for setting in inspect.signature(kind).parameters if setting not in given]
     for setting in settings:
         if setting not in allowed:
-            raise UserError(f'{key} of type {name} has no setting {setting!r}: it has {", ".join(allowed)}.')
+            raise UserError(f'{key} of type {type_name(name)} has no setting {setting!r}: it has {", ".join(allowed)}.')
     return kind(**given, **settings)
 
 

@@ -9,10 +9,11 @@ from mmengine.logging import MMLogger
 
 from mmtr.analysis.speed import interleave, machine
 from mmtr.engine import export
-from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.configs import add_options, add_token_reduction, read_config
 from mmtr.engine.launch import writable
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import UserError, command
+from mmtr.reducers.words import reductions_in_words
 
 
 def parse_args():
@@ -30,6 +31,7 @@ def parse_args():
     parser.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5); 0: none')
     parser.add_argument('--threads', type=int, help='CPU threads of torch and onnxruntime')
     add_options(parser)
+    add_token_reduction(parser)
     return parser.parse_args()
 
 
@@ -57,14 +59,15 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args)
     shape = tuple(args.shape or export.default_shape(cfg))
     images = export.read_images(args.images, shape) if args.images else export.test_images(cfg, 3, shape)
     if len(images) < 2:
         raise UserError('The check needs a batch of two images or more: name them with --images.')
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
+    for line in reductions_in_words(model):
+        print(line)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     # The file gets its name when it has passed the check.
     unchecked = Path(f'{args.out}.part')

@@ -8,15 +8,17 @@ from mmtr.engine import launch
 from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
 from mmtr.errors import UserError, command, in_chain
+from mmtr.types import is_type
 
 
 def use_amp(cfg, wanted):
     """Train in mixed precision if ``--amp`` or the config asks for it, on a CPU as well."""
     wrapper = cfg.setdefault('optim_wrapper', {})
     kind = wrapper.get('type', 'OptimWrapper')
-    if wanted and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    amp = is_type(kind, 'mmengine.AmpOptimWrapper')
+    if wanted and not (amp or is_type(kind, 'mmengine.OptimWrapper')):
         raise UserError(f"--amp works with the optim_wrapper 'OptimWrapper', but the config has '{kind}'.")
-    if not wanted and kind != 'AmpOptimWrapper':
+    if not wanted and not amp:
         return
     if get_device() == 'cpu':
         for key in ('loss_scale', 'dtype', 'use_fsdp'):

@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS
 
 from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
 from mmtr.errors import UserError
+from mmtr.types import type_name
 
 from .coco_check import check_classes, check_coco
 
@@ -32,7 +33,7 @@ def check_data(cfg, loaders):
     """
     for loader in loaders:
         for dataset in datasets_in((cfg.get(loader) or {}).get('dataset')):
-            scope = dataset.get('_scope_') or cfg.get('default_scope', 'mmengine')
+            scope = dataset.get('_scope_') or cfg.get('default_scope') or 'mmengine'
             with DATASETS.switch_scope_and_registry(scope) as registry:
                 _check(registry, dataset, cfg.get('model'))
 
@@ -49,6 +50,11 @@ def datasets_in(cfg):
             yield from datasets_in(inner)
         else:
             yield cfg
+
+
+def loads_annotations(step) -> bool:
+    """Whether a step of a pipeline reads annotations."""
+    return 'Annotations' in type_name(step['type'])
 
 
 def _settings(kind, cfg):
@@ -74,7 +80,7 @@ def _check(registry, cfg, model):
         return
     prefixes = settings['data_prefix']
     folders = {key: osp.join(root, prefix) for key, prefix in prefixes.items() if prefix is not None}
-    if 'Annotations' not in str(settings.get('pipeline')):  # nothing reads them, e.g. in a bare test split
+    if not any(map(loads_annotations, settings.get('pipeline') or ())):  # nothing reads them, e.g. in a bare test split
         folders.pop('seg_map_path', None)
     names = osp.join(root, settings['ann_file']) if settings.get('ann_file') else None
     layout = _layout(kind.__name__, folders, names, settings)

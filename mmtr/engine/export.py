@@ -190,7 +190,7 @@ def test_images(cfg, count: int, shape: tuple[int, int]) -> list[Tensor]:
         UserError: The data are not there.
     """
     check_data(cfg, ('test_dataloader',))
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         images = [dataset[i]['inputs'] for i in range(min(count, len(dataset)))]
     return [_to_shape(image.permute(1, 2, 0).numpy(), shape) for image in images]

@@ -15,8 +15,10 @@ from mmengine.runner import Runner
 import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
 from mmtr.errors import UserError, in_words
 from mmtr.operators import check_operators
+from mmtr.types import is_type
 
-from .configs import add_options, load_config, merge_options
+from . import configs
+from .configs import add_options, add_token_reduction
 from .data_check import check_data
 from .model import has_peft
 
@@ -35,6 +37,7 @@ def parser(description):
     parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
     add_options(parser)
+    add_token_reduction(parser)
     parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
     # torch.distributed.launch, with which mim starts processes, gives it in addition to the variable.
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
@@ -47,17 +50,16 @@ def read_config(args):
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
     """
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = configs.read_config(args)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
-    if hook and hook['type'] == 'CheckpointHook':
+    if hook and is_type(hook, 'mmengine.CheckpointHook'):
         hook['type'] = 'mmtr.CheckpointHook'
     add_hook(cfg, type='mmtr.LabelCheckHook')
     if has_peft(cfg):
-        if not any(hook['type'] == 'mmtr.PEFTCheckpointHook' for hook in cfg.custom_hooks):
+        if not any(is_type(hook, 'mmtr.PEFTCheckpointHook') for hook in cfg.custom_hooks):
             add_hook(cfg, type='mmtr.PEFTCheckpointHook')
         if cfg.get('optim_wrapper'):
             cfg.optim_wrapper.setdefault('constructor', 'mmtr.TrainableConstructor')

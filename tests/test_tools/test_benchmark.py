@@ -48,6 +48,16 @@ def configs(tmp_path):
     return paths
 
 
+def test_a_reduction_is_measured_beside_the_config_as_it_is(run, configs, tmp_path):
+    out = tmp_path / 'out.json'
+    run(configs['stock'], configs['ours'], '--shape', 64, 64, '--repeats', 1, '--device', 'cpu', '--json', out,
+        '--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(1,2)')
+    results = json.loads(out.read_text())['results']
+    name = '@TokenAdapter,ratio=0.5,layers=(1, 2)'
+    assert {r['config']: r['tokens_per_layer'] for r in results} == {
+        'stock': None, f'stock{name}': [16, 4], 'ours': [16, 16], f'ours{name}': [16, 4]}
+
+
 def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
     out = tmp_path / 'out.json'
     run(configs['stock'], configs['ours'], '--shape', 64, 96, '--repeats', 3, '--batch-size', 2,

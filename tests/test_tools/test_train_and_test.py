@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
 
+from mmtr import apply_token_reduction
 from mmtr.engine.checkpoint import read_checkpoint
 from tests.conftest import CLASSES, TOOLS
 
@@ -101,6 +102,31 @@ def test_label_maps_and_pictures_are_written_and_give_the_reported_score(
     assert len({path.name.split('.')[0] for path in (tmp_path / 'show').rglob('test_*.png')}) == 6
     guessed = {int(c) for path in (tmp_path / 'out').iterdir() for c in np.unique(Image.open(path))}
     assert len(guessed) > 1
+
+
+def test_the_ways_to_reduce_from_the_command_line_are_one(config, weights, model, tool, drawn_data, tmp_path):
+    reduction = dict(type='TokenAdapter', ratio=0.5, layers=(0, 2), merge='keep')
+    key = 'model.backbone.token_reduction'
+    ways = dict(
+        plain=(), short=('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(0,2)', 'merge=keep'),
+        hook=('--cfg-options', f"custom_hooks=[dict(type='mmtr.TokenReductionHook',token_reduction={reduction})]"),
+        key=('--cfg-options', 'model.backbone.type=mmtr.VisionTransformer', f'{key}.type=TokenAdapter',
+             f'{key}.ratio=0.5', f'{key}.layers=(0,2)', f'{key}.merge=keep'))
+    for name, options in ways.items():
+        options = (*options, 'randomness.seed=0') if '--cfg-options' in options else options
+        assert tool('test', config, weights, '--out', tmp_path / name, '--work-dir', tmp_path / 'w' / name,
+                    *options) == (0, '')
+        log, = (tmp_path / 'w' / name).glob('*/*.log')
+        line = 'TokenAdapter: 16 -> 4 patch tokens from layer 0, in images of 4x4 patches\n'
+        assert log.read_text().count(line) == (name != 'plain')
+    apply_token_reduction(model, reduction)
+    for i in range(6):
+        image = np.asarray(Image.open(drawn_data / 'images' / 'validation' / f'{i}.png'))[..., ::-1].copy()
+        x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127.5) / 64
+        with torch.no_grad():
+            expected = model.encode_decode(x, [dict(img_shape=(64, 64))]).argmax(1)[0].numpy()
+        for name in ('short', 'hook', 'key'):
+            assert np.array_equal(np.asarray(Image.open(tmp_path / name / f'{i}.png')), expected)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The keys ``token_reduction`` and ``peft``, as every backbone has them."""
 from typing import Optional
 
+from mmengine.logging import print_log
 from torch import nn
 
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape
+from mmtr.reducers.words import in_words
 
 
 class TunableBackbone:
@@ -28,11 +30,14 @@ class TunableBackbone:
         raise NotImplementedError
 
     def set_token_reduction(self, token_reduction) -> None:
-        """Use another reducer, ``dict(type=..., **settings)``, or None."""
+        """Use another reducer, ``dict(type=..., **settings)``, or None; a line in the log says what it does."""
         reducer = self.build_reducer(token_reduction)
         if getattr(self, 'peft', None) is not None:
             self.peft.check_reducer(reducer)
-        self.token_reducer = reducer
+        # As the rest of the backbone, which may be in use already.
+        self.token_reducer = reducer.train(self.training).to(next(self.parameters()).device)
+        if token_reduction is not None:
+            print_log(in_words(reducer), 'current')
 
     def set_peft(self, peft) -> None:
         """Train what ``dict(type=..., **settings)`` says, and freeze all but ``trained_parts``; None: train all.

@@ -37,8 +37,8 @@ class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
         self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes))
         if self.token_reducer.needs_class_token:
-            raise UserError(f'decode_head.token_reduction.type={token_reduction["type"]!r} reads the class token, '
-                            'which only a backbone has: choose another method for the head.')
+            raise UserError(f'decode_head.token_reduction.type={type(self.token_reducer).__name__!r} reads the class '
+                            'token, which only a backbone has: choose another method for the head.')
         if self.token_reducer.restore_at == 'after_head':
             raise UserError("decode_head.token_reduction.restore_at='after_head' is for a backbone: a head's own "
                             "tokens are given back in it; set restore_at='before_norm'.")
