@@ -50,14 +50,14 @@ def apply_peft(model: nn.Module, peft: dict, attn_backend: str = 'auto') -> nn.M
             data-parallel training, which would miss what is added; or as the backbone.
     """
     if is_model_wrapper(model):
-        raise UserError(f'{type(model).__name__} would miss what apply_peft adds: apply it before the model is wrapped.')
+        raise UserError(f'{type(model).__name__} would miss what apply_peft adds: apply it before it is wrapped.')
     if peft is None:
         raise UserError("peft=None trains nothing beside the frozen weights: give one such as dict(type='LoRA').")
     model, backbones = _reducible(model, attn_backend, 'Nothing can be tuned beside the weights')
     for backbone in backbones:
         if backbone.peft is not None:
-            raise UserError(f'The backbone has a peft already, {type(backbone.peft).__name__}: build the model without, '
-                            'and apply one.')
+            raise UserError(f'The backbone has a peft already, {type(backbone.peft).__name__}: build the model without '
+                            'one to apply another.')
     for backbone in backbones:
         backbone.tune(peft)
     print_log(f'Parameters:\n{table(model)}', 'current')

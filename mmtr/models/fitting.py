@@ -107,30 +107,38 @@ class PretrainedWatch:
 
     Raises:
         UserError: Nothing fits, or layers of a backbone are left at random; says which prefix would fit. At once:
-            nothing in a file has the prefix that is given.
+            nothing in a file has the prefix that is given. When it is closed: a file was not read.
     """
 
     def __init__(self, model: nn.Module, name: str = 'model', allow_partial: Optional[bool] = None):
-        self.allow_partial, self.handles = allow_partial, []
+        self.allow_partial, self.handles, self.unread = allow_partial, [], {}
         for path, module in model.named_modules():
-            for cfg in _pretrained(module):
+            for cfg in () if getattr(module, 'is_init', False) else _pretrained(module):
                 where = f'{name}.{path}'.rstrip('.')
                 if cfg.get('prefix'):
                     self._check_prefix(module, where, cfg)
-                self.handles.append(module._register_load_state_dict_pre_hook(self._looks_at(module, where, cfg)))
+                self.unread[where] = module, cfg
+                for part in module.modules():
+                    look = self._looks_at(module, where, cfg, part is module)
+                    self.handles.append(part._register_load_state_dict_pre_hook(look))
 
     def close(self) -> None:
-        """Look no longer."""
+        """Look no longer, once ``init_weights`` has run; raises a ``UserError`` for a file that was not read."""
         for handle in self.handles:
             handle.remove()
-        self.handles = []
+        self.handles, unread, self.unread = [], self.unread, {}
+        for where, (module, cfg) in unread.items():
+            self._say(f"{where} starts from random weights: nothing was read of '{cfg['checkpoint']}', for a "
+                      f'{type(module).__name__} does not look at its init_cfg')
 
-    def _looks_at(self, module, where, cfg):
+    def _looks_at(self, module, where, cfg, whole):
         # A function, which a copy of the module shares: a hook may copy the model before the weights are there.
         def look(state, prefix, *args):
             if self.handles and not prefix:
-                self._put_prefix_off(module, state, cfg)
-                self._check(module, where, cfg, state)
+                self.unread.pop(where, None)
+                if whole:
+                    self._put_prefix_off(module, state, cfg)
+                    self._check(module, where, cfg, state)
         return look
 
     @staticmethod

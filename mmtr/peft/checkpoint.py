@@ -213,8 +213,8 @@ def _differing(expected, frozen):
 def _check_tuned(backbone, prefix, state, what):
     """Heads are left to whoever loads: they may differ where a model is trained on."""
     tuned = tuple(f'{prefix}{part}.' for part in ('peft', 'token_reducer'))
-    own = backbone.state_dict(prefix=prefix)
-    want, have = ({name: value.shape for name, value in each.items() if name.startswith(tuned)} for each in (own, state))
+    want, have = ({name: value.shape for name, value in each.items() if name.startswith(tuned)}
+                  for each in (backbone.state_dict(prefix=prefix), state))
     wrong = [name for name in {**want, **have} if want.get(name) != have.get(name)]
     if wrong:
         first, sizes = wrong[0], [str(tuple(shapes[wrong[0]])) if wrong[0] in shapes else 'not there'
