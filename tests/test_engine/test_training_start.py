@@ -77,7 +77,8 @@ def test_a_whole_model_for_a_backbone_is_refused_and_the_prefix_named_works(cfg,
     whole = whole_file(cfg, tmp_path / 'whole.pth')
     cfg.model.pretrained = whole
     words = (rf"model.backbone would start from random weights: '{whole}' fills 0 of 29 weights .*, and not "
-             rf"patch_embed.projection.weight, .*it fits with model.backbone.init_cfg=dict\(type='Pretrained', checkpoint='{whole}', prefix='backbone.'")
+             r"patch_embed.projection.weight, .*it fits with model.backbone.init_cfg=dict\(type='Pretrained', "
+             rf"checkpoint='{whole}', prefix='backbone.'\)")
     with pytest.raises(UserError, match=words):
         start(cfg)
     cfg.model.pretrained = None
@@ -144,7 +145,7 @@ def test_any_part_with_a_file_of_its_own_is_looked_at(cfg, start, tmp_path, part
 
 def test_a_class_that_does_not_look_at_its_init_cfg_is_named(cfg, start, tmp_path):
     cfg.model.decode_head.init_cfg = pretrained(whole_file(cfg, tmp_path / 'whole.pth'), prefix='decode_head')
-    with pytest.raises(UserError, match=r"nothing was read of '.*whole.pth', for a SegmenterMaskTransformerHead does not"):
+    with pytest.raises(UserError, match="nothing was read of '.*whole.pth', for a SegmenterMaskTransformerHead does "):
         start(cfg)
 
 
@@ -157,7 +158,7 @@ def test_load_from_says_how_much_it_fills(cfg, start, tmp_path):
     cfg.load_from = whole_file(cfg, tmp_path / 'classes.pth', head=dict(num_classes=7))
     state, log = start(cfg)
     assert_started(state, cfg.load_from)
-    assert 'WARNING - load_from=' in log and 'decode_head.cls_emb: (1, 7, 32) in the file, (1, 4, 32) in the model' in log
+    assert 'WARNING - load_from=' in log and 'not decode_head.cls_emb: (1, 7, 32) in the file, (1, 4, 32) in' in log
 
 
 @pytest.mark.parametrize('settings, words', [
@@ -189,7 +190,7 @@ def test_load_from_of_a_backbone_or_another_model(cfg, start, tmp_path):
 
 def test_what_is_resumed_must_be_whole(cfg, start, tmp_path):
     cfg.load_from, cfg.resume = whole_file(cfg, tmp_path / 'whole.pth', head=dict(num_classes=7)), True
-    with pytest.raises(UserError, match='does not cover the model: 3 of another shape.*--allow-partial resumes from it'):
+    with pytest.raises(UserError, match='does not cover the model: 3 of another shape.*--allow-partial resumes from'):
         start(cfg)
 
 
