@@ -50,11 +50,14 @@ def main():
     parser = launch.parser(__doc__)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from the last checkpoint in the work folder, or from the one given')
+    parser.add_argument('--allow-partial', action='store_true',
+                        help='train although what it starts from leaves layers of the backbone random')
     args = parser.parse_args()
     cfg = launch.read_config(args)
     launch.writable(cfg.work_dir, '--work-dir')
     use_amp(cfg, args.amp)
     launch.add_hook(cfg, type='mmtr.IterationSeedHook')
+    launch.add_hook(cfg, type='mmtr.CheckpointCoverageHook', allow_partial=args.allow_partial)
     if args.resume:
         resume(cfg, args.resume)
     with launch.runner(cfg, ('train_dataloader', 'val_dataloader')) as runner:

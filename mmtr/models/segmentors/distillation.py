@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
+from mmtr.models.fitting import PretrainedWatch
 from mmtr.registry import MODELS
 from mmtr.settings import check_choice, check_number, check_whole
 
@@ -57,11 +58,13 @@ class Distillation(BaseModule):
         return self._teacher[0]
 
     def init_weights(self):
-        """Load the teacher."""
+        """Load the teacher; raises a ``UserError`` where its file leaves some of it random."""
         if self.teacher.pretrained_file is None:
             raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
                             'that of model.distillation.teacher if it has its own.')
+        watch = PretrainedWatch(self.teacher, 'model.distillation.teacher')
         self.teacher.init_weights()
+        watch.close()
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
         """The loss for images (B, 3, height, width), of which the student made ``features`` (B, C, H, W)."""
