@@ -67,7 +67,7 @@ def read_checkpoint(path, map_location=None):
 def _check(checkpoint, path):
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict):
-        raise UserError(f"Checkpoint '{path}' has a state_dict that is a {type(weights).__name__}, not a dict of weights.")
+        raise UserError(f"Checkpoint '{path}' has a state_dict that is a {type(weights).__name__}, not a dict.")
     for name, value in weights.items():
         if not isinstance(name, str):
             raise UserError(f"Checkpoint '{path}' has weights by the name {reprlib.repr(name)}, which is no text.")
@@ -95,7 +95,7 @@ def _is_finite(tensor):
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn(text):
     print_log(text, logger='current', level=logging.WARNING)
 

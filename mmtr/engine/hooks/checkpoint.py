@@ -118,7 +118,7 @@ class CheckpointHook(StockCheckpointHook):
                 self._own.add(info[key])
             else:
                 info[key] = None
-                print_log(f"The best checkpoint so far, '{path}', is of another work folder and stays there.", 'current')
+                print_log(f"The best checkpoint so far, '{path}', is of another folder and stays there.", 'current')
         if hasattr(self, 'best_ckpt_path'):
             self.best_ckpt_path = info.get('best_ckpt')
         elif self.save_best:
