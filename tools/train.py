@@ -2,11 +2,12 @@
 import errno
 
 from mmengine.device import get_device
+from mmengine.runner import CheckpointLoader
 
 import mmtr  # noqa: F401
 from mmtr.engine import launch
-from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
+from mmtr.engine.hooks.resume import check_state
 from mmtr.errors import UserError, command, in_chain
 from mmtr.types import is_type
 
@@ -34,11 +35,10 @@ def resume(cfg, path):
         path = last_checkpoint(cfg.work_dir)
         if path is None:
             print(f"There is no checkpoint in '{cfg.work_dir}' to resume from, so training starts anew.")
+            cfg.resume = False
             return
-    checkpoint = read_checkpoint(path, map_location='meta')
-    if 'iter' not in checkpoint.get('meta', {}) or 'message_hub' not in checkpoint:
-        raise UserError(f"'{path}' holds weights but no state of a training run to resume; to start from the "
-                        f"weights use --cfg-options load_from='{path}'.")
+    checkpoint = CheckpointLoader.load_checkpoint(path, 'meta', logger='silent')
+    check_state(checkpoint, path)
     cfg.load_from, cfg.resume = path, True
     # mmengine restores the seed after the samplers have been built with another one.
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': checkpoint['meta'].get('seed')}
@@ -58,8 +58,9 @@ def main():
     use_amp(cfg, args.amp)
     launch.add_hook(cfg, type='mmtr.IterationSeedHook')
     launch.add_hook(cfg, type='mmtr.CheckpointCoverageHook', allow_partial=args.allow_partial)
-    if args.resume:
-        resume(cfg, args.resume)
+    launch.add_hook(cfg, type='mmtr.ResumeCheckHook')
+    if args.resume or cfg.get('resume'):
+        resume(cfg, args.resume or cfg.get('load_from') or 'auto')
     with launch.runner(cfg, ('train_dataloader', 'val_dataloader')) as runner:
         try:
             runner.train()

@@ -5,10 +5,11 @@ import os.path as osp
 import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
@@ -116,6 +117,30 @@ def start_processes(cfg):
         **{**(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None})
 
 
+class RecordingRunner(Runner):
+    """mmengine's ``Runner``, which leaves a work folder the config of its training, and users their own file.
+
+    Stock writes the config of every run to the work folder by the name of its file. Here that of a test, which has no
+    training, and that of a run whose config file lies there go to the run's log folder.
+    """
+
+    @master_only
+    def dump_config(self):
+        """See the class."""
+        if self.cfg.filename and _record(self.cfg) is None:
+            self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename)))
+        else:
+            super().dump_config()
+
+
+def _record(cfg):
+    """Path of the config of a training in its work folder; None for a test, or if the config file itself is that."""
+    if not (cfg.filename and cfg.get('train_cfg')):
+        return None
+    path = osp.join(cfg.work_dir, osp.basename(cfg.filename))
+    return None if osp.realpath(path) == osp.realpath(cfg.filename) else path
+
+
 @contextmanager
 def runner(cfg, loaders, folders=()):
     """Context that yields the ``Runner`` of a config once its data have been checked.
@@ -138,7 +163,7 @@ def runner(cfg, loaders, folders=()):
     built = None
     clean = _cleaner(cfg, [cfg.work_dir, *folders])
     try:
-        built = Runner.from_cfg(cfg)
+        built = RecordingRunner.from_cfg(cfg)
         check_operators(built.model)
         yield built
     except Exception as error:
@@ -153,9 +178,9 @@ def runner(cfg, loaders, folders=()):
 
 def _cleaner(cfg, folders):
     """Function that removes what this run has written so far, and nothing that was there before."""
-    dumped = osp.join(cfg.work_dir, osp.basename(cfg.filename)) if cfg.filename else None
+    dumped = _record(cfg)
     fresh = [folder for folder in map(osp.abspath, folders) if not osp.exists(folder)]
-    keep_dump = dumped is None or osp.exists(dumped)
+    earlier = Path(dumped).read_bytes() if dumped and osp.isfile(dumped) else None
     stops = {folder: _existing_parent(folder) for folder in fresh}
     before = MMLogger.get_current_instance()
 
@@ -167,7 +192,9 @@ def _cleaner(cfg, folders):
                 handler.close()
                 logger.removeHandler(handler)  # mmengine would write into the closed file
                 shutil.rmtree(osp.dirname(handler.baseFilename), ignore_errors=True)
-        if not keep_dump and osp.exists(dumped):
+        if earlier is not None:
+            Path(dumped).write_bytes(earlier)
+        elif dumped and osp.exists(dumped):
             os.remove(dumped)
         for folder, stop in stops.items():
             shutil.rmtree(osp.join(folder, 'vis_data'), ignore_errors=True)

@@ -242,6 +242,36 @@ def test_resume_needs_the_state_of_a_run_or_starts_anew(config, tool, tmp_path, 
     assert status == 2 and 'no state of a training run' in said and 'load_from=' in said
 
 
+def test_a_folder_keeps_the_record_of_its_training(config, tool, tmp_path):
+    work = tmp_path / 'work'
+    assert tool('train', config)[0] == 0
+    trained = (work / 'tiny.py').read_text()
+    assert Config.fromfile(work / 'tiny.py').train_cfg.max_iters == 4
+    assert tool('test', config, work / 'iter_4.pth')[0] == 0
+    assert (work / 'tiny.py').read_text() == trained
+    tested, = work.glob('*/tiny.py')
+    assert Config.fromfile(tested).train_cfg is None
+
+    checkpoint = read_checkpoint(work / 'iter_2.pth')
+    checkpoint['meta']['iter'] = 10 ** 9
+    torch.save(checkpoint, work / 'iter_2.pth')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    for options in (['--resume', work / 'iter_2.pth'],
+                    ['--cfg-options', f'load_from={work}/iter_2.pth', 'resume=True', 'log_level=ERROR']):
+        status, said = tool('train', config, *options)
+        assert (status, said) == (2, f"Error: '{work}/iter_2.pth' cannot be resumed: its meta.iter is 1000000000, and "
+                                     'this run ends at 4.\n')
+        assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_a_config_in_the_work_folder_is_not_overwritten(config, tool, tmp_path):
+    written = config.read_text()
+    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=1')[0] == 0
+    assert config.read_text() == written
+    recorded, = tmp_path.glob('*/tiny.py')
+    assert Config.fromfile(recorded).train_cfg.max_iters == 1
+
+
 def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
         config, weights, tool, tmp_path):
     options = ['--work-dir', tmp_path / 'w' / 'deep', '--out', tmp_path / 'out',
