@@ -5,6 +5,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
+from mmtr.models.layers import run_layer
 from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
@@ -65,7 +66,7 @@ class ReducibleBackbone(TunableBackbone):
         outs = [self._output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i, self.peft)
+            tokens = run_layer(layer, tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
                 full = self.token_reducer.restore(tokens)
                 if i == last or self.norm_every_output:
