@@ -21,7 +21,7 @@ from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
 from mmtr.engine.configs import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.engine.measuring import add_machine, check_file, positive, use_machine
-from mmtr.engine.model import build_model, read_weights
+from mmtr.engine.model import build_model, image_channels, read_weights
 from mmtr.engine.options import parse_settings
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
@@ -139,7 +139,11 @@ def autocast(args):
 
 def measure(args, names, models, kept):
     """One result for each part and model, as it goes into the JSON file."""
-    shape = (args.batch_size, 3, *args.shape)
+    channels = sorted({image_channels(model) for model in models})
+    if len(channels) > 1:
+        raise UserError(f'The models take images of {" and ".join(map(str, channels))} channels: compare those of one '
+                        'kind of images.')
+    shape = (args.batch_size, *channels, *args.shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     for model, own_weights in zip(models, kept):
         calibrate(args, model, own_weights, images)

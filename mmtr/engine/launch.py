@@ -19,6 +19,8 @@ from mmtr.operators import check_operators
 from mmtr.types import is_type
 
 from . import configs
+from .build_errors import in_words_of
+from .config_check import check_config
 from .configs import add_options, add_token_reduction
 from .data_check import check_data
 from .model import has_peft
@@ -154,8 +156,10 @@ def runner(cfg, loaders, folders=()):
 
     Raises:
         UserError: The model needs operators that mmcv-lite has not; see also
+            :func:`mmtr.engine.config_check.check_config`, :func:`mmtr.engine.build_errors.in_words_of`,
             :func:`mmtr.engine.data_check.check_data` and :func:`start_processes`.
     """
+    check_config(cfg, loaders)
     check_data(cfg, loaders)
     # The tools load nothing but tensors, whichever of mmengine's loaders a checkpoint comes through.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -163,9 +167,10 @@ def runner(cfg, loaders, folders=()):
     built = None
     clean = _cleaner(cfg, [cfg.work_dir, *folders])
     try:
-        built = RecordingRunner.from_cfg(cfg)
-        check_operators(built.model)
-        yield built
+        with in_words_of(cfg):
+            built = RecordingRunner.from_cfg(cfg)
+            check_operators(built.model)
+            yield built
     except Exception as error:
         # Not built.iter, which would build the training data to say 0.
         trained = built is not None and getattr(built._train_loop, 'iter', 0) > 0

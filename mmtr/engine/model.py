@@ -15,6 +15,7 @@ from mmtr.operators import check_operators
 from mmtr.peft.checkpoint import put_in_frozen, weights_in
 from mmtr.types import type_name
 
+from .build_errors import in_words_of
 from .checkpoint import read_checkpoint
 from .configs import load_config, merge_options
 from .data_check import datasets_in, loads_annotations
@@ -36,6 +37,12 @@ def without_pretrained(node):
     return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
 
 
+def image_channels(model: nn.Module) -> int:
+    """How many channels the images of a model, or of a backbone, have: those of its first convolution."""
+    backbone = getattr(model, 'backbone', model)
+    return next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
 def has_peft(cfg) -> bool:
     """Whether the backbone of a config has a ``peft``."""
     return bool(((cfg.get('model') or {}).get('backbone') or {}).get('peft'))
@@ -45,9 +52,10 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode.
 
     Raises:
-        UserError: It needs operators that mmcv-lite has not; or as the model.
+        UserError: It needs operators that mmcv-lite has not; see ``in_words_of``; or as the model.
     """
-    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
+    with in_words_of(cfg), warnings.catch_warnings(), DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope') or 'mmseg'):
         warnings.simplefilter('ignore')
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
         model = check_operators(MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model)))

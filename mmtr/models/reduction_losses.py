@@ -1,7 +1,7 @@
 """How the auxiliary losses of a token reducer reach the runner."""
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
-from mmtr.reducers.auxiliary import auxiliary_outputs
+from mmtr.reducers.auxiliary import Semantic, auxiliary_outputs
 
 
 class ReductionLosses:
@@ -42,11 +42,18 @@ class ReductionLosses:
     def _reducers(self):
         return {name: module for name, module in self.named_modules() if isinstance(module, TokenReducer)}
 
+    def _ignore_as_the_head(self, reducer):
+        head, task = getattr(self, 'decode_head', None), getattr(reducer, 'task', None)
+        head = head[-1] if hasattr(head, '__getitem__') else head  # a cascade
+        if isinstance(task, Semantic) and getattr(head, 'ignore_index', None) is not None:
+            task.ignore_index = head.ignore_index
+
     def loss(self, inputs, data_samples):
         """As stock, and the reducer's."""
         with auxiliary_outputs() as outputs:
             losses = super().loss(inputs, data_samples)
         for path, reducer in self._reducers().items():
+            self._ignore_as_the_head(reducer)
             owner = path.replace('token_reducer', 'reducer').removeprefix('backbone.')
             for name, loss in reducer.losses(outputs.get(reducer, {}), data_samples).items():
                 losses[f'{owner}.{name}'] = loss

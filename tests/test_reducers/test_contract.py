@@ -157,7 +157,8 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     seen = []
     model = backbone(cfg)
     for layer in model.layers:
-        layer.register_forward_hook(lambda module, args, out: seen.append(out))
+        layer.register_forward_hook(
+            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True)
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)

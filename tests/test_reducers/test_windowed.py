@@ -161,11 +161,13 @@ def test_rows_can_go_layer_by_layer():
     model = backbone(dict(type='TokenAdapter', per_layer=(1, 0), layers=(0, 4)))
     seen = []
     for block in model.stages[0].blocks:
-        block.register_forward_hook(lambda module, args, out: seen.append((out.windows.grid, out.windows.window)))
+        block.register_forward_hook(
+            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens.windows), with_kwargs=True)
     with torch.no_grad():
         out = model(torch.randn(1, 3, 4 * 14, 4 * 7))[0]
     # Windows of 6 rows, and one of the last 2, which keeps a row; columns stay.
-    assert seen == [((14, 7), (6, 6)), ((11, 7), (5, 6)), ((9, 7), (4, 6)), ((7, 7), (3, 6)), ((14, 7), (6, 6))]
+    assert [(each.grid, each.window) for each in seen] == [
+        ((14, 7), (6, 6)), ((11, 7), (5, 6)), ((9, 7), (4, 6)), ((7, 7), (3, 6)), ((14, 7), (6, 6))]
     assert out.shape == (1, CHANNELS, 14, 7) and out.isfinite().all()
 
 

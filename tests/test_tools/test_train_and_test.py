@@ -292,7 +292,7 @@ def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
     ('test', ['{weights}', '--out', '{weights}/out'], "--out '{weights}/out' cannot be a folder"),
     ('test', ['{weights}', '--launcher', 'pytorch'], 'RANK is not set'),
     ('test', ['{weights}', '--cfg-options', 'test_dataloader.dataset.data_root=gone'], "'gone' is not there"),
-    ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'holds the label 3'),
+    ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'BaseSegDataset has 4 classes'),
     ('train', ['--cfg-options', 'oops'], "not 'oops'"),
     ('train', ['--cfg-options', 'load_from=gone.pth'], "'gone.pth' is not there"),
     ('train', ['--amp', '--cfg-options', 'optim_wrapper.type=Mine'], "'Mine'"),
@@ -315,7 +315,7 @@ def test_testing_does_without_training_data(
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(drawn_data / 'images/training')
     before = sorted(tmp_path.rglob('*'))
-    status, said = tool('test', config, weights, '--cfg-options', 'model.decode_head.num_classes=5')
+    status, said = tool('test', config, weights, '--cfg-options', 'model.backbone.mlp_ratio=3')
     assert status == 2 and 'of another shape' in said
     assert sorted(tmp_path.rglob('*')) == before
     assert tool('test', config, weights, '--show-dir', tmp_path / 'shown')[0] in (0, None)

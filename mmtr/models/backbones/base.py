@@ -6,6 +6,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
 from mmtr.models.fitting import prefix_in, start_from
+from mmtr.models.layers import run_layer
 from mmtr.models.reduced_outputs import ReducedOutputs
 from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
@@ -75,7 +76,7 @@ class ReducibleBackbone(TunableBackbone):
         outs = [output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i, self.peft)
+            tokens = run_layer(layer, tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
                 full = tokens if late else self.token_reducer.restore(tokens)
                 if i == last or self.norm_every_output:

@@ -5,7 +5,7 @@ from mmengine.model import ModuleList
 from mmseg.models.decode_heads import segmenter_mask_head as stock
 
 from mmtr.errors import UserError
-from mmtr.models.layers import reducible
+from mmtr.models.layers import reducible, run_layer
 from mmtr.models.twins import replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.reducers import BackboneShape, build_token_reducer
@@ -64,7 +64,7 @@ class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
         x = self.dec_proj(x.flatten(2).transpose(1, 2))
         tokens = Tokens(torch.cat([self.cls_emb.expand(x.shape[0], -1, -1), x], 1), grid, num_prefix=self.num_classes)
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i)
+            tokens = run_layer(layer, tokens, self.token_reducer, i)
         tokens = self.token_reducer.restore(tokens)
         tokens = tokens.replace(x=self.decoder_norm(tokens.x))
         patches = F.normalize(self.patch_proj(tokens.patches), dim=2)
