@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 # Okabe and Ito's colours, which the colour-blind tell apart; lines differ in marker too, for print.
 COLORS = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#999999', '#7F3C8D')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*', '<', '>', 'p')
-#: Values within this share of the axis coincide; lines that do are drawn in turns, each so many points long.
-SAME, DASH = 0.01, 5
+#: Values within this share of the axis coincide; lines that do are drawn in turns, each so many line widths long.
+SAME, DASH = 0.015, 2.5
 
 #: File name -> title, labels of the axes, quantities (drawn one after the other within a layer).
 FIGURES = dict(
@@ -57,12 +57,13 @@ def _draw(axes, lines, step):
         for length in (1, 2):  # points, and what is between two
             ends = {name: values[i:i + length] for name, values in lines.items() if len(values) >= i + length}
             for group in _coinciding(ends, tolerance):
-                for turn, name in enumerate(group):
+                for k, name in enumerate(group):
+                    turn = (k + i) % len(group)  # what is between two points may be shorter than a turn of all
                     color, marker = styles[name]
                     if length == 2:
                         dashes = (-turn * DASH, (DASH, (len(group) - 1) * DASH)) if len(group) > 1 else '-'
                         axes.plot([i * step, (i + 1) * step], ends[name], color=color, linewidth=1.6, linestyle=dashes)
-                    elif turn == i % len(group):
+                    elif turn == 0:
                         axes.plot(i * step, ends[name], color=color, marker=marker, markersize=5, zorder=3)
 
 
