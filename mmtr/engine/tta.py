@@ -3,7 +3,7 @@ import inspect
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 
 from mmtr.errors import UserError
 
@@ -38,8 +38,10 @@ def use_tta(cfg: Config) -> None:
         joined = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=joined) if detects else dict(type='mmseg.SegTTAModel')
     check_metrics(tta_model, cfg.test_evaluator)
-    for each in data:
-        each.pipeline = tta_pipeline or (flipped if detects else scaled_and_flipped)(each.pipeline)
+    augmented = flipped if detects else scaled_and_flipped
+    # All before any is changed: two of them may be one object.
+    for each, pipeline in zip(data, [tta_pipeline or augmented(each.pipeline) for each in data]):
+        each.pipeline = pipeline
     if not tta_pipeline:
         how = 'flips' if detects else f'flips and {len(RATIOS)} sizes, {RATIOS[0]:g} to {RATIOS[-1]:g}'
         print_log(f'--tta: the config has no tta_pipeline, so each image is tested by {how}.', 'current')
@@ -47,11 +49,13 @@ def use_tta(cfg: Config) -> None:
 
 
 def _detects(cfg):
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
-        kind = cfg.model['type'] if inspect.isclass(cfg.model['type']) else MODELS.get(cfg.model['type'])
+    kind = cfg.model['type']
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmseg')) as registry:
+            kind = registry.get(kind)
     bases = {f'{base.__module__.partition(".")[0]}.{base.__name__}' for base in inspect.getmro(kind or object)}
     if not cfg.get('tta_model') and not bases & {'mmdet.BaseDetector', 'mmseg.BaseSegmentor'}:
-        raise UserError(f'--tta needs a tta_model in the config: there is no default for a {cfg.model["type"]}.')
+        raise UserError(f'--tta needs a tta_model in the config: there is no default for a {name_of(cfg.model)}.')
     return 'mmdet.BaseDetector' in bases
 
 
