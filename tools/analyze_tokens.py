@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmtr.analysis.figures import draw_layers
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.speed import machine
+from mmtr.analysis.tables import aligned_rows
 from mmtr.apis import apply_token_reduction
 from mmtr.engine.configs import add_options, add_token_reduction, read_config, read_reductions
 from mmtr.engine.data_check import check_data, images_in, loads_annotations
@@ -107,10 +108,7 @@ def print_table(results):
                      f'{min(diversity, default=math.nan):.3f}', f'{mean["token_similarity"]:.3f}',
                      f'{similarity[-1] if similarity else math.nan:.3f}', f'{sum(layers["ms"]):.1f}',
                      f'{result["restore_ms"]:.2f}', f'{result["backbone_ms"]:.1f}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print('  '.join(cell.rjust(width) if i else cell.ljust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths))))
+    print(aligned_rows(rows))
 
 
 def draw_maps(model, reducers, files, inputs, folder):

@@ -19,6 +19,7 @@ from mmengine import ProgressBar
 
 from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
+from mmtr.analysis.tables import aligned_rows
 from mmtr.engine.configs import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.engine.measuring import add_machine, check_file, positive, use_machine
 from mmtr.engine.model import build_model, image_channels, read_weights
@@ -204,9 +205,7 @@ def table(results):
                      f'{r["images_per_second"]:.2f}', f'{r["gflops"]:.2f}', f'{r["parameters"] / 1e6:.2f}',
                      f'{r["peak_memory_bytes"] / 1e6:.1f}', f'{r["speed_up"]:.2f}x',
                      f'{r["gflops_ratio"]:.3f}', f'{r["memory_ratio"]:.3f}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-                                                          zip(row[1:], widths[1:]))]) for row in rows)
+    return aligned_rows(rows)
 
 
 def notes(results):

@@ -7,6 +7,7 @@ from mmengine.registry import HOOKS, METRICS
 import mmtr  # noqa: F401
 from mmtr.engine import launch
 from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.engine.tta import use_tta
 from mmtr.errors import UserError, command
 from mmtr.types import is_type
 
@@ -50,21 +51,13 @@ def paint(cfg, folder):
         backends.append(dict(type='LocalVisBackend'))
 
 
-def use_tta(cfg):
-    """Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say."""
-    absent = [key for key in ('tta_model', 'tta_pipeline') if not cfg.get(key)]
-    if absent:
-        raise UserError(f'--tta needs {" and ".join(absent)} in the config.')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = {**cfg.tta_model, 'module': cfg.model}
-
-
 @command
 def main():
     """Run from the command line."""
     parser = launch.parser(__doc__)
     parser.add_argument('checkpoint', help='.pth or .safetensors file, or a URL')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's tta_model and "
+                        'tta_pipeline, or by default flips, and of segmentors sizes')
     parser.add_argument('--out', help='folder for predictions as PNG label maps (mmdet: a .pkl file)')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--allow-partial', action='store_true',

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
+from mmengine.hub import get_config
 from mmengine.registry import HOOKS
 from PIL import Image
 
@@ -157,9 +158,15 @@ def test_test_time_augmentation_averages_the_image_and_its_mirror_image(
     assert changed > 0
 
 
-def test_test_time_augmentation_that_the_config_lacks_is_asked_for(config, weights, tool):
-    config.write_text(config.read_text() + '\ntta_model = None\n')
-    assert tool('test', config, weights, '--tta') == (2, 'Error: --tta needs tta_model in the config.\n')
+def test_test_time_augmentation_that_the_config_lacks_is_that_of_mmseg(config, weights, tool, tmp_path):
+    theirs = get_config('mmseg::_base_/datasets/ade20k.py').tta_pipeline
+    for name, tta in dict(absent=None, given=[step.to_dict() for step in theirs]).items():
+        config.write_text(f'{config.read_text()}\ntta_model = None\ntta_pipeline = {tta}\n')
+        assert tool('test', config, weights, '--tta', '--out', tmp_path / name) == (0, '')
+    assert tool('test', config, weights, '--out', tmp_path / 'once') == (0, '')
+    absent, given, once = (np.stack([np.asarray(Image.open(tmp_path / name / f'{i}.png')) for i in range(6)])
+                           for name in ('absent', 'given', 'once'))
+    assert (absent == given).all() and (absent != once).any()
 
 
 def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_path):

@@ -90,7 +90,7 @@ class TunableBackbone:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _init_parts(self):
-        """Last, for the backbone may have filled all that is in it; but a file may have brought the reducer's weights."""
+        """Last, for the backbone may have filled all that is in it. A file may have brought the reducer's weights."""
         if not self.pretrained_file:
             self.token_reducer.init_weights()
         if self.peft is not None:
