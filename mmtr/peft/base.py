@@ -5,15 +5,14 @@ from typing import Optional
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmtr import settings
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneShape, TokenReducer
 from mmtr.registry import PEFTS
-from mmtr.settings import build_from_key
+from mmtr.settings import Declared, build_from_key
 from mmtr.tokens import Tokens
 
 
-class PEFT(BaseModule):
+class PEFT(Declared, BaseModule):
     """Some parameters that are trained while the backbone's own are frozen.
 
     Its parts start from their own ``init_weights``.
@@ -21,6 +20,7 @@ class PEFT(BaseModule):
     Args:
         backbone: The backbone it is built for.
     """
+    setting_prefix = 'peft.'
     #: Whether the patch tokens must be the whole grid in every layer.
     needs_grid = False
 
@@ -67,8 +67,3 @@ def build_peft(cfg: dict, backbone: BackboneShape) -> PEFT:
         UserError: The type or one of its settings does not exist, or a setting cannot work.
     """
     return build_from_key('peft', PEFTS, cfg, backbone=backbone)
-
-
-def check_share(key: str, value) -> float:
-    """Return ``value`` if it is a probability below 1; raises ``UserError`` if not."""
-    return settings.check_number(f'peft.{key}', value, lambda n: 0 <= n < 1, 'a probability of at least 0, below 1')

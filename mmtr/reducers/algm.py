@@ -7,9 +7,10 @@ from mmtr.ops.bipartite import threshold_matching
 from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import COSINE, Layer, Number, Whole
 
-from .base import check_whole
 from .merging import MergingReducer
+from .restoring import RESTORE
 
 
 @TOKEN_REDUCERS.register_module()
@@ -35,20 +36,17 @@ class ALGM(MergingReducer):
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold=0.88, local_layer=1, global_layer=0.4, window=2, restore='residual'):
+    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Layer() | None = 1,
+                 global_layer: Layer() | Number(above=0, below=1, noun='a share of the depth') | None = 0.4,
+                 window: Whole(2, 64) = 2, restore: RESTORE = 'residual'):
         super().__init__(backbone, restore)
-        if not isinstance(threshold, (int, float)) or not -1 <= threshold <= 1:
-            raise UserError(f'token_reduction.threshold={threshold!r} is no cosine similarity: '
-                            'choose -1 to 1.')
-        if isinstance(global_layer, float) and 0 < global_layer < 1:
-            global_layer = round(global_layer * backbone.depth)
-        for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
-            if layer is not None:
-                check_whole(key, layer, 0, backbone.depth - 1)
+        if isinstance(global_layer, float):
+            global_layer = Layer().check('token_reduction.global_layer', round(global_layer * backbone.depth),
+                                         backbone.depth)
         if local_layer is not None and global_layer is not None and local_layer >= global_layer:
             raise UserError(f'token_reduction.local_layer={local_layer} must be less than global_layer='
                             f'{global_layer}: windows are of the whole grid.')
-        self.threshold, self.window = threshold, check_whole('window', window, 2, 64)
+        self.threshold, self.window = threshold, window
         self.local_layer, self.global_layer = local_layer, global_layer
 
     @classmethod

@@ -2,9 +2,13 @@
 import torch
 from torch import Tensor
 
+from mmtr.settings import Choice
 from mmtr.tokens import Tokens
 
-from .base import TokenReducer, check_choice
+from .base import TokenReducer
+
+#: The two that every method has.
+RESTORE = Choice('copy', 'residual')
 
 
 class RestoringReducer(TokenReducer):
@@ -20,20 +24,15 @@ class RestoringReducer(TokenReducer):
 
     Args:
         backbone: See ``TokenReducer``.
-        restore: ``copy`` or ``residual``, or what else a subclass offers.
-        choices: What it may be.
-
-    Raises:
-        UserError: ``restore`` is none of ``choices``.
+        restore: ``copy`` or ``residual``, or what else a subclass declares.
     """
     #: Key of ``Tokens.memo`` under which ``expand`` finds what it needs; there if anything was reduced.
     expansion: str
     #: Tokens are restored after layer ``stop - 1``; None: for an output only.
     stop = None
 
-    def __init__(self, backbone, restore, choices=('copy', 'residual')):
+    def __init__(self, backbone, restore):
         super().__init__(backbone)
-        check_choice('restore', restore, choices)
         self.restoration = restore
 
     def expand(self, tokens: Tokens) -> Tensor:

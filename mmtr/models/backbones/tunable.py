@@ -6,14 +6,18 @@ from torch import nn
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape
+from mmtr.settings import Declared
+
+from .keys import STOCK
 
 
-class TunableBackbone:
+class TunableBackbone(Declared):
     """Mixin of a backbone that reduces tokens and may be frozen beside a ``peft``.
 
     A subclass has ``all_layers`` of ``ReducibleLayer``, ``shape`` and ``build_reducer``. It sets its reducer, then
     its ``peft``, when it is built, and calls ``_init_peft`` at the end of ``init_weights``.
     """
+    inherited = STOCK
     #: Children that a ``peft`` does not freeze.
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
 
