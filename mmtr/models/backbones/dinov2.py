@@ -10,7 +10,7 @@ from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
 from mmtr.settings import SHARE, Flag, Number, Whole
 
-from .keys import KEY, NORM, OUTPUTS, PATCH, PIXELS
+from .keys import NORM, OUTPUTS, PATCH, PIXELS
 from .vit import VisionTransformer
 
 
@@ -63,7 +63,7 @@ class DINOv2(VisionTransformer):
     def __init__(self, img_size: PIXELS = 518, patch_size: PATCH = 14, num_registers: Whole(0, 1024) = 0,
                  layer_scale_init_value: Number(above=0, most=1000) = 1e-5, interpolate_antialias: Flag() | None = None,
                  interpolate_offset: SHARE | None = None, out_indices: OUTPUTS = -1, norm_cfg: NORM | None = None,
-                 patch_bias: Flag() = True, final_norm: Flag() = True, token_reduction: KEY = None, peft: KEY = None,
+                 patch_bias: Flag() = True, final_norm: Flag() = True, token_reduction=None, peft=None,
                  **kwargs):
         super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,
                          out_indices=out_indices, norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg,

@@ -22,7 +22,6 @@ from .keys import (
     FILE,
     HEADS,
     INIT,
-    KEY,
     NORM,
     OUTPUTS,
     PATCH,
@@ -79,8 +78,8 @@ class EVA02(ReducibleBackbone, BaseModule):
                  with_cls_token: Flag() = True, final_norm: Flag() = True,
                  drop_path_rate: PROBABILITY | Listed(PROBABILITY) = 0., norm_cfg: NORM | None = None,
                  rope_grid: Whole(1, 2**12) = 16, window_size: Whole(1, 2**12) | None = None,
-                 window_layers: Listed(Whole(-256, 255)) = (), with_cp: Flag() = False, token_reduction: KEY = None,
-                 peft: KEY = None, attn_backend: ATTN_BACKEND = 'auto', pretrained: FILE = None, init_cfg: INIT = None):
+                 window_layers: Listed(Whole(-256, 255)) = (), with_cp: Flag() = False, token_reduction=None,
+                 peft=None, attn_backend: ATTN_BACKEND = 'auto', pretrained: FILE = None, init_cfg: INIT = None):
         check_start(pretrained, init_cfg)
         if pretrained is not None:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)

@@ -3,7 +3,7 @@ from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 
 from mmtr.errors import UserError
 from mmtr.ops.attention import BACKENDS
-from mmtr.settings import PROBABILITY, Choice, Config, Flag, Kind, Listed, Number, Pair, Setting, Text, Unfit, Whole
+from mmtr.settings import PROBABILITY, Choice, Config, Flag, Listed, Number, Pair, Setting, Text, Unfit, Whole
 
 
 class Initialisation(Setting):
@@ -45,8 +45,6 @@ RATIO = Number(above=0, most=64)
 #: Negative ones are counted from the end; ``which_layers`` knows the depth.
 OUTPUTS = Whole(-256, 255) | Listed(Whole(-256, 255), least=1)
 NORM = Config(MODELS)
-#: The values of the keys ``token_reduction`` and ``peft``, whose builders look into them.
-KEY = Kind(dict, noun="dict(type='...', ...)") | None
 ATTN_BACKEND = Choice(*BACKENDS)
 FILE = Text('the path of a checkpoint') | None
 INIT = Initialisation() | None
@@ -73,9 +71,9 @@ def check_start(pretrained, init_cfg) -> None:
 def check_heads(embed_dims: int, num_heads: int, multiple: int = 1) -> None:
     """Raise a ``UserError`` unless each head gets as many channels, ``multiple`` times a whole number."""
     if embed_dims % (num_heads * multiple):
-        each = f'a multiple of {multiple}' if multiple > 1 else 'a whole number'
-        raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: each head must get {each} of '
-                        'channels.')
+        each = '' if multiple == 1 else f', a multiple of {multiple}'
+        raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: each head must get as many '
+                        f'channels{each}.')
 
 
 def check_patches(img_size: tuple[int, int], patch_size: int) -> None:

@@ -17,7 +17,7 @@ from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Number, Whole
 
-from .keys import ATTN_BACKEND, HEADS, KEY, RATIO, STOCK, Initialisation, check_heads, check_patches, check_start
+from .keys import ATTN_BACKEND, HEADS, RATIO, STOCK, Initialisation, check_heads, check_patches, check_start
 from .tunable import TunableBackbone
 
 # Values for each stage.
@@ -50,7 +50,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         out_indices=Listed(Whole(0, 7), rising=True, **_STAGES), qk_scale=Number(above=0) | None,
         frozen_stages=Whole(-1, 8), init_cfg=Initialisation(of_file=True) | None)
 
-    def __init__(self, *args, token_reduction: KEY = None, peft: KEY = None, attn_backend: ATTN_BACKEND = 'auto',
+    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
                  convert_weights: Flag() = False, **kwargs):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         _check_stages(**kwargs)

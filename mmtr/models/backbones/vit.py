@@ -10,7 +10,7 @@ from mmtr.registry import MODELS
 from mmtr.settings import Whole
 
 from .base import ReducibleBackbone
-from .keys import ATTN_BACKEND, HEADS, KEY, STOCK, check_heads, check_patches, check_start, which_layers
+from .keys import ATTN_BACKEND, HEADS, STOCK, check_heads, check_patches, check_start, which_layers
 
 
 @MODELS.register_module()
@@ -30,7 +30,7 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
     inherited = dict(STOCK, num_heads=HEADS, mlp_ratio=Whole(1, 64))
     final_norm_name = 'ln1'
 
-    def __init__(self, *args, token_reduction: KEY = None, peft: KEY = None, attn_backend: ATTN_BACKEND = 'auto',
+    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
                  **kwargs):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         check_heads(kwargs['embed_dims'], kwargs['num_heads'])
