@@ -4,7 +4,6 @@ from typing import Optional
 
 from torch import Tensor, nn
 
-from mmtr import settings
 from mmtr.errors import UserError
 from mmtr.reducers import BackbonePart, BackboneShape, TokenReducer
 from mmtr.registry import PEFTS
@@ -20,6 +19,7 @@ class PEFT(BackbonePart):
     Args:
         backbone: The backbone it is built for.
     """
+    setting_prefix = 'peft.'
     #: Whether the patch tokens must be the whole grid in every layer.
     needs_grid = False
 
@@ -56,8 +56,3 @@ def build_peft(cfg: dict, backbone: BackboneShape) -> PEFT:
         UserError: The type or one of its settings does not exist, or a setting cannot work.
     """
     return build_from_key('peft', PEFTS, cfg, backbone=backbone)
-
-
-def check_share(key: str, value) -> float:
-    """Return ``value`` if it is a probability below 1; raises ``UserError`` if not."""
-    return settings.check_number(f'peft.{key}', value, lambda n: 0 <= n < 1, 'a probability of at least 0, below 1')

@@ -7,9 +7,10 @@ from mmtr.ops.bipartite import adaptive_matching, threshold_matching
 from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import COSINE, Choice, Layer, Number, Whole
 
-from .base import check_choice, check_whole
 from .merging import MergingReducer
+from .restoring import RESTORE, RESTORE_AT
 
 
 @TOKEN_REDUCERS.register_module()
@@ -41,28 +42,25 @@ class ALGM(MergingReducer):
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold=0.88, local_layer=1, global_layer=0.4, window=2, variant='training_free',
-                 restore=None, restore_at=None):
-        check_choice('variant', variant, ('training_free', 'released'))
+    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Layer(-1) | None = 1,
+                 global_layer: Layer(-1) | Number(above=0, below=1, noun='a share of the depth') | None = 0.4,
+                 window: Whole(2, 64) = 2, variant: Choice('training_free', 'released') = 'training_free',
+                 restore: RESTORE | None = None, restore_at: RESTORE_AT | None = None):
         released = variant == 'released'
         if restore is None:
             restore = 'copy' if released else 'residual'
         if restore_at is None:
             restore_at = 'after_head' if released and restore == 'copy' else 'before_norm'
-        super().__init__(backbone, restore, restore_at=restore_at)
-        if not isinstance(threshold, (int, float)) or not -1 <= threshold <= 1:
-            raise UserError(f'token_reduction.threshold={threshold!r} is no cosine similarity: '
-                            'choose -1 to 1.')
-        if isinstance(global_layer, float) and 0 < global_layer < 1:
+        super().__init__(backbone, restore, restore_at)
+        if isinstance(global_layer, float):
             global_layer = round(global_layer * backbone.depth)
         for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
             if layer is not None:
-                check_whole(key, layer, int(released), backbone.depth - 1 + int(released))
+                Whole(int(released), backbone.depth - 1 + int(released)).check(f'token_reduction.{key}', layer)
         if local_layer is not None and global_layer is not None and local_layer >= global_layer:
             raise UserError(f'token_reduction.local_layer={local_layer} must be less than global_layer='
                             f'{global_layer}: windows are of the whole grid.')
-        self.released = released
-        self.threshold, self.window = threshold, check_whole('window', window, 2, 64)
+        self.released, self.threshold, self.window = released, threshold, window
         self.local_layer, self.global_layer = local_layer, global_layer
 
     @classmethod

@@ -5,10 +5,9 @@ from typing import Callable, Optional
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from mmtr import settings
 from mmtr.errors import UserError
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import build_from_key
+from mmtr.settings import Declared, build_from_key
 from mmtr.tokens import Tokens
 
 
@@ -34,7 +33,7 @@ class BackboneShape:
         return self.widths or (self.embed_dims, ) * self.depth
 
 
-class BackbonePart(BaseModule):
+class BackbonePart(Declared, BaseModule):
     """What a key of a backbone builds: a reducer or a PEFT.
 
     Args:
@@ -62,11 +61,13 @@ class TokenReducer(BackbonePart):
     layer (activation checkpointing) and must then give the same.
 
     Args:
-        backbone: The backbone it is built for. Settings are checked against it at once.
+        backbone: The backbone it is built for. Settings are what the annotations of ``__init__`` declare, in values of
+            ``mmtr.settings``, and are checked, against this backbone, before it runs.
 
     Raises:
         UserError: It ``needs_class_token``, and the backbone has no prefix token.
     """
+    setting_prefix = 'token_reduction.'
     #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
     nothing: dict = {}
     #: Whether the number of tokens in each layer depends on the settings and the grid alone.
@@ -208,55 +209,11 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
         'token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
 
 
-def check_choice(key: str, value, choices) -> None:
-    """``mmtr.settings.check_choice`` of a setting of ``token_reduction``."""
-    settings.check_choice(f'token_reduction.{key}', value, choices)
-
-
-def check_number(key: str, value, fits: Callable[[float], bool], words: str) -> float:
-    """``mmtr.settings.check_number`` of a setting of ``token_reduction``."""
-    return settings.check_number(f'token_reduction.{key}', value, fits, words)
-
-
-def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
-    """``mmtr.settings.check_whole`` of a setting of ``token_reduction``."""
-    return settings.check_whole(f'token_reduction.{key}', value, low, high)
-
-
 def default_start(depth: int) -> int:
     """The layer from which methods reduce unless told: 10 of 24, where the papers start in a ViT-L."""
     return round(depth * 10 / 24)
 
 
-def check_layers(key: str, layers, depth: int) -> tuple[int, int]:
-    """Return ``layers`` as a span (a, b), the layers a to b - 1 counted from 0; None: from 10/24 of the depth.
-
-    Raises:
-        UserError: It is no pair of whole numbers with 0 <= a <= b <= depth.
-    """
-    if layers is None:
-        return default_start(depth), depth
-    try:
-        start, stop = layers
-        fits = int(start) == start and int(stop) == stop and 0 <= start <= stop <= depth
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise UserError(f'token_reduction.{key}={layers!r} is no span of layers: give (a, b) with '
-                        f'0 <= a <= b <= {depth}, the depth of this backbone; layers a to b - 1, counted from 0, '
-                        'are reduced.')
-    return int(start), int(stop)
-
-
-def check_pair(key: str, value) -> tuple[float, float]:
-    """Return ``value``, one number or a pair, as the pair (rows, columns).
-
-    Raises:
-        UserError: It is neither.
-    """
-    pair = (value, value) if isinstance(value, (int, float)) else value
-    try:
-        rows, columns = (float(v) for v in pair)
-    except (TypeError, ValueError):
-        raise UserError(f'token_reduction.{key}={value!r} must be one number, or two for (rows, columns).') from None
-    return rows, columns
+def default_span(layers: Optional[tuple[int, int]], depth: int) -> tuple[int, int]:
+    """``layers``, or, for None, those from ``default_start`` on."""
+    return (default_start(depth), depth) if layers is None else layers

@@ -3,9 +3,15 @@ import torch
 from torch import Tensor
 
 from mmtr.errors import UserError
+from mmtr.settings import Choice
 from mmtr.tokens import Tokens
 
-from .base import TokenReducer, check_choice
+from .base import TokenReducer
+
+#: The two that every method has.
+RESTORE = Choice('copy', 'residual')
+#: Where tokens are given back for an output.
+RESTORE_AT = Choice('before_norm', 'after_head')
 
 
 class RestoringReducer(TokenReducer):
@@ -21,24 +27,20 @@ class RestoringReducer(TokenReducer):
 
     Args:
         backbone: See ``TokenReducer``.
-        restore: ``copy`` or ``residual``, or what else a subclass offers.
-        choices: What it may be.
+        restore: ``copy`` or ``residual``, or what else a subclass declares.
         restore_at: ``before_norm``: tokens of an output are given back before the backbone's final norm;
             ``after_head``: norm and head run on the reduced tokens, and E gives back the logits.
 
     Raises:
-        UserError: A setting is none of its choices; or ``after_head`` with another ``restore`` than ``copy``, or in
-            the windows of a Swin.
+        UserError: ``after_head`` with another ``restore`` than ``copy``, or in the windows of a Swin.
     """
     #: Key of ``Tokens.memo`` under which ``expand`` finds what it needs; there if anything was reduced.
     expansion: str
     #: Tokens are restored after layer ``stop - 1``; None: for an output only.
     stop = None
 
-    def __init__(self, backbone, restore, choices=('copy', 'residual'), restore_at='before_norm'):
+    def __init__(self, backbone, restore, restore_at='before_norm'):
         super().__init__(backbone)
-        check_choice('restore', restore, choices)
-        check_choice('restore_at', restore_at, ('before_norm', 'after_head'))
         if restore_at == 'after_head' and restore != 'copy':
             raise UserError("token_reduction.restore_at='after_head' gives back logits, which have no value of their "
                             f"own for restore={restore!r}: set restore='copy'.")

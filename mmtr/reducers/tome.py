@@ -8,9 +8,27 @@ from torch import Tensor
 from mmtr.errors import UserError
 from mmtr.ops.bipartite import Matching, merge, soft_matching, unmerge
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import Choice, Flag, Number, Setting, Span, Whole
 
-from .base import check_choice, check_layers
 from .merging import MergingReducer
+from .restoring import RESTORE
+
+
+class Merging(Setting):
+    """How many tokens merge in each layer of a span: ``r`` of ``ToMe``."""
+    _each = Number(least=0, most=0.5, noun='a share', fraction=True) | Whole(0, 2**20)
+    _inflect = Number(least=-1, most=1)
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return (f'{self._each.words()}, or a list of these, one for each layer, or a tuple (r, inflect) with an '
+                'inflect from -1 to 1')
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if isinstance(value, tuple) and len(value) == 2:
+            return self._each.take(value[0]), self._inflect.take(value[1])
+        return [self._each.take(n) for n in value] if isinstance(value, list) else self._each.take(value)
 
 
 @TOKEN_REDUCERS.register_module()
@@ -39,14 +57,15 @@ class ToMe(MergingReducer):
     """
     nothing = dict(r=0)
 
-    def __init__(self, backbone, mode='sublayer', r=None, layers=None, proportional_attention=None, restore=None):
+    def __init__(self, backbone, mode: Choice('sublayer', 'progressive') = 'sublayer', r: Merging() | None = None,
+                 layers: Span() | None = None, proportional_attention: Flag() | None = None,
+                 restore: RESTORE | None = None):
         super().__init__(backbone, 'residual' if restore is None else restore)
-        check_choice('mode', mode, ('sublayer', 'progressive'))
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:
             raise UserError(f"token_reduction.restore={restore!r} is for mode='progressive': a sublayer adds what it "
                             'unmerges to the tokens, so leave restore out.')
-        self.layers = check_layers('layers', (0, backbone.depth) if layers is None else layers, backbone.depth)
+        self.layers = (0, backbone.depth) if layers is None else layers
         if r is None:
             r = 8 if self.progressive else 0.3
         self.r = _schedule(r, self.layers[1] - self.layers[0])

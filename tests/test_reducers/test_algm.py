@@ -233,8 +233,8 @@ def test_the_global_layer_is_the_same_share_of_any_depth():
 
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(threshold=88), r'threshold=88 is no cosine similarity: choose -1 to 1'),
-    (dict(threshold='high'), r"threshold='high' is no cosine"),
+    (dict(threshold=88), r'threshold=88 must be a cosine similarity from -1 to 1'),
+    (dict(threshold='high'), r"threshold='high' must be a cosine"),
     (dict(local_layer=5), r'local_layer=5 must be a whole number from 0 to 4'),
     (dict(global_layer=1.5), r'global_layer=1.5 must be a whole number from 0 to 4'),
     (dict(local_layer=3, global_layer=3), r'local_layer=3 must be less than global_layer=3'),

@@ -186,7 +186,7 @@ def test_calibrated_selectors_choose_the_target_and_halve_the_ffn():
 
 @pytest.mark.parametrize('settings, words', [
     (dict(target=0), 'target=0 must be a share above 0'), (dict(target=1.2), 'target=1.2'),
-    (dict(temperature=0.), 'temperature=0.0 must be a number above 0'), (dict(budget_weight=-1), 'budget_weight=-1'),
+    (dict(temperature=0.), 'temperature=0.0 must be a number from 0.001'), (dict(budget_weight=-1), 'budget_weight=-1'),
     (dict(threshold=1), 'threshold=1 must be a probability'), (dict(ratio=0.5), "has no setting 'ratio'")])
 def test_what_cannot_work_is_said_when_it_is_built(settings, words):
     with pytest.raises(UserError, match=words):

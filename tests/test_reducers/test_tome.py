@@ -211,13 +211,13 @@ def test_very_small_grids(mode, grid):
 
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(mode='global'), r"mode='global' is unknown: choose one of sublayer, progressive"),
-    (dict(r=0.6), r'r=0.6 cannot work: .* share of 0.0 to 0.5'),
-    (dict(r=-1), r'r=-1 cannot work'),
-    (dict(r='much'), r"r='much' cannot work"),
+    (dict(mode='global'), r"mode='global' must be one of sublayer, progressive"),
+    (dict(r=0.6), r'r=0.6 must be a share from 0 to 0.5'),
+    (dict(r=-1), r'r=-1 must be'),
+    (dict(r='much'), r"r='much' must be"),
     (dict(r=[1, 2]), r'r=\[1, 2\] has 2 values for 4 layers'),
-    (dict(r=[1, 2, 3, 0.7]), r'r=\[1, 2, 3, 0.7\] cannot work'),
-    (dict(r=(8, 2)), r'r=\(8, 2\) has the inflection 2: choose -1'),
+    (dict(r=[1, 2, 3, 0.7]), r'r=\[1, 2, 3, 0.7\] must be'),
+    (dict(r=(8, 2)), r'r=\(8, 2\) must be .* tuple \(r, inflect\) with an inflect from -1 to 1'),
     (dict(r=(0.4, 1)), r'r=\(0.4, 1\) cannot work'),
     (dict(layers=(0, 5)), r'layers=\(0, 5\)'),
 ])

@@ -144,12 +144,3 @@ class ReducibleBackbone(TunableBackbone):
             raise UserError(f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
                             f'{len(differing)} weights ({some}){remedy}.')
         self.load_state_dict(state, strict=False)
-
-
-def which_layers(key, layers, depth):
-    """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0."""
-    each = (layers,) if isinstance(layers, int) else tuple(layers)
-    for layer in each:
-        if not isinstance(layer, int) or not -depth <= layer < depth:
-            raise UserError(f'{key}={layers!r} names layer {layer!r}: this backbone has layers 0 to {depth - 1}.')
-    return tuple(layer % depth for layer in each)

@@ -10,15 +10,19 @@ from mmtr.peft.checkpoint import complete
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape
 from mmtr.reducers.words import in_words
+from mmtr.settings import Declared
+
+from .keys import STOCK
 
 
-class TunableBackbone:
+class TunableBackbone(Declared):
     """Mixin of a backbone that reduces tokens and may be frozen beside a ``peft``.
 
     A subclass has ``all_layers`` of ``ReducibleLayer``, ``shape`` and ``build_reducer``. It sets its reducer, then
     its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``. Its ``_load_pretrained``
     fills all that a ``peft`` freezes from a file, or raises a ``UserError``.
     """
+    inherited = STOCK
     #: Children that a ``peft`` does not freeze.
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
     #: Whether what a ``peft`` freezes was ever filled from a file; until then it is random.

@@ -10,11 +10,12 @@ from mmtr.models.twins import replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import MODELS
+from mmtr.settings import Declared
 from mmtr.tokens import Tokens
 
 
 @MODELS.register_module()
-class SegmenterMaskTransformerHead(stock.SegmenterMaskTransformerHead):
+class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead):
     """mmseg's ``SegmenterMaskTransformerHead``: same arguments, weights and outputs, and two keys more.
 
     Args:

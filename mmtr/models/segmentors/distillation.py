@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from mmtr.errors import UserError
 from mmtr.models.fitting import PretrainedWatch
 from mmtr.registry import MODELS
-from mmtr.settings import check_choice, check_number, check_whole
+from mmtr.settings import Declared, Flag, Kind, Number, Whole
 
 from .encoder_decoder import EncoderDecoder
 
 
-class Distillation(BaseModule):
+class Distillation(Declared, BaseModule):
     """Loss between the patch features of a student and of a frozen teacher, each seen through an MLP of its own.
 
     The teacher is no submodule: it is in no state dict, optimizer or data-parallel wrapper, and always in eval mode.
@@ -29,13 +29,12 @@ class Distillation(BaseModule):
         UserError: A setting cannot work; when weights are initialised: the teacher has no pretrained file.
     """
 
-    def __init__(self, student, teacher, channels=768, loss_weight=0.1, stop_gradient=True):
+    setting_prefix = 'distillation.'
+
+    def __init__(self, student, teacher: Kind(dict, noun="dict(type='...', ...) of a backbone"),
+                 channels: Whole(1, 2**14) = 768, loss_weight: Number(above=0) = 0.1, stop_gradient: Flag() = True):
         super().__init__()
-        check_whole('distillation.channels', channels, 1)
-        check_choice('distillation.stop_gradient', stop_gradient, (True, False))
-        self.loss_weight = check_number(
-            'distillation.loss_weight', loss_weight, lambda n: n > 0, 'a number above 0')
-        self.stop_gradient = stop_gradient
+        self.loss_weight, self.stop_gradient = loss_weight, stop_gradient
         built = MODELS.build(teacher)
         if not hasattr(built, 'shape'):
             raise UserError(f"distillation.teacher.type={teacher['type']!r} must be a backbone of mmtr.")
