@@ -30,7 +30,7 @@ from mmtr.reducers.base import TokenReducer
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
-REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore')
+REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore', 'give_back')
 COLUMNS = ('config', 'ms/image', 'quartiles', 'images/s', 'GFLOPs', 'M params', 'peak MB',
            'speed-up', 'x GFLOPs', 'x memory')
 

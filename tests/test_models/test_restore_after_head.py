@@ -147,6 +147,8 @@ def test_padding_is_hidden_from_the_head(settings):
         counts = [model.backbone(each[None])._tokens[0].patches.shape[1] for each in inputs]
         together, alone = model(inputs), torch.cat([model(each[None]) for each in inputs])
         torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+        with pytest.raises(UserError, match='The batch has no image'):
+            model(inputs[:0])
         # Alone, without padding: the stock head on the tokens, copied to the patches that they stand for.
         tokens = model.backbone(inputs[:1])._tokens[0]
         said = stock_parts(model)[1].forward([tokens.patches.transpose(1, 2).unsqueeze(2)])[0, :, 0]

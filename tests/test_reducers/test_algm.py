@@ -202,13 +202,6 @@ def test_padding_is_hidden_only_where_there_is_any():
     assert not hidden[:, :PREFIX].any() and torch.equal(hidden[:, PREFIX:], inside.size == 0) and hidden.any()
 
 
-@pytest.mark.parametrize('variant', ['training_free', 'released'])
-def test_an_empty_batch_gives_empty_maps(variant):
-    model = VisionTransformer(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, out_indices=(3, ),
-                              token_reduction=dict(type='ALGM', variant=variant, restore_at='before_norm')).eval()
-    assert model(torch.rand(0, 3, 64, 96))[0].shape == (0, 32, 4, 6)
-
-
 @pytest.mark.parametrize('prefix', [0, 1])
 @pytest.mark.parametrize('grid', [(1, 1), (1, 2), (1, 3), (2, 2)])
 def test_very_small_grids_in_the_released_variant(grid, prefix):

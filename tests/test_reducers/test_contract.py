@@ -181,6 +181,12 @@ def test_an_image_does_not_depend_on_its_batch(cfg, backbone):
 
 
 @every_reducer
+def test_an_empty_batch_gives_empty_maps(cfg, backbone):
+    with torch.no_grad():
+        assert [tuple(out.shape) for out in backbone(cfg)(images(0))] == [(0, 32, 5, 7)] * 2
+
+
+@every_reducer
 def test_nothing_to_reduce_is_the_plain_model(cfg, backbone):
     reducing = TOKEN_REDUCERS.module_dict[cfg['type']]
     settings = {k: v for k, v in cfg.items() if k != 'per_layer'}

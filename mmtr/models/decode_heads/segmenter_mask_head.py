@@ -57,10 +57,12 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
         return self.token_reducer is None
 
     def forward(self, inputs):
-        """Features of the backbone -> masks (B, classes, H, W)."""
+        """Features of the backbone -> masks (B, classes, H, W); raises ``UserError`` for an empty batch."""
+        x = self._transform_inputs(inputs)
+        if x.shape[0] == 0:
+            raise UserError('The batch has no image: give the mask head at least one.')
         if self.token_reducer is None:
             return super().forward(inputs)
-        x = self._transform_inputs(inputs)
         grid = (int(x.shape[2]), int(x.shape[3]))
         x = self.dec_proj(x.flatten(2).transpose(1, 2))
         tokens = Tokens(torch.cat([self.cls_emb.expand(x.shape[0], -1, -1), x], 1), grid, num_prefix=self.num_classes)
