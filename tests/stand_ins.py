@@ -170,6 +170,9 @@ def config_of(argv):
     config = next((word for word in argv if word.endswith('.py') and 'tools/' not in word), None)
     if config is None:
         return None
+    if config.startswith('work_dirs/') and not Path(config).exists():  # which a training writes
+        Path(config).parent.mkdir(parents=True)
+        Path(config).write_text(f"_base_ = 'mmtr::{Path(config).name}'\n")
     cfg = load_config(config)
     merge_options(cfg, parse_settings(values(argv, '--cfg-options')))
     reduction = values(argv, '--token-reduction')

@@ -22,8 +22,8 @@ def write(source, path):
     if source == 'augreg_npz':
         np.savez(path, **{key: value.numpy() for key, value in augreg_state().items()})
         return
-    if source == 'dar':  # the pretrained file lies beside it
-        torch.save(DINOv2(0).state_dict(), path.with_name('dinov2_vitb14_pretrain.pth'))
+    if source == 'dar':  # beside it lies the DINOv2 of that width, which has no name at this one
+        torch.save(DINOv2(0).state_dict(), path.with_name('dinov2_vit?14_pretrain.pth'))
     state = dict(
         timm_vit=lambda: draw(vit_shapes()), eva02=lambda: eva02_state(True), dinov2=lambda: DINOv2(0).state_dict(),
         cropr=lambda: dict(model=cropr_state(True)), dar=tuned_state,
