@@ -19,7 +19,6 @@ from packaging.requirements import Requirement
 
 import mmtr
 from mmtr.apis import apply_token_reduction
-from mmtr.engine import launch
 from mmtr.engine.config_check import check_config
 from mmtr.engine.configs import load_config
 from mmtr.engine.model import build_model
@@ -64,6 +63,8 @@ STOPS = dict(train='launch.runner', test='launch.runner', benchmark='measure', c
 ONLY_READ = ('benchmarks.md',)
 ONLY_READ_TOOLS = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
 
+RESERVED = set('for in do done while if then else fi case esac function select time until coproc'.split())
+
 
 class Built(BaseException):
     """A tool came as far as it should."""
@@ -87,8 +88,7 @@ def commands(block, page):
     block = re.sub(r'\bCONFIG\b', CONFIGS.get(page.name, 'configs/segmenter_vit-t_tadapter_ade20k.py'), block)
     block = re.sub(r'\bCHECKPOINT\b', 'ckpt.pth', block)
     # No command is found, so that bash gives each to a function; those with a slash must be functions themselves.
-    names = set(re.findall(r'(?<![\w./=:-])(?:[\w.-]+/)+[\w.-]+', block)) | set(re.findall(r'\w+|^[\w.]+', block, re.M)) - set(
-        'for in do done while if then else fi case esac function select time until coproc'.split())
+    names = set(re.findall(r'(?<![\w./=:-])(?:[\w.-]+/)+[\w.-]+|\w+|^[\w.]+', block, re.M)) - RESERVED
     functions = '\n'.join(f'function {name} {{ record {name} "$@"; }}' for name in sorted(names)
                           if not name[0].isdigit() and name not in ('record', 'printf'))
     script = f'record() {{ printf "%s\\0" "${{PYTHONPATH-}}" "$@"; printf "\\1"; }}\n{functions}\n{block}'
