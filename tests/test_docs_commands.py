@@ -65,8 +65,10 @@ READ, BUILD, RUN = range(3)
 #: The page measures for hours; and tools whose own tests run them as pages do, for long.
 NOT_RUN = ('benchmarks.md',)
 TOOLS_NOT_RUN = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
-
+#: Words that no function of bash can have as its name.
 RESERVED = set('for in do done while if then else fi case esac function select time until coproc'.split())
+#: What a run is told besides, to take less time.
+LESS = dict(analyze_tokens=['--num-images', '1', '--repeats', '1'], compare=['--num-images', '1'])
 
 
 class Built(BaseException):
@@ -223,7 +225,7 @@ class Commands:
             # What is only read does not look into its checkpoint, nor does a training or test that does not start.
             write_checkpoints(args, empty=far == READ or stop == 'launch.runner')
         stopped = runner if far == BUILD and stop == 'launch.runner' else built
-        self.tool(ROOT / f'tools/{name}.py', args, stop, stopped)
+        self.tool(ROOT / f'tools/{name}.py', [*args, *LESS.get(name, [])], stop, stopped)
 
     def tool(self, path, args, stop, stopped=built):
         module = module_of(path)
