@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, VISUALIZERS, DefaultScope
 from packaging.requirements import Requirement
 
@@ -166,8 +167,10 @@ def module_of(path):
 def runner(cfg, loaders, folders=()):
     """In place of that of ``mmtr.engine.launch``: all that a run is made of, but no run."""
     check_config(cfg, loaders)
-    build_model(cfg)
+    model = build_model(cfg)
     build_hooks(cfg)
+    if cfg.get('optim_wrapper'):
+        build_optim_wrapper(model, cfg.optim_wrapper)
     raise Built
 
 
