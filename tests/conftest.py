@@ -24,6 +24,10 @@ torch.set_num_threads(1)
 # mmengine parses the metafiles of all models of mmseg anew for each packaged base, half a second a config, and formats
 # every config that a runner logs: a third of the time of the tests of the tools.
 utils.load = functools.lru_cache(utils.load)
+find_config = Config._get_cfg_path
+find_packaged = functools.cache(lambda name: find_config(name, ''))
+Config._get_cfg_path = staticmethod(
+    lambda name, file: find_packaged(name) if name.startswith(('mmseg::', 'mmdet::')) else find_config(name, file))
 read_config = Config.fromfile
 format_code = config.FormatCode
 config.FormatCode = lambda text, **style: (f'{text.rstrip()}\n', False)
