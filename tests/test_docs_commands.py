@@ -66,6 +66,8 @@ READ, BUILD, RUN = range(3)
 #: The page measures for hours; and tools whose own tests run them as pages do, for long.
 NOT_RUN = ('benchmarks.md',)
 TOOLS_NOT_RUN = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
+#: The one page on which a slow tool is run; on others its models are built.
+RUN_ON = dict(analyze_tokens='analysis.md', compare='get_started.md', predict='predict.md')
 #: Words that no function of bash can have as its name.
 RESERVED = set('for in do done while if then else fi case esac function select time until coproc'.split())
 #: What a run is told besides, to take less time.
@@ -191,8 +193,8 @@ def built(*args, **kwargs):
 class Commands:
     """The commands that a page may have: a method for each first word, with how far it goes."""
 
-    def __init__(self, monkeypatch):
-        self.monkeypatch = monkeypatch
+    def __init__(self, monkeypatch, page):
+        self.monkeypatch, self.page = monkeypatch, page
 
     def __call__(self, words, far):
         first = Path(words[0]).name
@@ -219,7 +221,8 @@ class Commands:
 
     def m_mmtr(self, args, far):
         name, *args = args
-        far = min(far, BUILD) if name in TOOLS_NOT_RUN else far
+        if name in TOOLS_NOT_RUN or RUN_ON.get(name, self.page.name) != self.page.name:
+            far = min(far, BUILD)
         stop = STOPS.get(name, (None, None, None))[far] if far < RUN else None
         if name == 'convert_checkpoint':
             self.monkeypatch.syspath_prepend(str(ROOT / 'tests/test_converters'))
@@ -335,7 +338,7 @@ def test_lines_of_shell_run(page, block, workplace, monkeypatch):
 
 def follow(page, block, monkeypatch, far):
     """Do what a block of shell says."""
-    known, found = Commands(monkeypatch), list(commands(block, page))
+    known, found = Commands(monkeypatch, page), list(commands(block, page))
     assert found, 'no command: label the block with what it is, text for an output'
     for path, words in found:
         print(*words)
