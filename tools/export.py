@@ -2,6 +2,7 @@
 import argparse
 import logging
 import os.path as osp
+import sys
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ def main():
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
     for line in reductions_in_words(model):
-        print(line)
+        print(line, file=sys.stderr)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     # The file gets its name when it has passed the check.
     unchecked = Path(f'{args.out}.part')

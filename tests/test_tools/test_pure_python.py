@@ -158,7 +158,7 @@ def test_a_tool_works_with_both(tool, configs, monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
         capsys.readouterr()
         runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
-        return capsys.readouterr().out
+        return ''.join(capsys.readouterr())
 
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.chdir(configs)
