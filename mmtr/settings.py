@@ -1,10 +1,365 @@
-"""Checks of the settings that a user writes into a key of a backbone, and the builder of what the key names."""
+"""What a setting may be: declared once, as the annotation of its argument.
+
+``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Span() | None = None)`` in a ``Declared`` class is
+all: values are checked when a thing is built, the tables of the docs are written from it, and tests draw from it.
+"""
+import difflib
+import functools
 import inspect
+from numbers import Integral, Real
 from typing import Callable, Optional
 
 from mmengine.registry import Registry
 
 from mmtr.errors import UserError
+from mmtr.types import full_name, is_type, type_name
+
+
+class Unfit(ValueError):
+    """A value is not what was declared."""
+
+
+class Setting:
+    """What a setting may be. ``a | b`` is either, the first that takes the value; ``a | None`` may be left out.
+
+    ``depth`` is the number of layers of what the setting is for, where that is known.
+    """
+
+    def words(self, depth: Optional[int] = None) -> str:
+        """To follow "must be"."""
+        raise NotImplementedError
+
+    def take(self, value, depth: Optional[int] = None):
+        """The value as code gets it: a Python number, a tuple for a list; raises ``Unfit``."""
+        raise NotImplementedError
+
+    def check(self, key: str, value, depth: Optional[int] = None):
+        """As ``take``; raises a ``UserError`` that names ``key``."""
+        try:
+            return self.take(value, depth)
+        except Unfit:
+            raise UserError(f'{key}={shown(value)} must be {self.words(depth)}{self._written(value, depth)}.') from None
+
+    def _written(self, value, depth):
+        """How what was meant is written, for a whole number with a point: 1.0 could also be a share."""
+        try:
+            return f', written {self.take(int(value), depth)}' if isinstance(value, float) and value % 1 == 0 else ''
+        except Unfit:
+            return ''
+
+    def __or__(self, other):
+        return Either(self, other)
+
+    def __ror__(self, other):
+        return Either(other, self)
+
+
+class Either(Setting):
+    """One of several settings, or None."""
+
+    def __init__(self, *options):
+        self.options = [each for option in options
+                        for each in (option.options if isinstance(option, Either) else [option])]
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return ', or '.join('None' if option is None else option.words(depth) for option in self.options)
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        for option in self.options:
+            if option is None:
+                if value is None:
+                    return None
+                continue
+            try:
+                return option.take(value, depth)
+            except Unfit:
+                pass
+        raise Unfit
+
+
+class Number(Setting):
+    """A finite number within bounds; of ``above`` and ``least``, and of ``below`` and ``most``, one.
+
+    Args:
+        noun: What kind of number, for words.
+        fraction: Whether it must have a point, where a whole number would mean something else.
+    """
+
+    def __init__(self, least=None, most=1e6, above=None, below=None, noun='a number', fraction=False):
+        self.least, self.most, self.above, self.below = least, None if below is not None else most, above, below
+        self.noun, self.fraction = noun, fraction
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        low = f'above {self.above:g}' if self.least is None else f'of at least {self.least:g}'
+        high = f'below {self.below:g}' if self.most is None else f'up to {self.most:g}'
+        both = self.least is not None and self.most is not None
+        return f'{self.noun} ' + (f'from {self.least:g} to {self.most:g}' if both else f'{low}, {high}')
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if isinstance(value, bool) or not isinstance(value, Real) or self.fraction and isinstance(value, Integral):
+            raise Unfit
+        value = int(value) if isinstance(value, Integral) else float(value)
+        fits = (value > self.above if self.least is None else value >= self.least) and (
+            value < self.below if self.most is None else value <= self.most)
+        if not fits:  # as NaN
+            raise Unfit
+        return value
+
+
+class Whole(Setting):
+    """A whole number from ``low`` to ``high``, not written as a float."""
+
+    def __init__(self, low, high, odd=False):
+        self.low, self.high, self.odd = low, high, odd
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'{"an odd" if self.odd else "a whole"} number from {self.low} to {self.high}'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if isinstance(value, bool) or not isinstance(value, Integral) or not self.low <= value <= self.high or (
+                self.odd and value % 2 == 0):
+            raise Unfit
+        return int(value)
+
+
+class Layer(Setting):
+    """A layer, counted from 0; none of the last ``spared`` ones. With -1 as many layers, up to all."""
+
+    def __init__(self, spared=0):
+        self.spared = spared
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        if depth is None:
+            return f'a layer, from 0 to depth{f" - {self.spared + 1}" if self.spared + 1 else ""}'
+        return self._range(depth).words()
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        return self._range(depth).take(value)
+
+    def _range(self, depth):
+        return Whole(0, depth - 1 - self.spared)
+
+
+class Span(Setting):
+    """Layers a to b - 1, as the pair (a, b)."""
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'a span of layers (a, b), 0 <= a <= b <= {"depth" if depth is None else depth}'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        start, stop = _items(value, 2, 2, Whole(0, depth))
+        if start > stop:
+            raise Unfit
+        return start, stop
+
+
+class Choice(Setting):
+    """One of some words."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'one of {", ".join(self.values)}'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if not isinstance(value, str) or value not in self.values:
+            raise Unfit
+        return str(value)
+
+
+class Letters(Setting):
+    """Some letters, as a list or a text; code gets a tuple."""
+
+    def __init__(self, letters):
+        self.letters = letters
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'some of {", ".join(self.letters)}, as a list or a text'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        return _items(list(value) if isinstance(value, str) else value, 0, len(self.letters), Choice(*self.letters))
+
+
+class Flag(Setting):
+    """True or False, and nothing that would count as either."""
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return 'True or False'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if not isinstance(value, bool):
+            raise Unfit
+        return value
+
+
+class Text(Setting):
+    """A text that is not empty.
+
+    Args:
+        noun: What kind of text, for words.
+    """
+
+    def __init__(self, noun='a text'):
+        self.noun = noun
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return self.noun
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if not isinstance(value, str) or not value:
+            raise Unfit
+        return str(value)
+
+
+class Pair(Setting):
+    """One value for both axes, or a pair; code gets the pair.
+
+    Args:
+        of: What each may be.
+        axes: Their names.
+    """
+
+    def __init__(self, of, axes='(rows, columns)'):
+        self.of, self.axes = of, axes
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'{self.of.words(depth)}, or two for {self.axes}'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if isinstance(value, (list, tuple)):
+            return _items(value, 2, 2, self.of, depth)
+        return (self.of.take(value, depth), ) * 2
+
+
+class Listed(Setting):
+    """A list or tuple; code gets a tuple.
+
+    Args:
+        of: What each may be.
+        least, most: How many there may be.
+        rising: Whether each must be more than the one before.
+    """
+
+    def __init__(self, of, least=0, most=1024, rising=False):
+        self.of, self.least, self.most, self.rising = of, least, most, rising
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        count = f' of at least {self.least}' if self.least else ''
+        return f'a list{count}{" in rising order" if self.rising else ""}, each {self.of.words(depth)}'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        items = _items(value, self.least, self.most, self.of, depth)
+        if self.rising and any(a >= b for a, b in zip(items, items[1:])):
+            raise Unfit
+        return items
+
+
+class Config(Setting):
+    """``dict(type=..., ...)`` of something that ``registry`` knows."""
+
+    def __init__(self, registry: Registry):
+        self.registry = registry
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f"dict(type='...', ...) of a {self.registry.name} that is known"
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        kind = value.get('type') if isinstance(value, dict) else None
+        if not isinstance(kind, type) and (not isinstance(kind, str) or not kind or self.registry.get(kind) is None):
+            raise Unfit
+        return value
+
+
+class Kind(Setting):
+    """An instance of some Python types, which others look into.
+
+    Args:
+        types: Those.
+        noun: What they are, for words.
+    """
+
+    def __init__(self, *types, noun):
+        self.types, self.noun = types, noun
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return self.noun
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        if not isinstance(value, self.types):
+            raise Unfit
+        return value
+
+
+SHARE = Number(least=0, below=1, noun='a share')
+PROBABILITY = Number(least=0, below=1, noun='a probability')
+COSINE = Number(least=-1, most=1, noun='a cosine similarity')
+SEED = Whole(0, 2**31 - 1)
+
+
+class Declared:
+    """Mixin: what the annotations of ``__init__`` declare holds for every value that it gets, defaults included.
+
+    Arguments that ``**kwargs`` hands on count as its own. A name that there is none of is a ``UserError``.
+    """
+    #: Before the name of a setting in errors: where users write it.
+    setting_prefix = ''
+    #: What arguments may be that come from a class of another library.
+    inherited: dict[str, Setting] = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if '__init__' not in vars(cls):
+            return
+        init, parameters = cls.__init__, _parameters(cls.__mro__, cls.inherited)
+        own = next(iter(inspect.signature(init).parameters.values()))
+        signature = inspect.Signature(parameters)
+
+        @functools.wraps(init)
+        def checked(self, *args, **given):
+            refuse_unknown(cls.__name__, given, signature.parameters)
+            bound = signature.bind(*args, **given)
+            bound.apply_defaults()
+            depth = getattr(bound.arguments.get('backbone'), 'depth', None)
+            for name, declared in declarations(signature).items():
+                bound.arguments[name] = declared.check(cls.setting_prefix + name, bound.arguments[name], depth)
+            init(self, **bound.arguments)
+
+        checked.__signature__ = inspect.Signature([own, *parameters])
+        cls.__init__ = checked
+
+
+def declarations(of) -> dict[str, Setting]:
+    """What each setting of a ``Declared`` class, or of a signature, may be; of those that say so."""
+    signature = of if isinstance(of, inspect.Signature) else inspect.signature(of)
+    return {name: parameter.annotation for name, parameter in signature.parameters.items()
+            if isinstance(parameter.annotation, Setting)}
 
 
 def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
@@ -18,44 +373,62 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
         UserError: The type or one of its settings does not exist, or a setting cannot work.
     """
     registry.import_from_location()
-    known = ', '.join(sorted(registry.module_dict))
+    known = sorted(registry.module_dict)
     if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise UserError(f"{key}={cfg!r} must be None or dict(type='...', ...) with one of: {known}.")
+        raise UserError(f"{key}={shown(cfg)} must be None or dict(type='...', ...) with one of: {', '.join(known)}.")
     settings = dict(cfg)
     name = settings.pop('type')
-    kind = registry.module_dict.get(str(name).removeprefix('mmtr.'))
-    if kind is None:
-        raise UserError(f'{key}.type={name!r} is unknown: choose one of {known}.')
+    kind = registry.module_dict.get(type_name(name))
+    if kind is None or not (is_type(name, f'mmtr.{kind.__name__}') or is_type(name, full_name(kind))):
+        raise UserError(f'{key}.type={shown(name)} is unknown{nearest(name, known)}: choose one of {", ".join(known)}.')
     check(kind)
-    allowed = [setting for setting in inspect.signature(kind).parameters if setting not in given]
-    for setting in settings:
-        if setting not in allowed:
-            raise UserError(f'{key} of type {name} has no setting {setting!r}: it has {", ".join(allowed)}.')
+    refuse_unknown(f'{key} of type {type_name(name)}', settings,
+                   [setting for setting in inspect.signature(kind).parameters if setting not in given])
     return kind(**given, **settings)
 
 
-def check_choice(key: str, value, choices) -> None:
-    """Raise a ``UserError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise UserError(f'{key}={value!r} is unknown: choose one of {", ".join(map(str, choices))}.')
+def refuse_unknown(what: str, names, allowed) -> None:
+    """Raise a ``UserError`` that names the nearest setting unless all ``names`` are ``allowed``."""
+    for name in names:
+        if name not in allowed:
+            raise UserError(f'{what} has no setting {name!r}{nearest(name, allowed)}: it has {", ".join(allowed)}.')
 
 
-def check_number(key: str, value, fits: Callable[[float], bool], words: str) -> float:
-    """Return ``value`` if it is a number that ``fits``.
-
-    Args:
-        words: What would be right, to follow "must be".
-
-    Raises:
-        UserError: It is no number, or does not fit.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-        raise UserError(f'{key}={value!r} must be {words}.')
-    return value
+def nearest(name, names) -> str:
+    """What to say after a misspelt name; nothing where none of ``names`` is like it."""
+    like = difflib.get_close_matches(str(name), names, 1)
+    return f', the nearest is {like[0]!r}' if like else ''
 
 
-def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
-    """Return ``value`` if it is a whole number from ``low`` to ``high``; raises ``UserError`` if not."""
-    span = f'of at least {low}' if high is None else f'from {low} to {high}'
-    return int(check_number(key, value, lambda n: n // 1 == n and low <= n <= (n if high is None else high),
-                            f'a whole number {span}'))
+def shown(value) -> str:
+    """A value in a sentence: on one line, and not too long."""
+    try:
+        text = ' '.join(repr(value).split())
+    except ValueError:  # Python writes no number of thousands of digits
+        text = f'a {type(value).__name__}'
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _parameters(mro, inherited):
+    """Those of the first ``__init__`` in ``mro``, and those that it hands on, each by its name."""
+    while mro and ('__init__' not in vars(mro[0]) or mro[0] is object):
+        mro = mro[1:]
+    if not mro:
+        return []
+    found = list(inspect.signature(vars(mro[0])['__init__']).parameters.values())[1:]
+    kinds = {parameter.kind for parameter in found}
+    own = [parameter for parameter in found if parameter.kind not in (
+        parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+    names = {parameter.name for parameter in own}
+    handed_on = [] if inspect.Parameter.VAR_KEYWORD not in kinds else [
+        parameter.replace(annotation=inherited.get(parameter.name, parameter.annotation))
+        for parameter in _parameters(mro[1:], inherited) if parameter.name not in names]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return handed_on + own
+    return own + [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in handed_on]
+
+
+def _items(value, least, most, of, depth=None):
+    if not isinstance(value, (list, tuple)) or not least <= len(value) <= most:
+        raise Unfit
+    return tuple(of.take(item, depth) for item in value)

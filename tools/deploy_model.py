@@ -12,7 +12,7 @@ from mmengine import Config
 
 from mmtr.engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from mmtr.engine.configs import add_options, load_config, merge_options
-from mmtr.engine.model import build_model, has_peft, load_weights, without_pretrained
+from mmtr.engine.model import build_model, has_peft, image_channels, load_weights, without_pretrained
 from mmtr.errors import UserError, command
 
 # What merging a weight may change of a feature, as a share of the largest.
@@ -96,7 +96,7 @@ def difference(first, second):
     """
     generator, largest = torch.Generator().manual_seed(0), 0.
     for height, width in (first.img_size, [size + 2 * first.patch_size for size in first.img_size]):
-        images = torch.randn(2, 3, height, width, generator=generator)
+        images = torch.randn(2, image_channels(first), height, width, generator=generator)
         found, others = tensors(first(images)), tensors(second(images))
         assert len(found) == len(others)
         largest = max([largest, *(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(found, others))])

@@ -9,6 +9,7 @@ from mmtr.engine import launch
 from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.engine.tta import use_tta
 from mmtr.errors import UserError, command
+from mmtr.types import is_type
 
 
 def accepts(registry, cfg, argument):
@@ -20,7 +21,7 @@ def accepts(registry, cfg, argument):
 def write_predictions(cfg, out):
     """Write label maps as PNG into the folder ``out`` (mmseg), or detections into the pickle ``out``."""
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    with METRICS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+    with METRICS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         writer = next((metric for metric in metrics if accepts(registry, metric, 'output_dir')), None)
         if writer is not None:
             writer['output_dir'] = out
@@ -39,14 +40,14 @@ def paint(cfg, folder):
         raise UserError('--show-dir needs the hook default_hooks.visualization in the config, e.g. '
                         "dict(type='SegVisualizationHook').")
     hook['draw'] = True
-    with HOOKS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         if accepts(registry, hook, 'test_out_dir'):
             hook['test_out_dir'] = osp.abspath(folder)
             return
     hook['interval'] = 1  # mmseg's default paints every 50th image
     cfg.visualizer = {**cfg.get('visualizer', dict(type='SegLocalVisualizer')), 'save_dir': folder}
     backends = cfg.visualizer.setdefault('vis_backends', [])
-    if not any(backend['type'] == 'LocalVisBackend' for backend in backends):
+    if not any(is_type(backend, 'mmengine.LocalVisBackend') for backend in backends):
         backends.append(dict(type='LocalVisBackend'))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from mmtr.analysis.compare import build_evaluator, build_reducers, compare_reductions, pareto_front
 from mmtr.analysis.journal import check_same
 from mmtr.analysis.speed import now
-from mmtr.engine.data_check import images_in
+from mmtr.engine.data_check import images_in, loads_annotations
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneShape
 from mmtr.registry import TOKEN_REDUCERS
@@ -149,7 +149,7 @@ def _pipeline(cfg):
     steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
     if not steps:
         raise UserError('--images reads images as test_dataloader.dataset.pipeline says, and the config has none.')
-    return Compose([step for step in steps if 'Annotations' not in step['type']])
+    return Compose([step for step in steps if not loads_annotations(step)])
 
 
 class _Named:
@@ -167,7 +167,8 @@ def import_optuna():
     try:
         import optuna
     except ImportError as error:
-        raise UserError("Tuning needs optuna, which is not installed: pip install 'optuna>=5'.") from error
+        raise UserError("Tuning needs optuna, which is not installed: pip install 'optuna>=5' "
+                        f'numpy=={np.__version__}.') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -4,11 +4,15 @@ from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from mmtr.registry import PEFTS
-from mmtr.settings import check_choice, check_number, check_whole
+from mmtr.settings import PROBABILITY, Choice, Number, Whole
 
-from .base import PEFT, check_share
+from .base import PEFT
 
 NORMS = ('none', 'in', 'out')
+# What settings may be, here and in DAR.
+HIDDEN = Whole(1, 2**14)
+NORM = Choice(*NORMS)
+SCALE = Number(above=0, most=1000)
 
 
 def norm_at(place: str, norm: str, channels: int) -> nn.Module:
@@ -81,12 +85,9 @@ class Adapter(PEFT):
         UserError: A setting cannot work.
     """
 
-    def __init__(self, backbone, bottleneck=72, norm='none', dropout=0., scale=0.1):
+    def __init__(self, backbone, bottleneck: HIDDEN = 72, norm: NORM = 'none', dropout: PROBABILITY = 0.,
+                 scale: SCALE = 0.1):
         super().__init__(backbone)
-        check_whole('peft.bottleneck', bottleneck, 1)
-        check_choice('peft.norm', norm, NORMS)
-        check_share('dropout', dropout)
-        check_number('peft.scale', scale, lambda n: n != 0, 'a number other than 0')
         self.adapters = nn.ModuleList(
             Bottleneck(channels, bottleneck, norm, dropout) for channels in backbone.layer_dims)
         self.scales = nn.ModuleList(Scale(float(scale)) for _ in backbone.layer_dims)

@@ -2,18 +2,16 @@
 from collections.abc import Sequence
 from typing import Optional
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmtr import settings
 from mmtr.errors import UserError
-from mmtr.reducers import BackboneShape, TokenReducer
+from mmtr.reducers import BackbonePart, BackboneShape, TokenReducer
 from mmtr.registry import PEFTS
 from mmtr.settings import build_from_key
 from mmtr.tokens import Tokens
 
 
-class PEFT(BaseModule):
+class PEFT(BackbonePart):
     """Some parameters that are trained while the backbone's own are frozen.
 
     Its parts start from their own ``init_weights``.
@@ -21,12 +19,9 @@ class PEFT(BaseModule):
     Args:
         backbone: The backbone it is built for.
     """
+    setting_prefix = 'peft.'
     #: Whether the patch tokens must be the whole grid in every layer.
     needs_grid = False
-
-    def __init__(self, backbone: BackboneShape):
-        super().__init__()
-        self.backbone = backbone
 
     def attach(self, layers: Sequence[nn.Module]) -> None:
         """Join the layers of the backbone, once, when it is built."""
@@ -49,12 +44,6 @@ class PEFT(BaseModule):
                 f"{reducer.name!r} leaves a part: use peft=dict(type='Adapter') or 'LoRA', which work with every "
                 "method, or, in a plain ViT, token_reduction=dict(type='DAR'), which keeps the grid.")
 
-    def init_weights(self):
-        """Start anew; the backbone calls this after it has filled all that is inside it."""
-        for module in self.modules():
-            if module is not self and hasattr(module, 'init_weights'):
-                module.init_weights()
-
     def merged_state_dict(self, backbone: nn.Module) -> Optional[dict[str, Tensor]]:
         """The state dict of the same backbone with ``peft=None``; None: it has no such form."""
         return None
@@ -67,8 +56,3 @@ def build_peft(cfg: dict, backbone: BackboneShape) -> PEFT:
         UserError: The type or one of its settings does not exist, or a setting cannot work.
     """
     return build_from_key('peft', PEFTS, cfg, backbone=backbone)
-
-
-def check_share(key: str, value) -> float:
-    """Return ``value`` if it is a probability below 1; raises ``UserError`` if not."""
-    return settings.check_number(f'peft.{key}', value, lambda n: 0 <= n < 1, 'a probability of at least 0, below 1')

@@ -4,9 +4,9 @@ from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from mmtr.registry import PEFTS
-from mmtr.settings import check_whole
+from mmtr.settings import PROBABILITY
 
-from .adapter import Adapter, norm_at
+from .adapter import HIDDEN, NORM, SCALE, Adapter, norm_at
 
 
 class Compensator(nn.Module):
@@ -58,9 +58,9 @@ class DAR(Adapter):
     """
     needs_grid = True
 
-    def __init__(self, backbone, bottleneck=72, compensator=48, norm='none', dropout=0., scale=2.):
+    def __init__(self, backbone, bottleneck: HIDDEN = 72, compensator: HIDDEN = 48, norm: NORM = 'none',
+                 dropout: PROBABILITY = 0., scale: SCALE = 2.):
         super().__init__(backbone, bottleneck, norm, dropout, scale)
-        check_whole('peft.compensator', compensator, 1)
         self.compensators = nn.ModuleList(
             Compensator(channels, compensator, norm) for channels in backbone.layer_dims)
 

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import PEFTS
-from mmtr.settings import check_number, check_whole
+from mmtr.settings import PROBABILITY, Listed, Number, Text, Whole
 
-from .base import PEFT, check_share
+from .base import PEFT
+
+_PATTERN = Text('a regular expression')
 
 
 class LowRank(nn.Module):
@@ -59,12 +61,11 @@ class LoRA(PEFT):
         UserError: A setting cannot work, or one of ``targets`` is no linear layer.
     """
 
-    def __init__(self, backbone, rank=8, alpha=None, dropout=0., targets=('qkv', )):
+    def __init__(self, backbone, rank: Whole(1, 2**12) = 8, alpha: Number(above=0) | None = None,
+                 dropout: PROBABILITY = 0., targets: _PATTERN | Listed(_PATTERN, least=1) = ('qkv', )):
         super().__init__(backbone)
-        self.rank = check_whole('peft.rank', rank, 1)
-        self.alpha = rank if alpha is None else check_number('peft.alpha', alpha, lambda n: n > 0, 'a number above 0')
-        self.dropout = check_share('dropout', dropout)
-        self.targets = (targets, ) if isinstance(targets, str) else tuple(targets)
+        self.rank, self.alpha, self.dropout = rank, rank if alpha is None else alpha, dropout
+        self.targets = (targets, ) if isinstance(targets, str) else targets
 
     def attach(self, layers):
         """See ``PEFT``; the layers say what linear ones they have."""
@@ -98,5 +99,5 @@ class LoRA(PEFT):
 def _fits(target, name):
     try:
         return re.fullmatch(target, name) is not None
-    except (re.error, TypeError) as error:
+    except re.error as error:
         raise UserError(f'peft.targets={target!r} is no regular expression: {error}.') from error

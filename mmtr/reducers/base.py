@@ -5,10 +5,9 @@ from typing import Callable, Optional
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from mmtr import settings
 from mmtr.errors import UserError
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import build_from_key
+from mmtr.settings import Declared, build_from_key
 from mmtr.tokens import Tokens
 
 
@@ -34,7 +33,27 @@ class BackboneShape:
         return self.widths or (self.embed_dims, ) * self.depth
 
 
-class TokenReducer(BaseModule):
+class BackbonePart(Declared, BaseModule):
+    """What a key of a backbone builds: a reducer or a PEFT.
+
+    Args:
+        backbone: The backbone it is built for.
+    """
+
+    def __init__(self, backbone: BackboneShape):
+        super().__init__()
+        self.backbone = backbone
+
+    def init_weights(self) -> None:
+        """Draw all weights anew; whatever holds this calls it after it has filled all that is inside it."""
+        # From the inside out: a module may draw again what is inside it.
+        for module in reversed([module for module in self.modules() if module is not self]):
+            draw = getattr(module, 'init_weights', None) or getattr(module, 'reset_parameters', None)
+            if draw is not None:
+                draw()
+
+
+class TokenReducer(BackbonePart):
     """Reduces tokens at any of five moments of a layer, and restores them. This one does nothing.
 
     Layers are counted from 0. No method may leave state on the module: what a forward pass must
@@ -42,11 +61,13 @@ class TokenReducer(BaseModule):
     layer (activation checkpointing) and must then give the same.
 
     Args:
-        backbone: The backbone it is built for. Settings are checked against it at once.
+        backbone: The backbone it is built for. Settings are what the annotations of ``__init__`` declare, in values of
+            ``mmtr.settings``, and are checked, against this backbone, before it runs.
 
     Raises:
         UserError: It ``needs_class_token``, and the backbone has no prefix token.
     """
+    setting_prefix = 'token_reduction.'
     #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
     nothing: dict = {}
     #: Whether the number of tokens in each layer depends on the settings and the grid alone.
@@ -55,16 +76,19 @@ class TokenReducer(BaseModule):
     needs_class_token = False
     #: Whether it has parameters of its own, so that a model must be trained with it.
     trained = False
+    #: Where the tokens of an output are given back: ``before_norm``, as (B, C, H, W) for any head, or ``after_head``.
+    restore_at = 'before_norm'
     #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
     #: those of the window alone and whose columns on its columns; and it only acts between layers.
     within_windows = False
+    #: How the position table of a Swin is resized to what is left of a window: ``bicubic`` or ``bilinear``.
+    table_interpolation = 'bicubic'
 
     def __init__(self, backbone: BackboneShape):
-        super().__init__()
+        super().__init__(backbone)
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
-        self.backbone = backbone
 
     @property
     def name(self) -> str:
@@ -116,6 +140,10 @@ class TokenReducer(BaseModule):
     def restore(self, tokens: Tokens) -> Tokens:
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
         return tokens
+
+    def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        """With ``restore_at='after_head'``: logits (B, N, K) of the patch ``tokens`` of an output -> (B, H * W, K)."""
+        return logits
 
     def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
         """Auxiliary training losses.
@@ -181,55 +209,11 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
         'token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
 
 
-def check_choice(key: str, value, choices) -> None:
-    """``mmtr.settings.check_choice`` of a setting of ``token_reduction``."""
-    settings.check_choice(f'token_reduction.{key}', value, choices)
-
-
-def check_number(key: str, value, fits: Callable[[float], bool], words: str) -> float:
-    """``mmtr.settings.check_number`` of a setting of ``token_reduction``."""
-    return settings.check_number(f'token_reduction.{key}', value, fits, words)
-
-
-def check_whole(key: str, value, low: int, high: Optional[int] = None) -> int:
-    """``mmtr.settings.check_whole`` of a setting of ``token_reduction``."""
-    return settings.check_whole(f'token_reduction.{key}', value, low, high)
-
-
 def default_start(depth: int) -> int:
     """The layer from which methods reduce unless told: 10 of 24, where the papers start in a ViT-L."""
     return round(depth * 10 / 24)
 
 
-def check_layers(key: str, layers, depth: int) -> tuple[int, int]:
-    """Return ``layers`` as a span (a, b), the layers a to b - 1 counted from 0; None: from 10/24 of the depth.
-
-    Raises:
-        UserError: It is no pair of whole numbers with 0 <= a <= b <= depth.
-    """
-    if layers is None:
-        return default_start(depth), depth
-    try:
-        start, stop = layers
-        fits = int(start) == start and int(stop) == stop and 0 <= start <= stop <= depth
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise UserError(f'token_reduction.{key}={layers!r} is no span of layers: give (a, b) with '
-                        f'0 <= a <= b <= {depth}, the depth of this backbone; layers a to b - 1, counted from 0, '
-                        'are reduced.')
-    return int(start), int(stop)
-
-
-def check_pair(key: str, value) -> tuple[float, float]:
-    """Return ``value``, one number or a pair, as the pair (rows, columns).
-
-    Raises:
-        UserError: It is neither.
-    """
-    pair = (value, value) if isinstance(value, (int, float)) else value
-    try:
-        rows, columns = (float(v) for v in pair)
-    except (TypeError, ValueError):
-        raise UserError(f'token_reduction.{key}={value!r} must be one number, or two for (rows, columns).') from None
-    return rows, columns
+def default_span(layers: Optional[tuple[int, int]], depth: int) -> tuple[int, int]:
+    """``layers``, or, for None, those from ``default_start`` on."""
+    return (default_start(depth), depth) if layers is None else layers

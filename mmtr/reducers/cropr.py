@@ -6,10 +6,11 @@ from mmtr.errors import UserError
 from mmtr.ops.attention import attention
 from mmtr.ops.query_scores import NORM_EPS, query_scores, within_regions
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import Choice, Flag, Letters, Number, Whole
 
 from .auxiliary import TASKS, note_output
-from .base import check_choice, check_number, check_whole
-from .pruning import PruneReducer
+from .dropping import RESTORE_DROPPED
+from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
 
 class AuxiliaryHead(nn.Module):
@@ -29,7 +30,6 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.empty(num_queries, channels))
-        nn.init.trunc_normal_(self.queries, std=channels**-0.5)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if pre_norm else nn.Identity()
         self.q, self.k, self.v = (nn.Linear(channels, channels, bias=False) if name in projections else nn.Identity()
                                   for name in 'qkv')
@@ -38,6 +38,11 @@ class AuxiliaryHead(nn.Module):
         self.mlp = None if width == 0 else nn.Sequential(
             nn.LayerNorm(channels, eps=NORM_EPS), nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels))
         self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, num_classes))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As published; what is not drawn here starts as torch's layers do."""
+        nn.init.trunc_normal_(self.queries, std=self.queries.shape[1]**-0.5)
         nn.init.trunc_normal_(self.head[1].weight, std=0.02)
         nn.init.zeros_(self.head[1].bias)
 
@@ -92,23 +97,17 @@ class Cropr(PruneReducer):
     nothing = dict(r=0)
     trained = True
 
-    def __init__(self, backbone, r=None, layers=None, multiple_of=None, fusion='llf', restore='last', region=None,
-                 task='semantic', num_classes=150, num_heads=1, projections=(), pre_norm=False, mlp_ratio=4.,
-                 deploy=False):
+    def __init__(self, backbone, r: LEAVING = None, layers: LAYERS = None, multiple_of: MULTIPLE = None,
+                 fusion: FUSION = 'llf', restore: RESTORE_DROPPED = 'last', region: Whole(1, 1024) | None = None,
+                 task: Choice(*TASKS) = 'semantic', num_classes: Whole(1, 2**16) = 150, num_heads: Whole(1, 1024) = 1,
+                 projections: Letters('qkv') = (), pre_norm: Flag() = False,
+                 mlp_ratio: Number(least=0, most=64) = 4., deploy: Flag() = False):
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
-        check_choice('task', task, tuple(TASKS))
-        self.region = None if region is None else check_whole('region', region, 1)
-        check_choice('deploy', deploy, (True, False))
-        check_choice('pre_norm', pre_norm, (True, False))
         channels = backbone.embed_dims
-        if channels % check_whole('num_heads', num_heads, 1):
+        if channels % num_heads:
             raise UserError(f'token_reduction.num_heads={num_heads} does not divide the {channels} channels of this '
                             'backbone.')
-        if not set(projections) <= set('qkv'):
-            raise UserError(f"token_reduction.projections={projections!r} must be some of 'q', 'k', 'v'.")
-        check_number('mlp_ratio', mlp_ratio, lambda n: n >= 0, 'a number of at least 0')
-        self.num_classes = check_whole('num_classes', num_classes, 1)
-        self.pre_norm, self.deploy = pre_norm, deploy
+        self.region, self.num_classes, self.pre_norm, self.deploy = region, num_classes, pre_norm, deploy
         if deploy:
             self.scorers = nn.ParameterDict({name: nn.Parameter(torch.empty(channels), requires_grad=False)
                                              for name in map(self._name, self.layers)})

@@ -6,9 +6,10 @@ from torch import nn
 
 from mmtr.ops.selection import on_selected, straight_through
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import PROBABILITY, Number
 
 from .auxiliary import note_output
-from .base import TokenReducer, check_number
+from .base import TokenReducer
 
 _SELECTED = 'dar_selected'
 
@@ -36,12 +37,11 @@ class DAR(TokenReducer):
     fixed_count = False
     trained = True
 
-    def __init__(self, backbone, target=0.5, temperature=5., budget_weight=2., threshold=0.5):
+    def __init__(self, backbone, target: Number(above=0, most=1, noun='a share') = 0.5,
+                 temperature: Number(least=1e-3) = 5., budget_weight: Number(least=0) = 2.,
+                 threshold: PROBABILITY = 0.5):
         super().__init__(backbone)
-        self.target = check_number('target', target, lambda n: 0 < n <= 1, 'a share above 0, up to 1')
-        self.temperature = check_number('temperature', temperature, lambda n: n > 0, 'a number above 0')
-        self.budget_weight = check_number('budget_weight', budget_weight, lambda n: n >= 0, 'a number of at least 0')
-        check_number('threshold', threshold, lambda n: 0 <= n < 1, 'a probability of at least 0 and below 1')
+        self.target, self.temperature, self.budget_weight = target, temperature, budget_weight
         self.cut = math.log(threshold / (1 - threshold)) if threshold else -math.inf
         self.selectors = nn.ModuleList(
             nn.Conv2d(backbone.embed_dims, 1, 3, padding=1) for _ in range(backbone.depth))

@@ -6,9 +6,13 @@ from torch import Tensor
 
 from mmtr.ops.dropping import nearest_kept, others
 from mmtr.ops.matching import gather_tokens
+from mmtr.settings import Choice
 from mmtr.tokens import Tokens
 
 from .restoring import RestoringReducer
+
+#: What a dropped position may get.
+RESTORE_DROPPED = Choice('last', 'copy', 'residual')
 
 
 class _Drop(NamedTuple):
@@ -38,14 +42,8 @@ class DropReducer(RestoringReducer):
         restore: What a dropped position gets at the end: ``last``, the last value that its token had;
             ``copy``, the token that is nearest on the patch grid of those that were kept; ``residual``, its
             last value and the change since then of the token that was nearest of those that were kept then.
-
-    Raises:
-        UserError: ``restore`` is none of these.
     """
     expansion = 'dropped'
-
-    def __init__(self, backbone, restore):
-        super().__init__(backbone, restore, ('last', 'copy', 'residual'))
 
     def _drop(self, tokens: Tokens, kept: Tensor, fused: Tensor = None) -> Tokens:
         """Drop all patch tokens but those at ``kept`` (B, M), slots in ascending order.

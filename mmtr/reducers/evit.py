@@ -1,14 +1,13 @@
 """EViT: keep the tokens that the class token attends to, fuse the others."""
 import math
 
-from mmtr.errors import UserError
 from mmtr.ops.attention import class_attention
 from mmtr.ops.dropping import fuse_tokens
 from mmtr.ops.matching import gather_tokens
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import Flag, Layer, Listed, Number
 
-from .base import check_choice, check_number, check_whole
-from .dropping import DropReducer
+from .dropping import RESTORE_DROPPED, DropReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -34,17 +33,13 @@ class EViT(DropReducer):
     nothing = dict(keep_rate=1.)
     needs_class_token = True
 
-    def __init__(self, backbone, keep_rate=0.8, layers=None, fuse=True, restore='residual'):
+    def __init__(self, backbone, keep_rate: Number(above=0, most=1, noun='a share') = 0.8,
+                 layers: Listed(Layer()) | None = None, fuse: Flag() = True, restore: RESTORE_DROPPED = 'residual'):
         super().__init__(backbone, restore)
-        self.keep_rate = check_number('keep_rate', keep_rate, lambda r: 0 < r <= 1,
-                                      'a share above 0, up to 1')
+        self.keep_rate, self.fuse = keep_rate, fuse
         if layers is None:
-            layers = sorted({backbone.depth * share // 24 for share in (7, 13, 19)})
-        if not isinstance(layers, (tuple, list)):
-            raise UserError(f'token_reduction.layers={layers!r} must be a list of layers.')
-        self.layers = tuple(check_whole('layers', layer, 0, backbone.depth - 1) for layer in layers)
-        check_choice('fuse', fuse, (True, False))
-        self.fuse = fuse
+            layers = tuple(sorted({backbone.depth * share // 24 for share in (7, 13, 19)}))
+        self.layers = layers
 
     @classmethod
     def search_space(cls, trial, backbone):

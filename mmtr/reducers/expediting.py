@@ -6,9 +6,10 @@ from mmtr.ops.clustering import cluster_tokens, reconstruction
 from mmtr.ops.pooling import cell_centres
 from mmtr.ops.rows_columns import eject
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import Choice, Layer, Number, Pair, Whole
 
-from .base import check_choice, check_number, check_whole, default_start
-from .restoring import RestoringReducer
+from .base import default_start
+from .restoring import RESTORE, RESTORE_AT, RestoringReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -31,6 +32,8 @@ class Expediting(RestoringReducer):
             since a change must not be scaled.
         restore: ``residual``: give each token its own value and the change of its clusters; ``copy`` the
             clusters, as the paper.
+        restore_at: ``before_norm``, or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
+            head run on the clusters, and the logits are reconstructed, as in the released code for a ViT.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
@@ -38,25 +41,23 @@ class Expediting(RestoringReducer):
     """
     nothing = dict(grid=1.)
     within_windows = True
+    table_interpolation = 'bilinear'  # as the released code
     expansion = 'assignment'
 
-    def __init__(self, backbone, layer=None, grid=0.7, n_iters=5, window=5, temperature=0.02, k=20,
-                 recon_temperature=0.02, normalize=None, restore='residual'):
-        super().__init__(backbone, restore)
-        layer = default_start(backbone.depth) if layer is None else layer
-        self.layer = check_whole('layer', layer, 0, backbone.depth - 1)
-        self.grid = self._check_grid(grid)
+    def __init__(self, backbone, layer: Layer() | None = None,
+                 grid: Pair(Number(above=0, most=1, noun='a fraction', fraction=True) | Whole(1, 4096)) = 0.7,
+                 n_iters: Whole(1, 100) = 5, window: Whole(1, 255, odd=True) = 5, temperature: Number(above=0) = 0.02,
+                 k: Whole(1, 4096) = 20, recon_temperature: Number(above=0) = 0.02,
+                 normalize: Choice('l2', 'l1') | None = None, restore: RESTORE = 'residual',
+                 restore_at: RESTORE_AT = 'before_norm'):
+        super().__init__(backbone, restore, restore_at)
+        self.layer = default_start(backbone.depth) if layer is None else layer
+        self.grid = grid
         if backbone.stage is not None:
             # Windows at the border are smaller, and have clusters in proportion.
             self.grid = tuple(n / whole for n, whole in zip(self._clusters(backbone.grid), backbone.grid))
-        self.n_iters = check_whole('n_iters', n_iters, 1)
-        self.window = check_whole('window', window, 1)
-        check_number('window', window, lambda n: n % 2 == 1, 'odd, so that a cluster is at its centre')
-        self.k = check_whole('k', k, 1)
-        self.temperature, self.recon_temperature = (
-            check_number(key, value, lambda t: 0 < t < float('inf'), 'a number above 0')
-            for key, value in (('temperature', temperature), ('recon_temperature', recon_temperature)))
-        check_choice('normalize', normalize, (None, 'l2', 'l1'))
+        self.n_iters, self.window, self.k = n_iters, window, k
+        self.temperature, self.recon_temperature = temperature, recon_temperature
         self.normalize = normalize or ('l1' if restore == 'residual' else 'l2')
 
     @classmethod
@@ -64,16 +65,6 @@ class Expediting(RestoringReducer):
         """See ``TokenReducer``."""
         return dict(grid=trial.suggest_float('grid', 0.3, 0.95, step=0.05),
                     layer=trial.suggest_int('layer', 0, backbone.depth - 1))
-
-    @staticmethod
-    def _check_grid(grid):
-        pair = grid if isinstance(grid, (tuple, list)) else (grid, grid)
-        if len(pair) != 2:
-            raise UserError(f'token_reduction.grid={grid!r} must be one number, or two for (rows, columns).')
-        for n in pair:
-            check_number('grid', n, lambda n: n >= 1 if isinstance(n, int) else 0 < n <= 1,
-                         'whole numbers of clusters, at least 1, or fractions of the patch grid up to 1.0')
-        return tuple(pair)
 
     def _clusters(self, grid):
         clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1)

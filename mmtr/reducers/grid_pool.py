@@ -3,9 +3,10 @@ import torch
 
 from mmtr.ops.pooling import average_pool, cell_centres, upsample
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import SHARE, Pair, Span
 
-from .base import check_layers, check_number, check_pair
-from .restoring import RestoringReducer
+from .base import default_span
+from .restoring import RESTORE, RestoringReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -27,12 +28,10 @@ class GridPool(RestoringReducer):
     within_windows = True
     expansion = 'cells'
 
-    def __init__(self, backbone, ratio=0.5, layers=None, restore='residual'):
+    def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Span() | None = None,
+                 restore: RESTORE = 'residual'):
         super().__init__(backbone, restore)
-        self.ratio = check_pair('ratio', ratio)
-        for share in self.ratio:
-            check_number('ratio', share, lambda r: 0 <= r < 1, 'a share of at least 0 and below 1')
-        self.layers = check_layers('layers', layers, backbone.depth)
+        self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
         self.stop = self.layers[1]
 
     @classmethod

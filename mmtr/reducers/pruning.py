@@ -5,13 +5,19 @@ from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.query_scores import highest
+from mmtr.settings import SHARE, Choice, Layer, Listed, Whole
 from mmtr.tokens import Tokens
 
-from .base import check_choice, check_number, check_whole
 from .dropping import DropReducer
 
 #: Token Cropr's share for EVA-02-L: 880 of 1024 patches leave, 40 after each of 22 layers.
 PUBLISHED_SHARE = 55 / 64
+# What the settings of the schedule may be.
+_LEAVING = SHARE | Whole(1, 2**20)
+LEAVING = _LEAVING | Listed(_LEAVING) | None
+LAYERS = Listed(Layer(spared=1), rising=True) | None
+MULTIPLE = Whole(1, 1024) | None
+FUSION = Choice('llf', 'none')
 
 
 class PruneReducer(DropReducer):
@@ -33,13 +39,12 @@ class PruneReducer(DropReducer):
             where the backbone knows the size of its images: ``r`` leaves no token of the grid.
     """
 
-    def __init__(self, backbone, restore, r=None, layers=None, multiple_of=None, fusion='none'):
+    def __init__(self, backbone, restore, r, layers, multiple_of, fusion):
         super().__init__(backbone, restore)
-        check_choice('fusion', fusion, ('llf', 'none'))
         self.fusion = fusion
         self.layers = self._checked_layers(layers)
         self.r = self._checked_r(r)
-        self.multiple_of = 1 if multiple_of is None else check_whole('multiple_of', multiple_of, 1)
+        self.multiple_of = multiple_of or 1
         #: Share of ``r`` that leaves in training, 0 to 1, for ``PruningCurriculumHook``.
         self.rate = 1.
         if backbone.grid is not None and backbone.stage is None:  # that of a window is none of images
@@ -49,29 +54,23 @@ class PruneReducer(DropReducer):
         depth = self.backbone.depth
         if layers is None:
             return tuple(range(depth - 2))
-        last = depth - (3 if self.fusion == 'llf' else 2)
-        if not isinstance(layers, (tuple, list)) or list(layers) != sorted(set(layers)):
-            raise UserError(f'token_reduction.layers={layers!r} must be a list of layers in rising order.')
         if layers and layers[-1] == depth - 2 and self.fusion == 'llf':
             raise UserError(f"token_reduction.layers={layers!r}: with fusion='llf' what left after layer "
-                            f'{depth - 2} would be back at once in the last layer; end with layer {last}.')
-        return tuple(check_whole('layers', layer, 0, last) for layer in layers)
+                            f'{depth - 2} would be back at once in the last layer; end with layer {depth - 3}.')
+        return layers
 
     def _checked_r(self, r):
         count = len(self.layers)
         if r is None:
             r = PUBLISHED_SHARE / max(count, 1)
-        values = list(r) if isinstance(r, (tuple, list)) else [r] * count
+        values = r if isinstance(r, tuple) else (r, ) * count
         if len(values) != count:
             raise UserError(f'token_reduction.r={r!r} has {len(values)} values, but tokens leave after {count} '
                             f'layers, {list(self.layers)}: give one value each.')
-        for value in values:
-            check_number('r', value, lambda n: 0 <= n < 1 or n >= 1 and n // 1 == n,
-                         'counts of tokens or shares from 0 to below 1')
         if sum(value for value in values if value < 1) >= 1:
             raise UserError(f'token_reduction.r={r!r} after {count} layers is all tokens: the shares must sum to '
                             'less than 1.')
-        return tuple(values)
+        return values
 
     def score(self, i: int, tokens: Tokens) -> Tensor:
         """(B, N) of the patch tokens after layer ``i``; the lowest leave."""

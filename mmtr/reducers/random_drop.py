@@ -7,9 +7,11 @@ from mmtr.errors import UserError
 from mmtr.ops.dropping import pseudo_random
 from mmtr.ops.query_scores import highest
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import SEED, SHARE, Layer, Whole
 
-from .base import check_number, check_whole, default_start
-from .pruning import PruneReducer
+from .base import default_start
+from .dropping import RESTORE_DROPPED
+from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -36,8 +38,9 @@ class Random(PruneReducer):
     within_windows = True
     every = None
 
-    def __init__(self, backbone, ratio=None, layer=None, every=None, seed=0, restore='residual', r=None, layers=None,
-                 multiple_of=None, fusion='none'):
+    def __init__(self, backbone, ratio: SHARE | None = None, layer: Layer() | None = None,
+                 every: Whole(1, 2**20) | None = None, seed: SEED = 0, restore: RESTORE_DROPPED = 'residual',
+                 r: LEAVING = None, layers: LAYERS = None, multiple_of: MULTIPLE = None, fusion: FUSION = 'none'):
         if ratio is not None and every is not None:
             raise UserError(f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: '
                             'give one of them.')
@@ -50,13 +53,10 @@ class Random(PruneReducer):
             raise UserError('token_reduction of type Random drops rows and columns once within windows: give ratio and '
                             'layer, and leave every, r, layers, multiple_of and fusion out.')
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
-        self.every = None if every is None else check_whole('every', every, 1)
-        self.seed = check_whole('seed', seed, 0)
+        self.every, self.seed = every, seed
         if not often:
-            layer = default_start(backbone.depth) if layer is None else layer
-            self.layers = (check_whole('layer', layer, 0, backbone.depth - 1) - 1,)
-            self.r = (check_number('ratio', 0.5 if ratio is None else ratio, lambda r: 0 <= r < 1,
-                                   'a share of at least 0 and below 1'),)
+            self.layers = ((default_start(backbone.depth) if layer is None else layer) - 1, )
+            self.r = (0.5 if ratio is None else ratio, )
 
     @classmethod
     def search_space(cls, trial, backbone):

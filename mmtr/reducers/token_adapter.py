@@ -22,9 +22,10 @@ from mmtr.ops.rows_columns import (
     row_column_scores,
 )
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.settings import COSINE, SEED, SHARE, Choice, Number, Pair, Span, Whole
 from mmtr.tokens import Tokens
 
-from .base import check_choice, check_layers, check_pair
+from .base import default_span
 from .restoring import RestoringReducer
 
 
@@ -69,31 +70,28 @@ class TokenAdapter(RestoringReducer):
     within_windows = True
     expansion = 'levels'
 
-    def __init__(self, backbone, ratio=None, unique=0., layers=None, per_layer=None, score='alternating',
-                 metric='cosine', merge='average', reference='reduced_merged', mode='max', tau=0.995,
-                 restore='residual', seed=0):
-        super().__init__(backbone, restore, ('copy', 'residual', 'none'))
-        for key, value, choices in (('score', score, SCORES), ('metric', metric, METRICS),
-                                    ('merge', merge, MERGES), ('reference', reference, REFERENCES),
-                                    ('mode', mode, ('max', 'threshold'))):
-            check_choice(key, value, choices)
+    def __init__(self, backbone, ratio: Pair(SHARE) | None = None, unique: Pair(SHARE) = 0.,
+                 layers: Span() | None = None, per_layer: Pair(Whole(0, 1024)) | None = None,
+                 score: Choice(*SCORES) = 'alternating', metric: Choice(*METRICS) = 'cosine',
+                 merge: Choice(*MERGES) = 'average', reference: Choice(*REFERENCES) = 'reduced_merged',
+                 mode: Choice('max', 'threshold') = 'max', tau: Number(least=-1e6) = 0.995,
+                 restore: Choice('copy', 'residual', 'none') = 'residual', seed: SEED = 0):
+        super().__init__(backbone, restore)
         if backbone.stage is not None and score == 'attn':
             raise UserError("token_reduction.score='attn' cannot work within windows, which are not those of the layer "
                             f"before: choose one of {', '.join(s for s in SCORES if s != 'attn')}.")
         if backbone.stage is not None and restore == 'none':
             raise UserError("token_reduction.restore='none' cannot work within windows, since the next stage needs "
                             'every token: choose copy or residual.')
-        self.layers = check_layers('layers', layers, backbone.depth)
-        self.unique = check_pair('unique', unique)
+        self.layers, self.unique, self.per_layer = default_span(layers, backbone.depth), unique, per_layer
         if ratio is not None and per_layer is not None:
             raise UserError(f'token_reduction.ratio={ratio!r} and per_layer={per_layer!r} exclude each other: '
                             'give one of them.')
-        self.per_layer = None if per_layer is None else self._check_per_layer(per_layer)
-        self.ratio = check_pair('ratio', 0.3 if ratio is None else ratio)
+        self.ratio = (0.3, 0.3) if ratio is None else ratio
         if per_layer is None:
             self._check_shares()
-        if metric == 'cosine' and not -1 <= tau <= 1:
-            raise UserError(f'token_reduction.tau={tau!r} is no cosine similarity: choose -1 to 1.')
+        if metric == 'cosine':
+            COSINE.check('token_reduction.tau', tau)
         if score == 'attn' and self.layers[0] == 0:
             raise UserError(f"token_reduction.score='attn' uses the attention of the layer before the span, and "
                             f'layers={self.layers} has none: start at layer 1 or later.')
@@ -114,17 +112,9 @@ class TokenAdapter(RestoringReducer):
 
     def _check_shares(self):
         for axis, ratio, unique in zip(('rows', 'columns'), self.ratio, self.unique):
-            if not (0 <= ratio < 1 and 0 <= unique < 1 and ratio + unique < 1):
+            if ratio + unique >= 1:
                 raise UserError(f'token_reduction.ratio={ratio:g} and unique={unique:g} leave no representative '
-                                f'{axis}: both must be at least 0, and their sum below 1.')
-
-    @staticmethod
-    def _check_per_layer(per_layer):
-        rows, columns = check_pair('per_layer', per_layer)
-        if rows != int(rows) or columns != int(columns) or min(rows, columns) < 0:
-            raise UserError(f'token_reduction.per_layer={per_layer!r} must be whole numbers of (rows, columns), '
-                            'at least 0.')
-        return int(rows), int(columns)
+                                f'{axis}: their sum must be below 1.')
 
     def _counts(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """How many rows and columns of ``grid`` become normal, and how many are unique."""

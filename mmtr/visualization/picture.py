@@ -11,7 +11,9 @@ WIDTHS = (400, 1024)
 
 
 def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
-    """An image as the backbone took it, (3, height, width), without normalisation: (height, width, 3) uint8 RGB.
+    """An image as the backbone took it, (C, height, width), without normalisation: (height, width, 3) uint8 RGB.
+
+    Of more than three channels the first three are shown, of fewer the first as grey.
 
     Args:
         preprocessor: The model's mmseg or mmdet data preprocessor; images are read as BGR before it.
@@ -20,6 +22,9 @@ def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
     converted = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, '_channel_conversion', False))
+    # mmseg converts no other number of channels.
+    converted = converted and len(image) == 3
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     image = image if converted else image.flip(0)
     return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy().copy()
 

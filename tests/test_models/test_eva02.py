@@ -120,7 +120,7 @@ def test_windowed_backbone_is_its_layers_one_by_one():
         tokens = model._embed(x)
         for layer in model.layers:
             y = tokens.x + layer.attn.at(tokens).branch(layer.norm1(tokens.x))
-            tokens = tokens.replace(x=y + layer.ffn(layer.norm2(y)))
+            tokens = tokens.replace(x=y + layer.ffn.branch(layer.norm2(y)))
         expected = model.norm(tokens.x).transpose(1, 2).unflatten(2, (4, 6))
         torch.testing.assert_close(model(x)[0], expected)
         whole = eva02(with_cls_token=False)
@@ -147,12 +147,12 @@ def test_drop_path_rises_or_is_given_for_each_layer():
 
 
 @pytest.mark.parametrize('settings, said', [
-    (dict(num_heads=3), 'embed_dims=32 and num_heads=3'), (dict(num_heads=16), 'multiple of 4 channels'),
+    (dict(num_heads=3), 'embed_dims=32 and num_heads=3'), (dict(num_heads=16), 'as many channels, a multiple of 4'),
     (dict(out_indices=(0, 3)), r'out_indices=\(0, 3\) names layer 3'),
-    (dict(window_layers=[5], window_size=2), r'window_layers=\[5\] names layer 5'),
+    (dict(window_layers=[5], window_size=2), r'window_layers=\(5,\) names layer 5'),
     (dict(window_layers=(0,), with_cls_token=False), 'window_size=None must be the side'),
     (dict(window_layers=(0,), window_size=4), 'the class token, which is in no window'),
-    (dict(drop_path_rate=[0.1, 0.2]), 'give one probability below 1, or 3'),
+    (dict(drop_path_rate=[0.1, 0.2]), 'give one for each or'),
     (dict(drop_path_rate=1.), 'drop_path_rate=1.0'), (dict(attn_backend='fast'), "attn_backend='fast'")], ids=str)
 def test_a_setting_that_cannot_work_is_refused_when_built(settings, said):
     with pytest.raises(UserError, match=said):

@@ -200,10 +200,10 @@ def test_fresh_weights_are_drawn_as_by_stock():
 
 
 @pytest.mark.parametrize('settings, said', [
-    (dict(stage=4), r'token_reduction.stage=4 does not exist: choose 1 to 3'),
-    (dict(stage=0), r'stage=0 does not exist'),
-    (dict(stage='3'), r"stage='3' does not exist"),
-    (dict(stage=1, layers=(1, 3)), r'layers=\(1, 3\) is no span of layers: give .* <= 2,'),
+    (dict(stage=4), r'token_reduction.stage=4 must be a whole number from 1 to 3'),
+    (dict(stage=0), r'stage=0 must be a whole number'),
+    (dict(stage='3'), r"stage='3' must be a whole number"),
+    (dict(stage=1, layers=(1, 3)), r'layers=\(1, 3\) must be a span of layers .* <= 2'),
     (dict(ratio=0.9), r'ratio=0.9 takes 4 of 4 rows of the 4x4 patch grid .* the largest ratio that fits is 0.75'),
     (dict(score='attn', layers=(1, 3)), r"score='attn' cannot work within windows"),
     (dict(restore='none'), r"restore='none' cannot work within windows"),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mmtr import UserError
 from mmtr.models.backbones import VisionTransformer
+from mmtr.models.layers import run_layer
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import table
 from mmtr.reducers import BackboneShape
@@ -123,7 +124,7 @@ def test_branch_is_adapter_and_compensator_of_the_tokens_as_they_are(height, wid
     assert state
     tokens = model._embed(images(2, height, width))
     with torch.no_grad():
-        out = model.layers[2](tokens, model.token_reducer, 2, model.peft).x
+        out = run_layer(model.layers[2], tokens, model.token_reducer, 2, model.peft).x
         x = tokens.x + layer.attn.branch(layer.norm1(tokens.x))
         expected = x + layer.ffn.layers(layer.norm2(x))
         branch = F.relu(x @ adapter['down.weight'].T + adapter['down.bias']) @ adapter['up.weight'].T + (
@@ -205,14 +206,14 @@ def test_compensator_refuses_what_leaves_no_grid(reducer):
 
 
 @pytest.mark.parametrize('peft, words', [
-    (dict(type='DARE'), "peft.type='DARE' is unknown: choose one of Adapter, DAR, LoRA"),
+    (dict(type='DARE'), "peft.type='DARE' is unknown, the nearest is 'DAR': choose one of Adapter, DAR, LoRA"),
     ('DAR', "peft='DAR' must be None or dict"),
     (dict(type='Adapter', compensator=3), "peft of type Adapter has no setting 'compensator'"),
-    (dict(type='DAR', bottleneck=0), 'peft.bottleneck=0 must be a whole number of at least 1'),
+    (dict(type='DAR', bottleneck=0), 'peft.bottleneck=0 must be a whole number from 1 to'),
     (dict(type='DAR', compensator=1.5), 'peft.compensator=1.5 must be a whole number'),
-    (dict(type='Adapter', norm='both'), "peft.norm='both' is unknown: choose one of none, in, out"),
+    (dict(type='Adapter', norm='both'), "peft.norm='both' must be one of none, in, out"),
     (dict(type='Adapter', dropout=1.), 'peft.dropout=1.0 must be a probability'),
-    (dict(type='Adapter', scale=0), 'peft.scale=0 must be a number other than 0'),
+    (dict(type='Adapter', scale=0), 'peft.scale=0 must be a number above 0'),
     (dict(type='LoRA', rank=0), 'peft.rank=0'), (dict(type='LoRA', alpha=0), 'peft.alpha=0'),
     (dict(type='LoRA', targets=['qkv', 'q']),
      "peft.targets='q' is no linear layer of this backbone: it has qkv, proj, fc1, fc2 in each of 4 layers"),

@@ -121,14 +121,14 @@ def test_dropping_costs_no_product(restore):
 
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(ratio=1), 'ratio=1 must be a share of at least 0 and below 1'),
+    (dict(ratio=1), 'ratio=1 must be a share of at least 0, below 1'),
     (dict(ratio=-0.1), 'ratio=-0.1'),
     (dict(ratio=0.5, every=2), 'ratio=0.5 and every=2 exclude each other'),
-    (dict(every=0), 'every=0 must be a whole number of at least 1'),
+    (dict(every=0), 'every=0 must be a whole number from 1 to'),
     (dict(every=1.5), 'every=1.5 must be a whole number'),
-    (dict(seed=-1), 'seed=-1 must be a whole number of at least 0'),
+    (dict(seed=-1), 'seed=-1 must be a whole number from 0 to'),
     (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
-    (dict(restore='mean'), "restore='mean' is unknown: choose one of last, copy, residual"),
+    (dict(restore='mean'), "restore='mean' must be one of last, copy, residual"),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):

@@ -181,20 +181,20 @@ def test_token_map_follows_every_merge():
 
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(ratio=1.0), r'ratio=1 .*sum below 1'),
+    (dict(ratio=1.0), r'ratio=1.0 must be a share of at least 0, below 1'),
     (dict(ratio=-0.1), r'ratio=-0.1'),
     (dict(ratio=0.6, unique=0.5), r'ratio=0.6 and unique=0.5'),
-    (dict(ratio='much'), r"ratio='much' must be one number"),
+    (dict(ratio='much'), r"ratio='much' must be a share .*, or two"),
     (dict(layers=(3, 7)), r'layers=\(3, 7\) .* 0 <= a <= b <= 6'),
     (dict(layers=(4, 2)), r'layers=\(4, 2\)'),
-    (dict(layers=3), r'layers=3 is no span'),
-    (dict(score='mean'), r"score='mean' is unknown: choose one of max, sum"),
+    (dict(layers=3), r'layers=3 must be a span'),
+    (dict(score='mean'), r"score='mean' must be one of max, sum"),
     (dict(score='attn', layers=(0, 6)), r"score='attn'.*start at layer 1"),
     (dict(metric='l3'), r"metric='l3'"),
-    (dict(tau=1.5), r'tau=1.5 is no cosine'),
+    (dict(tau=1.5), r'tau=1.5 must be a cosine'),
     (dict(per_layer=(1, 0), ratio=0.3), r'exclude each other'),
-    (dict(per_layer=0.5), r'per_layer=0.5 must be whole numbers'),
-    (dict(ration=0.3), r"no setting 'ration': it has ratio"),
+    (dict(per_layer=0.5), r'per_layer=0.5 must be a whole number'),
+    (dict(ration=0.3), r"no setting 'ration', the nearest is 'ratio': it has ratio"),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
@@ -202,7 +202,7 @@ def test_impossible_settings_are_refused_when_built(settings, words):
 
 
 def test_unknown_reducer_lists_those_that_exist():
-    with pytest.raises(UserError, match="'TokenAdaptor' is unknown: choose one of .*TokenAdapter"):
+    with pytest.raises(UserError, match="'TokenAdaptor' is unknown, the nearest is 'TokenAdapter': choose one of .*To"):
         build_token_reducer(dict(type='TokenAdaptor'), BackboneShape(6, 16, 1))
 
 

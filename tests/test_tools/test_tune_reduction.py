@@ -24,7 +24,7 @@ class TokenClock(Judge):
     def __init__(self, cfg, model, *args):
         self.seconds = 0.
         for layer in model.backbone.layers:
-            layer.register_forward_hook(lambda module, inputs, out: self.pass_(1e-4 * out.patches.shape[1]))
+            layer.register_forward_hook(lambda module, inputs, out: self.pass_(1e-4 * (out.shape[1] - 1)))
         model.decode_head.register_forward_hook(lambda *_: self.pass_(1e-3))
         super().__init__(cfg, model, *args, clock=lambda: self.seconds)
 

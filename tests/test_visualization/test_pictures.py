@@ -44,6 +44,15 @@ def test_every_method_has_pictures(cfg):
         assert not np.array_equal(cell, image)
 
 
+@pytest.mark.parametrize('channels', [1, 2, 4, 7])
+def test_of_other_images_than_colour_ones_three_channels_are_shown(channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, channels), dtype=np.uint8)
+    preprocessor = SegDataPreProcessor(mean=[50.] * channels, std=[7.] * channels, bgr_to_rgb=True, size=(5, 6))
+    seen = preprocessor(dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)], data_samples=None))['inputs'][0]
+    shown = image[..., 2::-1] if channels > 2 else np.repeat(image[..., :1], 3, 2)
+    assert np.array_equal(seen_image(preprocessor, seen), shown)
+
+
 def token_map(layer, group, stands_for):
     return TokenMap(layer, np.array(group), np.array(stands_for))
 

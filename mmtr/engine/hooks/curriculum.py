@@ -4,13 +4,13 @@ from mmengine.hooks import Hook
 from mmtr.errors import UserError
 from mmtr.reducers.pruning import PruneReducer
 from mmtr.registry import HOOKS
-from mmtr.settings import check_number
+from mmtr.settings import Declared, Flag, Number
 
 from .coverage import unwrap
 
 
 @HOOKS.register_module()
-class PruningCurriculumHook(Hook):
+class PruningCurriculumHook(Declared, Hook):
     """The share of ``r`` that leaves in training rises from 0 to 1, linearly; evaluation prunes at the full rate.
 
     It depends on the iteration or epoch alone, so that a resumed run goes on as an uninterrupted one.
@@ -24,10 +24,10 @@ class PruningCurriculumHook(Hook):
             counts iterations.
     """
 
-    def __init__(self, end=0.5, by_epoch=False):
-        self.end = check_number('PruningCurriculumHook.end', end, lambda n: 0 < n <= 1,
-                                'a share of training above 0, up to 1')
-        self.by_epoch = by_epoch
+    setting_prefix = 'PruningCurriculumHook.'
+
+    def __init__(self, end: Number(above=0, most=1, noun='a share of training') = 0.5, by_epoch: Flag() = False):
+        self.end, self.by_epoch = end, by_epoch
 
     def before_train(self, runner):
         """Check that there is something to set."""

@@ -8,9 +8,9 @@ from mmtr.models.layers import MultiheadAttention
 from mmtr.models.twins import share
 from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
-from mmtr.settings import check_number, check_whole
+from mmtr.settings import SHARE, Flag, Number, Whole
 
-from .base import which_layers
+from .keys import NORM, OUTPUTS, PATCH, PIXELS
 from .vit import VisionTransformer
 
 
@@ -60,24 +60,22 @@ class DINOv2(VisionTransformer):
     """
     norm_every_output = True
 
-    def __init__(self, img_size=518, patch_size=14, num_registers=0, layer_scale_init_value=1e-5,
-                 interpolate_antialias=None, interpolate_offset=None, out_indices=-1, norm_cfg=None, patch_bias=True,
-                 final_norm=True, token_reduction=None, peft=None, **kwargs):
+    def __init__(self, img_size: PIXELS = 518, patch_size: PATCH = 14, num_registers: Whole(0, 1024) = 0,
+                 layer_scale_init_value: Number(above=0, most=1000) = 1e-5, interpolate_antialias: Flag() | None = None,
+                 interpolate_offset: SHARE | None = None, out_indices: OUTPUTS = -1, norm_cfg: NORM | None = None,
+                 patch_bias: Flag() = True, final_norm: Flag() = True, token_reduction=None, peft=None,
+                 **kwargs):
         super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,
-                         norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg, **kwargs)
-        self.out_indices = which_layers('out_indices', out_indices, len(self.layers))
-        num_registers = check_whole('num_registers', num_registers, 0)
+                         out_indices=out_indices, norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg,
+                         **kwargs)
         if num_registers and not self.with_cls_token:
             raise UserError(f'num_registers={num_registers} needs the class token, which registers stand behind: set '
                             'with_cls_token=True, or num_registers=0.')
         self.num_registers = num_registers
         if num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.cls_token.shape[-1]))
-        self.antialias = num_registers > 0 if interpolate_antialias is None else bool(interpolate_antialias)
-        offset = (0. if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
-        self.offset = check_number('interpolate_offset', offset, lambda n: 0 <= n < 1,
-                                   'a share of a patch, from 0 to below 1')
-        check_number('layer_scale_init_value', layer_scale_init_value, lambda n: n > 0, 'a number above 0')
+        self.antialias = num_registers > 0 if interpolate_antialias is None else interpolate_antialias
+        self.offset = (0. if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
         for layer in self.layers:
             add_layer_scale(layer, layer_scale_init_value)
         self.set_token_reduction(token_reduction)
@@ -87,8 +85,7 @@ class DINOv2(VisionTransformer):
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
         if self.pretrained_file:
             self._load_pretrained(self.pretrained_file)
-            self.token_reducer.init_weights()
-            self._init_peft()
+            self._init_parts()
             return
         super().init_weights()
         if self.num_registers:

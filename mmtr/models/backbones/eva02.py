@@ -4,7 +4,6 @@ import math
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
-from mmengine.utils import to_2tuple
 from mmseg.models.utils import PatchEmbed
 from torch import nn
 
@@ -13,8 +12,26 @@ from mmtr.models.rotary import RotaryEncoderLayer
 from mmtr.ops.attention import check_backend
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
+from mmtr.settings import PROBABILITY, Flag, Listed, Whole
 
-from .base import ReducibleBackbone, which_layers
+from .base import ReducibleBackbone
+from .keys import (
+    ATTN_BACKEND,
+    CHANNELS,
+    DEPTH,
+    FILE,
+    HEADS,
+    INIT,
+    NORM,
+    OUTPUTS,
+    PATCH,
+    PIXELS,
+    RATIO,
+    check_heads,
+    check_patches,
+    check_start,
+    which_layers,
+)
 
 
 @MODELS.register_module()
@@ -55,17 +72,22 @@ class EVA02(ReducibleBackbone, BaseModule):
             smaller than a patch.
     """
 
-    def __init__(self, img_size=224, patch_size=16, in_channels=3, embed_dims=768, num_layers=12, num_heads=12,
-                 mlp_ratio=8 / 3, ffn_norm=True, attn_norm=False, out_indices=-1, with_cls_token=True,
-                 final_norm=True, drop_path_rate=0., norm_cfg=None, rope_grid=16, window_size=None,
-                 window_layers=(), with_cp=False, token_reduction=None, peft=None, attn_backend='auto',
-                 pretrained=None, init_cfg=None):
+    def __init__(self, img_size: PIXELS = 224, patch_size: PATCH = 16, in_channels: Whole(1, 1024) = 3,
+                 embed_dims: CHANNELS = 768, num_layers: DEPTH = 12, num_heads: HEADS = 12, mlp_ratio: RATIO = 8 / 3,
+                 ffn_norm: Flag() = True, attn_norm: Flag() = False, out_indices: OUTPUTS = -1,
+                 with_cls_token: Flag() = True, final_norm: Flag() = True,
+                 drop_path_rate: PROBABILITY | Listed(PROBABILITY) = 0., norm_cfg: NORM | None = None,
+                 rope_grid: Whole(1, 2**12) = 16, window_size: Whole(1, 2**12) | None = None,
+                 window_layers: Listed(Whole(-256, 255)) = (), with_cp: Flag() = False, token_reduction=None,
+                 peft=None, attn_backend: ATTN_BACKEND = 'auto', pretrained: FILE = None, init_cfg: INIT = None):
+        check_start(pretrained, init_cfg)
         if pretrained is not None:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
-        if embed_dims % num_heads or embed_dims // num_heads % 4:
-            raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: rotary position '
-                            'embedding needs a multiple of 4 channels in each head.')
+        check_heads(embed_dims, num_heads, 4)  # rotary position embedding turns pairs of channels, in two directions
+        check_patches(img_size, patch_size)
+        if int(embed_dims * mlp_ratio) < 1:
+            raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
         self.out_indices = which_layers('out_indices', out_indices, num_layers)
         window_layers = which_layers('window_layers', window_layers, num_layers)
         _check_windows(window_size, window_layers, with_cls_token)
@@ -76,7 +98,7 @@ class EVA02(ReducibleBackbone, BaseModule):
         self.head_dims = embed_dims // num_heads
         self.window_size = window_size if window_layers else None
 
-        self.img_size, self.patch_size = to_2tuple(img_size), patch_size
+        self.img_size, self.patch_size = img_size, patch_size
         rows, columns = self._training_grid()
         self.patch_embed = PatchEmbed(
             in_channels, embed_dims, kernel_size=patch_size, stride=patch_size, padding='corner')
@@ -98,9 +120,7 @@ class EVA02(ReducibleBackbone, BaseModule):
             self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
-            return
-        self.token_reducer.init_weights()
-        self._init_peft()
+        self._init_parts()
 
     def _init_as_published(self):
         for module in self.layers.modules():
@@ -132,16 +152,16 @@ class EVA02(ReducibleBackbone, BaseModule):
 def _check_windows(size, layers, with_cls_token):
     if not layers:
         return
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f'window_size={size!r} must be the side of a window in patches, since window_layers are given.')
+    if size is None:
+        raise UserError('window_size=None must be the side of a window in patches, since window_layers are given.')
     if with_cls_token:
         raise UserError('window_layers cannot work with the class token, which is in no window: '
                         'set with_cls_token=False, as ViTDet.')
 
 
 def _drop_path_rates(rate, depth):
-    rates = list(rate) if isinstance(rate, (list, tuple)) else [rate * i / max(depth - 1, 1) for i in range(depth)]
-    if len(rates) != depth or not all(0 <= r < 1 for r in rates):
-        raise UserError(f'drop_path_rate={rate!r} cannot work: give one probability below 1, or {depth} of them, '
-                        'one for each layer.')
+    rates = rate if isinstance(rate, tuple) else [rate * i / max(depth - 1, 1) for i in range(depth)]
+    if len(rates) != depth:
+        raise UserError(f'drop_path_rate={rate!r} has {len(rates)} probabilities for {depth} layers: give one for each '
+                        'or for all.')
     return rates

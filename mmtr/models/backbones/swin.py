@@ -15,8 +15,13 @@ from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.reducers.base import NOTHING
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
+from mmtr.settings import Flag, Listed, Number, Whole
 
+from .keys import ATTN_BACKEND, HEADS, RATIO, STOCK, Initialisation, check_heads, check_patches, check_start
 from .tunable import TunableBackbone
+
+# Values for each stage.
+_STAGES = dict(least=1, most=8)
 
 
 @MODELS.register_module()
@@ -39,7 +44,16 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             backend cannot run here; ``pretrained`` does not fit.
     """
 
-    def __init__(self, *args, token_reduction=None, peft=None, attn_backend='auto', convert_weights=False, **kwargs):
+    inherited = dict(
+        STOCK, window_size=Whole(1, 256), mlp_ratio=RATIO, depths=Listed(Whole(1, 256), **_STAGES),
+        num_heads=Listed(HEADS, **_STAGES), strides=Listed(Whole(1, 64), **_STAGES),
+        out_indices=Listed(Whole(0, 7), rising=True, **_STAGES), qk_scale=Number(above=0) | None,
+        frozen_stages=Whole(-1, 8), init_cfg=Initialisation(of_file=True) | None)
+
+    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
+                 convert_weights: Flag() = False, **kwargs):
+        check_start(kwargs['pretrained'], kwargs['init_cfg'])
+        _check_stages(**kwargs)
         super().__init__(*args, **kwargs)
         self._make_reducible(attn_backend)
         self.set_token_reduction(token_reduction)
@@ -86,13 +100,11 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         depths = [len(stage.blocks) for stage in self.stages]
         if stage is None:
             stage = depths.index(max(depths)) + 1
-        if isinstance(stage, bool) or stage not in range(1, len(depths) + 1):
-            raise UserError(f'token_reduction.stage={stage!r} does not exist: choose 1 to {len(depths)}, the stages of '
-                            'this Swin.')
+        stage = Whole(1, len(depths)).check('token_reduction.stage', stage)
         attn = self.stages[stage - 1].blocks[0].attn.w_msa
         reducer = build_token_reducer(settings, BackboneShape(
             depth=depths[stage - 1], embed_dims=attn.embed_dims, num_prefix=0, grid=tuple(attn.window_size),
-            stage=int(stage)))
+            stage=stage))
         return reducer if settings is None else Windowed(reducer)
 
     def forward(self, x):
@@ -100,6 +112,9 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         x, grid = self.patch_embed(x)
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; windows are counted with ints.
         grid = int(grid[0]), int(grid[1])
+        if self.use_abs_pos_embed and x.shape[1] != self.absolute_pos_embed.shape[1]:
+            raise UserError(f'An image of {grid[0]}x{grid[1]} patches has not the {self.absolute_pos_embed.shape[1]} '
+                            'positions of use_abs_pos_embed=True: give images of pretrain_img_size.')
         x = self.drop_after_pos(x + self.absolute_pos_embed if self.use_abs_pos_embed else x)
         outs, first = [], 0
         for i, stage in enumerate(self.stages):
@@ -127,8 +142,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             super().init_weights()
         else:
             self._load_pretrained(self.init_cfg['checkpoint'])
-        self.token_reducer.init_weights()
-        self._init_peft()
+        self._init_parts()
 
     def _load_pretrained(self, path):
         state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
@@ -153,6 +167,25 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             raise UserError(f"Checkpoint '{path}' is not of this Swin: it differs in {len(differing)} weights "
                             f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).')
         self.load_state_dict(state, strict=False)
+
+
+def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_dims, mlp_ratio, patch_size,
+                  pretrain_img_size, **_):
+    count = len(depths)
+    for key, values in dict(num_heads=num_heads, strides=strides).items():
+        if len(values) != count:
+            raise UserError(f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give '
+                            'one for each.')
+    for key, last, most in (('out_indices', out_indices[-1], count - 1), ('frozen_stages', frozen_stages, count)):
+        if last > most:
+            raise UserError(f'{key} goes to {last}, but depths={depths} are {count} stages: choose up to {most}.')
+    if strides[0] != patch_size:
+        raise UserError(f'strides={strides} must begin with patch_size={patch_size}: patches do not overlap.')
+    for i, heads in enumerate(num_heads):
+        check_heads(embed_dims * 2**i, heads)
+    if int(embed_dims * mlp_ratio) < 1:
+        raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
+    check_patches(pretrain_img_size, patch_size)
 
 
 @twin_of('mmseg.models.backbones.swin.SwinTransformer')

@@ -2,12 +2,15 @@
 from mmengine.model import ModuleList
 from mmseg.models.backbones import vit
 
+from mmtr.errors import UserError
 from mmtr.models.layers import reducible
 from mmtr.models.twins import share, twin_of
 from mmtr.ops.attention import check_backend
 from mmtr.registry import MODELS
+from mmtr.settings import Whole
 
 from .base import ReducibleBackbone
+from .keys import ATTN_BACKEND, HEADS, STOCK, check_heads, check_patches, check_start, which_layers
 
 
 @MODELS.register_module()
@@ -24,9 +27,17 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
         UserError: The reducer, the PEFT or one of their settings does not exist or cannot work; the backend
             cannot run here; at the first forward, an image is smaller than a patch.
     """
+    inherited = dict(STOCK, num_heads=HEADS, mlp_ratio=Whole(1, 64))
     final_norm_name = 'ln1'
 
-    def __init__(self, *args, token_reduction=None, peft=None, attn_backend='auto', **kwargs):
+    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
+                 **kwargs):
+        check_start(kwargs['pretrained'], kwargs['init_cfg'])
+        check_heads(kwargs['embed_dims'], kwargs['num_heads'])
+        check_patches(kwargs['img_size'], kwargs['patch_size'])
+        if kwargs['output_cls_token'] and not kwargs['with_cls_token']:
+            raise UserError('output_cls_token=True needs the class token: set with_cls_token=True.')
+        kwargs['out_indices'] = which_layers('out_indices', kwargs['out_indices'], kwargs['num_layers'])
         super().__init__(*args, **kwargs)
         self._make_reducible(attn_backend)
         self.set_token_reduction(token_reduction)

@@ -5,11 +5,11 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from mmtr.registry import MODELS
-from mmtr.settings import check_whole
+from mmtr.settings import Declared, Whole
 
 
 @MODELS.register_module()
-class SimpleDecoder(BaseDecodeHead):
+class SimpleDecoder(Declared, BaseDecodeHead):
     """1x1 convolution, enlargement, 1x1 convolution, classes (Lei et al., CVPR 2025).
 
     Args:
@@ -23,9 +23,12 @@ class SimpleDecoder(BaseDecodeHead):
         UserError: ``scale_factor`` does not enlarge, or leave, the map.
     """
 
-    def __init__(self, in_channels, channels=256, scale_factor=4, norm_cfg=None, **kwargs):
+    setting_prefix = 'decode_head.'
+
+    def __init__(self, in_channels, channels: Whole(1, 2**14) = 256, scale_factor: Whole(1, 64) = 4, norm_cfg=None,
+                 **kwargs):
         super().__init__(in_channels, channels, norm_cfg=dict(type='BN') if norm_cfg is None else norm_cfg, **kwargs)
-        self.scale_factor = check_whole('decode_head.scale_factor', scale_factor, 1)
+        self.scale_factor = scale_factor
         cfg = dict(kernel_size=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.conv = ConvModule(in_channels, channels, **cfg)
         self.fusion_conv = ConvModule(channels, channels, **cfg)

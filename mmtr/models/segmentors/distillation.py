@@ -5,13 +5,14 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
+from mmtr.models.fitting import PretrainedWatch
 from mmtr.registry import MODELS
-from mmtr.settings import check_choice, check_number, check_whole
+from mmtr.settings import Declared, Flag, Kind, Number, Whole
 
 from .encoder_decoder import EncoderDecoder
 
 
-class Distillation(BaseModule):
+class Distillation(Declared, BaseModule):
     """Loss between the patch features of a student and of a frozen teacher, each seen through an MLP of its own.
 
     The teacher is no submodule: it is in no state dict, optimizer or data-parallel wrapper, and always in eval mode.
@@ -28,19 +29,21 @@ class Distillation(BaseModule):
         UserError: A setting cannot work; when weights are initialised: the teacher has no pretrained file.
     """
 
-    def __init__(self, student, teacher, channels=768, loss_weight=0.1, stop_gradient=True):
+    setting_prefix = 'distillation.'
+
+    def __init__(self, student, teacher: Kind(dict, noun="dict(type='...', ...) of a backbone"),
+                 channels: Whole(1, 2**14) = 768, loss_weight: Number(above=0) = 0.1, stop_gradient: Flag() = True):
         super().__init__()
-        check_whole('distillation.channels', channels, 1)
-        check_choice('distillation.stop_gradient', stop_gradient, (True, False))
-        self.loss_weight = check_number(
-            'distillation.loss_weight', loss_weight, lambda n: n > 0, 'a number above 0')
-        self.stop_gradient = stop_gradient
+        self.loss_weight, self.stop_gradient = loss_weight, stop_gradient
         built = MODELS.build(teacher)
         if not hasattr(built, 'shape'):
             raise UserError(f"distillation.teacher.type={teacher['type']!r} must be a backbone of mmtr.")
         if built.patch_size != student.patch_size:
             raise UserError(f'distillation.teacher.patch_size={built.patch_size}, but the patches of the student are '
                             f'{student.patch_size} pixels: they must be the same.')
+        if built.token_reducer.restore_at == 'after_head':
+            raise UserError("distillation.teacher.token_reduction.restore_at='after_head' leaves no features of "
+                            "patches to learn from: set restore_at='before_norm'.")
         built.requires_grad_(False)
         self._teacher = (built.eval(), )
         self.student_mlp, self.teacher_mlp = (nn.Sequential(
@@ -54,11 +57,13 @@ class Distillation(BaseModule):
         return self._teacher[0]
 
     def init_weights(self):
-        """Load the teacher."""
+        """Load the teacher; raises a ``UserError`` where its file leaves some of it random."""
         if self.teacher.pretrained_file is None:
             raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
                             'that of model.distillation.teacher if it has its own.')
+        watch = PretrainedWatch(self.teacher, 'model.distillation.teacher')
         self.teacher.init_weights()
+        watch.close()
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
         """The loss for images (B, 3, height, width), of which the student made ``features`` (B, C, H, W)."""
@@ -95,6 +100,13 @@ class DistillationEncoderDecoder(EncoderDecoder):
         if distillation is not None:
             plain = {key: value for key, value in backbone.items() if key not in ('peft', 'token_reduction')}
             self.distillation = Distillation(self.backbone, **{'teacher': plain, **distillation})
+            self.check_reduction()
+
+    def _check_restoring(self):
+        super()._check_restoring()
+        if getattr(self, 'distillation', None) is not None:
+            raise UserError("token_reduction.restore_at='after_head' leaves no features of patches for "
+                            "model.distillation: set restore_at='before_norm', or distillation=None.")
 
     def loss(self, inputs, data_samples):
         """As stock, and the teacher's."""

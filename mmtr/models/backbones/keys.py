@@ -1,0 +1,99 @@
+"""What the arguments of backbones may be, stock ones included, and how they must fit each other."""
+from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
+
+from mmtr.errors import UserError
+from mmtr.ops.attention import BACKENDS
+from mmtr.settings import PROBABILITY, Choice, Config, Flag, Listed, Number, Pair, Setting, Text, Unfit, Whole
+
+
+class Initialisation(Setting):
+    """mmengine's ``init_cfg``.
+
+    Args:
+        of_file: Whether it must name a file of weights.
+    """
+
+    def __init__(self, of_file=False):
+        self.of_file = of_file
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        found = "dict(type='Pretrained', checkpoint='...')"
+        return found if self.of_file else f"{found}, or dict(type='...', ...) of another one, or a list of these"
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        each = value if isinstance(value, list) and value and not self.of_file else [value]
+        if not all(map(self._fits, each)):
+            raise Unfit
+        return value
+
+    def _fits(self, cfg):
+        kind = cfg.get('type') if isinstance(cfg, dict) else None
+        if kind in ('Pretrained', 'Pretrained_Part'):  # the second is mmseg's ViT's own
+            return isinstance(cfg.get('checkpoint'), str)
+        return not self.of_file and isinstance(kind, (str, type)) and bool(kind) and (
+            isinstance(kind, type) or WEIGHT_INITIALIZERS.get(kind) is not None)
+
+
+CHANNELS = Whole(1, 2**14)
+DEPTH = Whole(1, 256)
+PATCH = Whole(1, 256)
+PIXELS = Pair(Whole(1, 2**13), '(height, width)')
+HEADS = Whole(1, 256)
+RATIO = Number(above=0, most=64)
+#: Negative ones are counted from the end; ``which_layers`` knows the depth.
+OUTPUTS = Whole(-256, 255) | Listed(Whole(-256, 255), least=1)
+NORM = Config(MODELS)
+ATTN_BACKEND = Choice(*BACKENDS)
+FILE = Text('the path of a checkpoint') | None
+INIT = Initialisation() | None
+
+#: Of the arguments that mmseg's backbones have, by name.
+STOCK = dict(
+    {name: Flag() for name in (
+        'out_origin', 'qkv_bias', 'with_cls_token', 'output_cls_token', 'patch_norm', 'patch_bias', 'pre_norm',
+        'final_norm', 'norm_eval', 'with_cp', 'use_abs_pos_embed')},
+    **{name: PROBABILITY for name in ('drop_rate', 'attn_drop_rate', 'drop_path_rate')},
+    img_size=PIXELS, pretrain_img_size=PIXELS, patch_size=PATCH, patch_pad=Choice('corner', 'same'),
+    in_channels=Whole(1, 1024), embed_dims=CHANNELS, num_layers=DEPTH, num_fcs=Whole(2, 16), out_indices=OUTPUTS,
+    norm_cfg=NORM, act_cfg=Config(MODELS), interpolate_mode=Choice('bicubic', 'bilinear'),
+    frozen_exclude=Listed(Text()), pretrained=FILE, init_cfg=INIT)
+
+
+def check_start(pretrained, init_cfg) -> None:
+    """Raise a ``UserError`` if both say where weights come from."""
+    if pretrained is not None and init_cfg is not None:
+        raise UserError(f'pretrained={pretrained!r} and init_cfg={init_cfg!r} both say where weights come from: give '
+                        'one of them.')
+
+
+def check_heads(embed_dims: int, num_heads: int, multiple: int = 1) -> None:
+    """Raise a ``UserError`` unless each head gets as many channels, ``multiple`` times a whole number."""
+    if embed_dims % (num_heads * multiple):
+        each = '' if multiple == 1 else f', a multiple of {multiple}'
+        raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: each head must get as many '
+                        f'channels{each}.')
+
+
+def check_patches(img_size: tuple[int, int], patch_size: int) -> None:
+    """Raise a ``UserError`` if the image of the position table holds no patch."""
+    if min(img_size) < patch_size:
+        raise UserError(f'img_size={img_size} is smaller than one patch of patch_size={patch_size}: give the pixels of '
+                        'a training image.')
+
+
+def which_layers(key: str, layers, depth: int) -> tuple[int, ...]:
+    """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0.
+
+    Raises:
+        UserError: There is no such layer, or they are not in rising order, in which outputs come.
+    """
+    each = (layers,) if isinstance(layers, int) else tuple(layers)
+    for layer in each:
+        if not -depth <= layer < depth:
+            raise UserError(f'{key}={layers!r} names layer {layer!r}: this backbone has layers 0 to {depth - 1}.')
+    each = tuple(layer % depth for layer in each)
+    if any(a >= b for a, b in zip(each, each[1:])):
+        raise UserError(f'{key}={layers!r} must be in rising order, each layer once.')
+    return each
