@@ -7,7 +7,7 @@ from mmtr.ops.bipartite import threshold_matching
 from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import COSINE, Layer, Number, Whole
+from mmtr.settings import COSINE, Layer, Maybe, Number, Whole
 
 from .merging import MergingReducer
 from .restoring import RESTORE
@@ -36,8 +36,8 @@ class ALGM(MergingReducer):
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Layer() | None = 1,
-                 global_layer: Layer() | Number(above=0, below=1, noun='a share of the depth') | None = 0.4,
+    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Maybe(Layer()) = 1,
+                 global_layer: Maybe(Layer(), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
                  window: Whole(2, 64) = 2, restore: RESTORE = 'residual'):
         super().__init__(backbone, restore)
         if isinstance(global_layer, float):

@@ -198,7 +198,7 @@ def test_compensator_refuses_what_leaves_a_part_of_a_window(reducer):
     (dict(type='LoRA', targets=['qkv', 'in_proj']), "peft.targets='in_proj' is no linear layer of this backbone: it "
      'has qkv, proj, fc1, fc2 in each of 6 layers, and 0.qkv,'),
     (dict(type='LoRA', targets='6.qkv'), "peft.targets='6.qkv' is no linear layer"),
-    (dict(type='Adapters'), "peft.type='Adapters' is unknown, the nearest is 'Adapter': choose one of Adapter, DAR, Lo")],
+    (dict(type='Adapters'), "peft.type='Adapters' is unknown, the nearest is 'Adapter': choose one of Adapter, DAR")],
     ids=str)
 def test_what_cannot_work_is_said_when_it_is_built(peft, words):
     with pytest.raises(UserError, match=words):
