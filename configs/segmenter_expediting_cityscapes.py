@@ -1,2 +1,4 @@
 _base_ = './segmenter_vit-l_cityscapes.py'
-model = dict(backbone=dict(token_reduction=dict(type='Expediting', layer=10, grid=0.7, restore='copy')))
+# As released: 32x32 clusters of 48x48 patches.
+model = dict(backbone=dict(token_reduction=dict(
+    type='Expediting', layer=12, grid=2 / 3, restore='copy', restore_at='after_head')))

@@ -17,9 +17,10 @@ from mmengine.runner import Runner
 from mmtr.analysis.compare import compare_on_test_data
 from mmtr.analysis.flops import count_flops, schedule_in_words
 from mmtr.analysis.speed import machine
+from mmtr.analysis.tables import aligned_rows
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import command
-from mmtr.visualization import draw_groups, draw_injected, draw_matches, marked, mosaic, token_maps
+from mmtr.visualization import draw_groups, draw_injected, draw_matches, group_legend, marked, mosaic, token_maps
 
 ROOT = Path(__file__).parents[1]
 PLAIN = 'configs/segmenter_vit_demo.py'
@@ -52,9 +53,9 @@ def picture(model, reductions, batch, palette):
     return mosaic([
         [('image', image), ('ground truth', painted(image, sample.gt_sem_seg.data[0].numpy(), palette)),
          *[(f'prediction, {name}', painted(image, labels, palette)) for name, labels in predicted.items()]],
-        [('tokens: grey representative, teal normal', draw_groups(image, token_map, patch)),
-         ('one colour: merged into one token', draw_matches(image, token_map, patch)),
-         ('mean colour of merged patches', draw_injected(image, token_map, patch)),
+        [(group_legend([token_map]), draw_groups(image, token_map, patch)),
+         ('one colour: share a token, that of the dot', draw_matches(image, token_map, patch)),
+         ('mean colour of each token', draw_injected(image, token_map, patch)),
          ('differs between the predictions', marked(image, predicted[first] != predicted[last]))],
     ])
 
@@ -108,10 +109,7 @@ def print_table(model, reductions, results):
                      f'{result["total_ms"]:.1f}', f'{1e3 / result["total_ms"]:.1f}',
                      f'{results["plain"]["total_ms"] / result["total_ms"]:.2f}x', f'{gflops:.2f}',
                      schedule_in_words(schedule)))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print('  '.join(cell.ljust(width) if i in (0, 7) else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip())
+    print(aligned_rows(rows, words=(0, 7)))
     used = machine()
     print(f'Times: median over the images, of the whole test step. GFLOPs: multiply-adds at {width}x{height}.\n'
           f'Machine: {used["cpu"]}, {used["threads"]} threads, torch {used["torch"]}.')

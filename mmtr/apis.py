@@ -1,12 +1,14 @@
-"""Token reduction for a model that already exists."""
+"""Token reduction, and what is trained beside frozen weights, for a model that already exists."""
 from typing import Optional
 
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.models.twins import make_twin, replace_with_twins
 from mmtr.ops.attention import check_backend
+from mmtr.peft.freezing import table
 
 
 def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], attn_backend: str = 'auto') -> nn.Module:
@@ -23,10 +25,57 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
     Raises:
         UserError: No backbone in it can be reduced; or as the backbone.
     """
+    model, backbones = _reducible(model, attn_backend, 'Tokens cannot be reduced')
+    before = [backbone.token_reducer for backbone in backbones]
+    try:
+        for backbone in backbones:
+            backbone.set_token_reduction(token_reduction)
+        _check_reduction(model, backbones)
+    except UserError:
+        for backbone, reducer in zip(backbones, before):
+            backbone.token_reducer = reducer
+        raise
+    return model
+
+
+def apply_peft(model: nn.Module, peft: dict, attn_backend: str = 'auto') -> nn.Module:
+    """Freeze the weights that the backbone of a stock or mmtr model has now, and train ``peft`` beside them, in place.
+
+    Logs how much is trained. The optimizer is built afterwards, from what ``requires_grad``.
+
+    Args:
+        model: A segmentor, detector or classifier, or a backbone by itself (then use what is returned), with its
+            weights; a runner does not draw those of the backbone again.
+        peft: ``dict(type=..., **settings)``, see docs/peft.md.
+        attn_backend: ``auto | sdpa | xformers | math``, for modules that are stock until now.
+
+    Returns:
+        ``model``, or the mmtr backbone that shares the weights of a stock backbone.
+
+    Raises:
+        UserError: No backbone in it can be tuned, or one has a ``peft`` already; the model is in a wrapper of
+            data-parallel training, which would miss what is added; or as the backbone.
+    """
+    if is_model_wrapper(model):
+        raise UserError(f'{type(model).__name__} would miss what apply_peft adds: apply it before it is wrapped.')
+    if peft is None:
+        raise UserError("peft=None trains nothing beside the frozen weights: give one such as dict(type='LoRA').")
+    model, backbones = _reducible(model, attn_backend, 'Nothing can be tuned beside the weights')
+    for backbone in backbones:
+        if backbone.peft is not None:
+            raise UserError(f'The backbone has a peft already, {type(backbone.peft).__name__}: build the model without '
+                            'one to apply another.')
+    for backbone in backbones:
+        backbone.tune(peft)
+    print_log(f'Parameters:\n{table(model)}', 'current')
+    return model
+
+
+def _reducible(model, attn_backend, failure):
+    """``model`` with twins in the place of stock modules, and its backbones; without any, an error begins so."""
     check_backend(attn_backend)
     if is_model_wrapper(model):
-        apply_token_reduction(model.module, token_reduction, attn_backend)
-        return model
+        return model, _reducible(model.module, attn_backend, failure)[1]
     model = make_twin(model, attn_backend) or model
     replace_with_twins(model, attn_backend)
     backbones = [module for module in model.modules() if hasattr(module, 'set_token_reduction')]
@@ -34,9 +83,18 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
         found = type(getattr(model, 'backbone', model))
         # Several libraries have a VisionTransformer.
         raise UserError(
-            f'Tokens cannot be reduced in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
+            f'{failure} in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
             'the backbone VisionTransformer of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, mmtr.DINOv2 or '
             'mmtr.EVA02.')
-    for backbone in backbones:
-        backbone.set_token_reduction(token_reduction)
-    return model
+    return model, backbones
+
+
+def _check_reduction(model, backbones):
+    """Raise a ``UserError`` where the model around ``backbones`` cannot work with their reducers."""
+    owners = [module for module in model.modules() if hasattr(module, 'check_reduction')]
+    for owner in owners:
+        owner.check_reduction()
+    if not owners and any(backbone.token_reducer.restore_at == 'after_head' for backbone in backbones):
+        raise UserError("token_reduction.restore_at='after_head' needs a segmentor that gives logits back, "
+                        f"type='mmtr.EncoderDecoder', and this is a {type(model).__name__} of "
+                        f"{type(model).__module__.partition('.')[0]}: use that, or set restore_at='before_norm'.")

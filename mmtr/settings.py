@@ -12,6 +12,7 @@ from typing import Callable, Optional
 from mmengine.registry import Registry
 
 from mmtr.errors import UserError
+from mmtr.types import full_name, is_type, type_name
 
 
 class Unfit(ValueError):
@@ -129,7 +130,7 @@ class Whole(Setting):
 
 
 class Layer(Setting):
-    """A layer, counted from 0; none of the last ``spared`` ones."""
+    """A layer, counted from 0; none of the last ``spared`` ones. With -1 as many layers, up to all."""
 
     def __init__(self, spared=0):
         self.spared = spared
@@ -137,7 +138,7 @@ class Layer(Setting):
     def words(self, depth=None):
         """See ``Setting``."""
         if depth is None:
-            return f'a layer, from 0 to depth - {self.spared + 1}'
+            return f'a layer, from 0 to depth{f" - {self.spared + 1}" if self.spared + 1 else ""}'
         return self._range(depth).words()
 
     def take(self, value, depth=None):
@@ -396,11 +397,11 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
         raise UserError(f"{key}={shown(cfg)} must be None or dict(type='...', ...) with one of: {', '.join(known)}.")
     settings = dict(cfg)
     name = settings.pop('type')
-    kind = registry.module_dict.get(str(name).removeprefix('mmtr.'))
-    if kind is None:
+    kind = registry.module_dict.get(type_name(name))
+    if kind is None or not (is_type(name, f'mmtr.{kind.__name__}') or is_type(name, full_name(kind))):
         raise UserError(f'{key}.type={shown(name)} is unknown{nearest(name, known)}: choose one of {", ".join(known)}.')
     check(kind)
-    refuse_unknown(f'{key} of type {name}', settings,
+    refuse_unknown(f'{key} of type {type_name(name)}', settings,
                    [setting for setting in inspect.signature(kind).parameters if setting not in given])
     return kind(**given, **settings)
 

@@ -315,9 +315,20 @@ def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_
     assert (reducer.score, reducer.metric, reducer.merge, reducer.restoration) == ('max', 'cosine', 'average', 'copy')
 
 
-def test_expediting_config_has_the_clusters_of_the_paper():
-    schedule = reducer_of(read('segmenter_expediting_ade20k.py')).token_schedule((40, 40), 24)
-    assert schedule == [1600] * 10 + [28 * 28] * 14
+@pytest.mark.parametrize('data, side, layer, clusters', [
+    ('ade20k', 40, 10, 28), ('cityscapes', 48, 12, 32), ('pascal-context', 30, 14, 20)])
+def test_expediting_configs_have_the_clusters_of_the_release(data, side, layer, clusters):
+    # Its location is the index of the layer after which tokens are clustered: 9, 11, 13.
+    reducer = reducer_of(read(f'segmenter_expediting_{data}.py'))
+    assert reducer.token_schedule((side, side), 24) == [side**2] * layer + [clusters**2] * (24 - layer)
+    assert (reducer.restoration, reducer.restore_at, reducer.normalize) == ('copy', 'after_head', 'l2')
+    assert (reducer.n_iters, reducer.window, reducer.temperature) == (5, 5, 0.02)
+    assert (reducer.k, reducer.recon_temperature) == (20, 0.02)
+
+
+def test_expediting_config_of_a_swin_has_the_temperatures_of_the_release():
+    reduction = read('maskdino_swin-l_expediting_coco-instance.py').model.backbone.token_reduction
+    assert reduction.temperature == reduction.recon_temperature == 0.01 and reduction.restore == 'copy'
 
 
 def test_evit_config_reduces_in_the_layers_of_the_paper():

@@ -1,6 +1,7 @@
 """Whatever a setting is given, it works or a sentence says why not: each reducer, PEFT and backbone as it declares."""
 import inspect
 import itertools
+import logging
 import random
 from functools import singledispatch
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from mmengine.model import BaseModule
 
-from mmtr import UserError
+from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
 from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
 from mmtr.models.backbones.keys import Initialisation
@@ -146,7 +147,7 @@ def works(host, **given):
         model = host(**{**BACKBONES[host], **given})
         model.eval()
         with torch.no_grad():
-            out = model(torch.linspace(-2, 2, 3 * 40 * 56).view(1, 3, 40, 56))
+            out = list(model(torch.linspace(-2, 2, 3 * 40 * 56).view(1, 3, 40, 56)))
     except UserError as error:
         assert '\n' not in str(error) and len(str(error)) < 900, given
         return False
@@ -274,3 +275,53 @@ def test_what_is_built_without_a_config_is_checked_too():
 def test_a_misspelt_name(build, words):
     with pytest.raises(UserError, match=words):
         build()
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """Function from an action to what it warns of."""
+    lines = []
+
+    def print_log(text, logger, level=logging.INFO):
+        lines.extend([text] if level == logging.WARNING else [])
+
+    for where in ('mmtr.reducers.base', 'mmtr.models.backbones.tunable'):
+        monkeypatch.setattr(f'{where}.print_log', print_log)
+
+    def run(act):
+        lines.clear()
+        act()
+        return ' '.join(lines)
+    return run
+
+
+@pytest.mark.parametrize('method', ['Cropr', 'DAR', 'GridPool'])
+def test_a_method_that_has_not_learnt_says_so_where_it_is_used(method, warned):
+    def said(act):
+        return f'{method} learns which tokens matter and has not' in warned(act)
+
+    def build(**key):
+        model = VisionTransformer(**BACKBONES[VisionTransformer], **key)
+        model.init_weights()
+        return model
+
+    learns, cfg = method != 'GridPool', dict(type=method)
+    model = build(token_reduction=cfg)
+    assert said(model.eval) == learns
+    assert not said(model.eval), 'once'
+    assert said(lambda: apply_token_reduction(build().eval(), cfg)) == learns
+    loaded = build(token_reduction=cfg)
+    loaded.load_state_dict(model.state_dict())
+    assert not said(loaded.eval)
+    plain = build(token_reduction=cfg)
+    plain.load_state_dict(build().state_dict(), strict=False)
+    assert said(plain.eval) == learns
+    assert not said(build(token_reduction=cfg).train().eval), 'trained'
+
+
+@pytest.mark.parametrize('channels, settings, slower', [
+    (192, dict(), True), (192, dict(mode='progressive'), True), (192, dict(r=0), False), (384, dict(), False)])
+def test_tome_says_that_a_small_model_gains_nothing(channels, settings, slower, warned):
+    said = warned(lambda: VisionTransformer(**{**BACKBONES[VisionTransformer], 'embed_dims': channels},
+                                            token_reduction=dict(type='ToMe', **settings)))
+    assert said.startswith(f'ToMe matches tokens in every layer, which costs a backbone of {channels}') == slower

@@ -1,4 +1,4 @@
-"""The inferencers that users of mmseg and mmdet call from Python, with the key and with apply_token_reduction."""
+"""The inferencers that users of mmseg and mmdet call from Python: by the key, the hook and apply_token_reduction."""
 import re
 from pathlib import Path
 
@@ -6,13 +6,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.apis import DetInferencer
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 
-from mmtr import apply_token_reduction
+import mmtr
+from mmtr import UserError, apply_token_reduction
 from mmtr.engine.model import build_model
+from mmtr.models.backbones import tunable
+from tests.conftest import CLASSES
 from tests.drawn_coco import draw_coco
 from tests.test_models.test_maskdino_configs import CONFIGS, small
 
@@ -20,10 +24,22 @@ ROOT = Path(__file__).parents[1]
 REDUCTION = dict(type='TokenAdapter', restore='copy', ratio=0.25, layers=(1, 2))
 
 
-def save(cfg, folder, name):
+def save(cfg, folder, name, **changes):
     """Path of a config."""
-    cfg.dump(str(folder / f'{name}.py'))
+    Config({**cfg, **changes}).dump(str(folder / f'{name}.py'))
     return str(folder / f'{name}.py')
+
+
+def hook(reduction):
+    return dict(custom_hooks=[dict(type='mmtr.TokenReductionHook', token_reduction=reduction)])
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the log was told of reductions."""
+    lines = []
+    monkeypatch.setattr(tunable, 'print_log', lambda line, logger: lines.append(line))
+    return lines
 
 
 def initial_weights(cfg, folder, init=False):
@@ -37,12 +53,14 @@ def initial_weights(cfg, folder, init=False):
 
 @pytest.fixture
 def segmentor(tiny_segmenter, tmp_path):
-    """Configs of a stock segmentor and of the same with the key, their weights, and a function of an image's logits."""
+    """Configs of a stock segmentor, the same with the hook and with the key, their weights, a function from an image to
+    its labels."""
     tiny_segmenter.custom_imports = dict(imports=['mmtr'])
     tiny_segmenter.test_pipeline = tiny_segmenter.test_dataloader.dataset.pipeline
     tiny_segmenter.model.decode_head = dict(
         type='FCNHead', in_channels=32, channels=8, num_convs=1, kernel_size=1, concat_input=False, num_classes=4)
     stock = save(tiny_segmenter, tmp_path, 'stock')
+    hooked = save(tiny_segmenter, tmp_path, 'hook', **hook(REDUCTION))
     model, weights = initial_weights(tiny_segmenter, tmp_path)
     tiny_segmenter.model.backbone.update(type='mmtr.VisionTransformer', token_reduction=REDUCTION)
 
@@ -54,11 +72,11 @@ def segmentor(tiny_segmenter, tmp_path):
             logits = torch.nn.functional.interpolate(logits, (64, 64), mode='bilinear', align_corners=False)
         return logits[0].argmax(0).numpy()
 
-    return stock, save(tiny_segmenter, tmp_path, 'key'), weights, labels
+    return stock, hooked, save(tiny_segmenter, tmp_path, 'key'), weights, labels
 
 
-def test_a_segmentor(segmentor, drawn_data):
-    stock, key, weights, labels = segmentor
+def test_a_segmentor(segmentor, drawn_data, said):
+    stock, hooked, key, weights, labels = segmentor
     path = str(drawn_data / 'images/training/2.png')
     plain, reduced = labels(path, None), labels(path, REDUCTION)
     assert (plain != reduced).any()
@@ -69,7 +87,6 @@ def test_a_segmentor(segmentor, drawn_data):
     assert np.array_equal(inferencer(path)['predictions'], reduced)
     apply_token_reduction(inferencer.model, None)
     assert np.array_equal(inferencer(path)['predictions'], plain)
-    assert np.array_equal(MMSegInferencer(key, weights, device='cpu')(path)['predictions'], reduced)
 
     def predicted(model):
         return inference_model(model, path).pred_sem_seg.data[0].numpy()
@@ -77,22 +94,66 @@ def test_a_segmentor(segmentor, drawn_data):
     model = init_model(stock, weights, device='cpu')
     assert np.array_equal(predicted(model), plain)
     assert np.array_equal(predicted(apply_token_reduction(model, REDUCTION)), reduced)
-    assert np.array_equal(predicted(init_model(key, weights, device='cpu')), reduced)
+    for config in (hooked, key):
+        said.clear()
+        assert np.array_equal(MMSegInferencer(config, weights, device='cpu')(path)['predictions'], reduced)
+        for model in (init_model(config, weights, device='cpu'), mmtr.init_model(config, weights, 'cpu')):
+            assert np.array_equal(predicted(model), reduced)
+            model.cfg = model.cfg
+            assert np.array_equal(predicted(model), reduced)
+            assert np.array_equal(predicted(apply_token_reduction(model, None)), plain)
+            assert not model.training and not any(module.training for module in model.modules())
+        assert said == ['TokenAdapter: 16 -> 9 patch tokens from layer 1, in images of 4x4 patches'] * 3
 
 
-def test_a_detector(tmp_path):
+def test_ours_takes_configs_options_and_pictures_in_memory(segmentor, drawn_data):
+    stock, hooked, _, weights, labels = segmentor
+    path = str(drawn_data / 'images/training/2.png')
+    cfg = Config.fromfile(hooked)
+    before = cfg.to_dict()
+    model = mmtr.init_model(cfg, weights, 'cpu', {'custom_hooks.0.token_reduction.ratio': 0.5})
+    assert cfg.to_dict() == before
+    half = labels(path, {**REDUCTION, 'ratio': 0.5})
+    assert (half != labels(path, REDUCTION)).any()
+    # An array, then a file: mmseg changes the pipeline for the first.
+    found = inference_model(model, cv2.imread(path)).pred_sem_seg.data[0].numpy()
+    assert np.array_equal(found, half)
+    assert model.dataset_meta['classes'] == list(CLASSES)
+    with pytest.raises(UserError, match="Config 'no.py' is not there"):
+        mmtr.init_model('no.py', weights)
+    with pytest.raises(UserError, match='does not cover the model: 1 unexpected'):
+        torch.save({**torch.load(weights)['state_dict'], 'more': torch.zeros(1)}, weights)
+        mmtr.init_model(stock, weights, 'cpu')
+
+
+def test_the_weights_of_a_method_that_was_trained_are_loaded_or_it_is_refused(segmentor, tmp_path):
+    cfg = Config.fromfile(segmentor[0])
+    cfg.custom_hooks = hook(dict(type='DAR'))['custom_hooks']
+    path = save(cfg, tmp_path, 'trained')
+    model, weights = initial_weights(cfg, tmp_path)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(mmtr.init_model(path, weights, 'cpu')(x), model(x), rtol=0, atol=0)
+    with pytest.raises(UserError, match='DAR has parameters, which a hook may add too late for the checkpoint'):
+        init_model(path, weights, device='cpu')
+
+
+def test_a_detector(tmp_path, said):
     register_all_modules()
     cfg = small(CONFIGS[0].parent / 'maskdino_swin-t_nuclei.py', draw_coco(tmp_path / 'coco'), tmp_path)
     reduction = dict(type='TokenAdapter', stage=2, ratio=0.35, layers=(1, 2))
     cfg.model.backbone.update(type='SwinTransformer')  # mmdet's own
     model, weights = initial_weights(cfg, tmp_path, init=True)
-    stock = save(cfg, tmp_path, 'stock')
+    stock, hooked = save(cfg, tmp_path, 'stock'), save(cfg, tmp_path, 'hook', **hook(reduction))
     cfg.model.backbone.update(type='mmtr.SwinTransformer', token_reduction=reduction)
     key = save(cfg, tmp_path, 'key')
     path = str(tmp_path / 'coco/images/3.jpg')
 
     def predicted(inferencer):
-        found = inferencer(path, return_datasamples=True)['predictions'][0].pred_instances
+        if isinstance(inferencer, torch.nn.Module):
+            found = inference_detector(inferencer, path).pred_instances
+        else:
+            found = inferencer(path, return_datasamples=True)['predictions'][0].pred_instances
         return found.scores, found.bboxes
 
     # By hand: the image enlarged by half, as the config's pipeline does, normalised, and padded by none.
@@ -113,7 +174,12 @@ def test_a_detector(tmp_path):
     torch.testing.assert_close(predicted(inferencer), plain, atol=1e-4, rtol=1e-4)
     apply_token_reduction(inferencer.model, reduction)
     torch.testing.assert_close(predicted(inferencer), fewer)
-    torch.testing.assert_close(predicted(DetInferencer(key, weights, device='cpu', show_progress=False)), fewer)
+    for config in (hooked, key):
+        said.clear()
+        for built in (DetInferencer(config, weights, device='cpu', show_progress=False),
+                      init_detector(config, weights, device='cpu'), mmtr.init_model(config, weights, 'cpu')):
+            torch.testing.assert_close(predicted(built), fewer)
+        assert said == ['TokenAdapter: 16 -> 9 tokens of a window from block 1, in stage 2'] * 3
 
 
 def test_the_documented_lines_run(tmp_path, monkeypatch):

@@ -20,9 +20,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmtr.analysis.figures import draw_layers
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.speed import machine
+from mmtr.analysis.tables import aligned_rows
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.configs import add_options, load_config, merge_options, read_reductions
-from mmtr.engine.data_check import check_data, images_in
+from mmtr.engine.configs import add_options, add_token_reduction, read_config, read_reductions
+from mmtr.engine.data_check import check_data, images_in, loads_annotations
 from mmtr.engine.measuring import add_machine, positive, use_machine
 from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import UserError, command
@@ -44,6 +45,7 @@ def parse_args():
     parser.add_argument('--repeats', type=positive, default=5, help='timed runs of each image (default 5)')
     add_machine(parser)
     add_options(parser)
+    add_token_reduction(parser)
     return parser.parse_args()
 
 
@@ -73,8 +75,7 @@ def find_images(cfg, given, count):
 @torch.inference_mode()
 def backbone_inputs(cfg, model, files):
     """What the backbone takes of each file, (1, 3, height, width); of an image run in windows, the first one."""
-    pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline
-                        if 'Annotations' not in str(step['type'])])
+    pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline if not loads_annotations(step)])
     inputs = []
     for path in files:
         # Runs the model as its test does, so that windows and padding are the ones of the test.
@@ -107,10 +108,7 @@ def print_table(results):
                      f'{min(diversity, default=math.nan):.3f}', f'{mean["token_similarity"]:.3f}',
                      f'{similarity[-1] if similarity else math.nan:.3f}', f'{sum(layers["ms"]):.1f}',
                      f'{result["restore_ms"]:.2f}', f'{result["backbone_ms"]:.1f}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print('  '.join(cell.rjust(width) if i else cell.ljust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths))))
+    print(aligned_rows(rows))
 
 
 def draw_maps(model, reducers, files, inputs, folder):
@@ -141,12 +139,11 @@ def main():
     args = parse_args()
     use_machine(args)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args)
     reductions = read_reductions(args.reductions) if args.reductions else None
     if not cfg.get('model') or not cfg.get('test_dataloader'):
         raise UserError(f"Config '{args.config}' must have a model and a test_dataloader, whose pipeline reads images.")
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     files = find_images(cfg, args.images, args.num_images)
     model = build_model(cfg)
     load_weights(model, args.checkpoint)

@@ -3,6 +3,7 @@
 Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.type=TokenAdapter --shape 640 640
 """
 import argparse
+import copy
 import json
 import os
 import platform
@@ -18,16 +19,18 @@ from mmengine import ProgressBar
 
 from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.engine.configs import Options, add_options, load_config, merge_options
+from mmtr.analysis.tables import aligned_rows
+from mmtr.engine.configs import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.engine.measuring import add_machine, check_file, positive, use_machine
-from mmtr.engine.model import build_model, read_weights
+from mmtr.engine.model import build_model, image_channels, read_weights
+from mmtr.engine.options import parse_settings
 from mmtr.errors import UserError, command
 from mmtr.reducers.base import TokenReducer
 
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
-REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore')
+REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore', 'give_back')
 COLUMNS = ('config', 'ms/image', 'quartiles', 'images/s', 'GFLOPs', 'M params', 'peak MB',
            'speed-up', 'x GFLOPs', 'x memory')
 
@@ -50,6 +53,7 @@ def parse_args():
                         help='each model a second time, through torch.compile; compiling is not timed')
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     add_options(parser)
+    add_token_reduction(parser, "each config is measured as it is and once more with")
     parser.add_argument('--json', metavar='F', help='write all results there, single durations included')
     return parser.parse_args()
 
@@ -63,14 +67,24 @@ def read_config(spec, options):
     path, *overrides = spec.split('@')
     cfg = load_config(path)
     merge_options(cfg, options)
-    if overrides:
-        parser = argparse.ArgumentParser()
-        parser.add_argument('--set', nargs='+', action=Options)
-        merge_options(cfg, parser.parse_args(['--set', *overrides]).set)
+    merge_options(cfg, parse_settings(overrides))
     if 'backbone' not in cfg.get('model', {}):
         raise UserError(f"Config '{path}' has no model with a backbone: "
                         'give the config of a segmentor or detector.')
     return cfg
+
+
+def read_configs(args):
+    """What is measured and its config, of each that was given, also with ``--token-reduction``."""
+    found = {}
+    for i, spec in enumerate(args.configs):
+        cfg = found[i, spec] = read_config(spec, args.cfg_options)
+        if args.token_reduction is not None:
+            reduced = copy.deepcopy(cfg)
+            merge_options(reduced, with_reduction(cfg, args.token_reduction))
+            words = [value if key == 'type' else f'{key}={value}' for key, value in args.token_reduction.items()]
+            found[i, f'{spec}@{",".join(words) or "none"}'] = reduced
+    return [spec for _, spec in found], list(found.values())
 
 
 def check_shape(shape, cfg, spec):
@@ -126,7 +140,11 @@ def autocast(args):
 
 def measure(args, names, models, kept):
     """One result for each part and model, as it goes into the JSON file."""
-    shape = (args.batch_size, 3, *args.shape)
+    channels = sorted({image_channels(model) for model in models})
+    if len(channels) > 1:
+        raise UserError(f'The models take images of {" and ".join(map(str, channels))} channels: compare those of one '
+                        'kind of images.')
+    shape = (args.batch_size, *channels, *args.shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     for model, own_weights in zip(models, kept):
         calibrate(args, model, own_weights, images)
@@ -187,9 +205,7 @@ def table(results):
                      f'{r["images_per_second"]:.2f}', f'{r["gflops"]:.2f}', f'{r["parameters"] / 1e6:.2f}',
                      f'{r["peak_memory_bytes"] / 1e6:.1f}', f'{r["speed_up"]:.2f}x',
                      f'{r["gflops_ratio"]:.3f}', f'{r["memory_ratio"]:.3f}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-                                                          zip(row[1:], widths[1:]))]) for row in rows)
+    return aligned_rows(rows)
 
 
 def notes(results):
@@ -235,11 +251,11 @@ def main():
             pass
     except RuntimeError as error:  # torch 2.1 has no float16 on a CPU
         raise UserError(f'--dtype {args.dtype}, --device {args.device}: {error}.') from error
-    configs = [read_config(spec, args.cfg_options) for spec in args.configs]
-    for cfg, spec in zip(configs, args.configs):
+    specs, configs = read_configs(args)
+    for cfg, spec in zip(configs, specs):
         check_shape(args.shape, cfg, spec)
-    names = names_of(args.configs)
-    models, kept = build_all(args, args.configs, configs)
+    names = names_of(specs)
+    models, kept = build_all(args, specs, configs)
     if args.compile:
         # Models share code, and torch runs what it has compiled too often as it is, without a word.
         # The name is that of torch 2.1, which later ones know too.
@@ -259,7 +275,7 @@ def main():
           f"Weights: {args.checkpoint or 'random'}, the same in all models where names and shapes agree.\n"
           'Machine: ' + ', '.join(f'{key} {value}' for key, value in used.items()))
     if args.json:
-        report = dict(command=shlex.join(sys.argv), configs=args.configs, machine=used, settings=vars(args),
+        report = dict(command=shlex.join(sys.argv), configs=specs, machine=used, settings=vars(args),
                       results=results)
         temporary = Path(f'{args.json}.part')
         temporary.write_text(json.dumps(report, indent=1))

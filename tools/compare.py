@@ -1,7 +1,7 @@
 """Accuracy and speed of several token reductions of one trained model, side by side.
 
-Writes a table (OUT.csv, OUT.json, OUT.md) and a figure (OUT.png, OUT.pdf). The same command goes on where an
-interrupted one stopped.
+Prints a table, from the slowest to the fastest, and writes it (OUT.csv, OUT.json, OUT.md) with a figure (OUT.png,
+OUT.pdf). The same command goes on where an interrupted one stopped.
 """
 import argparse
 import csv
@@ -10,9 +10,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmtr.analysis.compare import compare_on_test_data, main_metric, markdown_table, records
+from mmtr.analysis.compare import (
+    by_speed,
+    compare_on_test_data,
+    front_beyond_plain,
+    main_metric,
+    records,
+    table,
+    trade_offs,
+)
 from mmtr.analysis.journal import Journal, made_with
+from mmtr.analysis.report import comparison, machine_in_words
 from mmtr.analysis.speed import machine
+from mmtr.analysis.tables import aligned_rows
 from mmtr.engine import measuring
 from mmtr.engine.configs import read_reductions
 from mmtr.errors import UserError, command
@@ -30,6 +40,8 @@ def parse_args():
     parser.add_argument('--all', action='store_true',
                         help='in place of REDUCTIONS: every method at several strengths (configs/reductions/'
                              'all_methods.py)')
+    parser.add_argument('--num-images', type=measuring.positive, metavar='N',
+                        help='of the test data, at even distances from the first to the last; default all')
     parser.add_argument('--out', help='write OUT.csv, OUT.json, OUT.md, OUT.png and OUT.pdf, and go on where an '
                                       'interrupted run stopped')
     args = parser.parse_args()
@@ -56,15 +68,26 @@ def write(out, report):
     """Write the report of a run as tables and a figure."""
     results = report['results']
     Path(f'{out}.json').write_text(json.dumps(report, indent=1) + '\n')
-    Path(f'{out}.md').write_text(markdown_table(results) + '\n')
+    Path(f'{out}.md').write_text(comparison({**report, 'results': by_speed(results)}) + '\n')
     rows = list(records(results))
     with open(f'{out}.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    used = report['machine']
     draw_trade_off(results, main_metric(results), [f'{out}.png', f'{out}.pdf'],
-                   f'{Path(report["config"]).stem}, {report["images"]} images, {used.get("gpu", used["cpu"])}')
+                   f'{Path(report["config"]).stem}, {report["images"]} images, {machine_in_words(report["machine"])}')
+
+
+def in_words(report):
+    """The table of a run with its front marked, and what a reader must know beside it."""
+    results, metric = report['results'], main_metric(report['results'])
+    front = front_beyond_plain(trade_offs(results, metric))
+    head, *rows = table(by_speed(results))
+    marked = [head, *([f'* {row[0]}' if row[0] in front else f'  {row[0]}', *row[1:]] for row in rows)]
+    return (f'{aligned_rows(marked)}\n'
+            f'{report["images"]} images, {machine_in_words(report["machine"])}. Times: medians, in turns on '
+            'each batch; GFLOPs: of the first image.\n* faster than plain, and no other setting is better both in '
+            f'{metric} and in speed.')
 
 
 @command
@@ -77,23 +100,23 @@ def main():
     reductions = {'plain': None, **read_reductions(ALL if args.all else args.reductions)}
     cfg, model = measuring.load(args)
     reductions = fitting(reductions, model.backbone, leave_out=args.all)
-    made = made_with(cfg, args.checkpoint, args.device, reductions=reductions)
+    made = made_with(cfg, args.checkpoint, args.device, reductions=reductions, number_of_images=args.num_images)
     with Journal(f'{args.out}.partial', made) if args.out else Journal() as journal:
         if len(journal):
             print(f"Going on after {len(journal)} batches, from '{journal.path}'.", file=sys.stderr)
         try:
-            results = compare_on_test_data(cfg, model, reductions, journal)
+            results = compare_on_test_data(cfg, model, reductions, journal, args.num_images)
         except KeyboardInterrupt:
             if args.out:
                 raise KeyboardInterrupt(f'Interrupted after {len(journal)} batches; the same command goes on '
                                         'from there.') from None
             raise
-        print(markdown_table(results))
+        report = dict(
+            command=shlex.join(sys.argv), config=args.config, checkpoint=args.checkpoint, cfg_options=args.cfg_options,
+            machine=machine(args.device), images=sum(record['size'] for record in journal), results=results)
+        print(in_words(report))
         if args.out:
-            write(args.out, dict(
-                command=shlex.join(sys.argv), config=args.config, checkpoint=args.checkpoint,
-                cfg_options=args.cfg_options, machine=machine(args.device),
-                images=sum(record['size'] for record in journal), results=results))
+            write(args.out, report)
             journal.remove()
 
 

@@ -1,6 +1,7 @@
 """Convert a released checkpoint to OpenMMLab keys, and say which config it fits."""
 
 import argparse
+import inspect
 import os
 import shlex
 from pathlib import Path
@@ -23,6 +24,7 @@ DEFAULTS = {
     'backbone.patch_bias': False,
     'backbone.peft.bottleneck': 72,
     'backbone.peft.compensator': 48,
+    'backbone.token_reduction.window': 2,
     'decode_head.channels': 256,
     'decode_head.mlp_ratio': 4,
 }
@@ -73,6 +75,8 @@ def main(argv=None):
     parser.add_argument('--source', required=True, choices=SOURCES, help='where the checkpoint comes from')
     parser.add_argument('input', metavar='IN', help='its file; for segmenter also the folder of the release')
     parser.add_argument('output', metavar='OUT', help=f'the file to write: {" or ".join(SUFFIXES)}')
+    parser.add_argument('--num-heads', type=int, metavar='N',
+                        help='attention heads of an EVA-02 (eva02, cropr), where they have not 64 channels each')
     args = parser.parse_args(argv)
     out = Path(args.output)
     if out.suffix not in SUFFIXES:
@@ -81,7 +85,10 @@ def main(argv=None):
         raise UserError(f"OUT is IN ('{out}'), and the original is not overwritten: give another name.")
 
     source = SOURCES[args.source]
-    state, notes = source.convert(*source.read(args.input))
+    options = {} if args.num_heads is None else dict(num_heads=args.num_heads)
+    if options and 'num_heads' not in inspect.signature(source.convert).parameters:
+        raise UserError(f'--num-heads is for eva02 and cropr: {args.source} needs none.')
+    state, notes = source.convert(*source.read(args.input), **options)
     write_checkpoint(out, state, notes.meta)
     count = sum(tensor.numel() for tensor in state.values())
     print(f'Wrote {out}: {len(state)} tensors, {count / 1e6:.1f} M parameters.')

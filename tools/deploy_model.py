@@ -1,7 +1,7 @@
 """Write a trained model without the parts that only training needs, and the config that goes with it.
 
 Example: tools/deploy_model.py configs/segmenter_vit-t_cropr_camvid.py work_dirs/cropr/iter_2000.pth deployed.pth
-writes deployed.pth and deployed.py.
+writes deployed.pth and deployed.py, which need no other file.
 """
 import argparse
 import os
@@ -11,8 +11,8 @@ import torch
 from mmengine import Config
 
 from mmtr.engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model, has_peft, load_weights
+from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.model import build_model, has_peft, image_channels, load_weights, without_pretrained
 from mmtr.errors import UserError, command
 
 # What merging a weight may change of a feature, as a share of the largest.
@@ -26,16 +26,18 @@ def parse_args(argv):
     parser.add_argument('checkpoint', help='.pth or .safetensors file of training')
     parser.add_argument('output', metavar='OUT', help=f'the file to write: {" or ".join(SUFFIXES)}; the config goes '
                         'beside it, with the suffix .py')
+    add_options(parser)
     return parser.parse_args(argv)
 
 
-def read_config(path):
-    """The config of a model that has a deployed form.
+def read_config(path, options):
+    """The config of a model that has a deployed form, with ``options`` merged in.
 
     Raises:
         UserError: It has none, or is of the deployed form already.
     """
     cfg = load_config(path)
+    merge_options(cfg, options)
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
     if reduction.get('deploy'):
         raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
@@ -57,7 +59,7 @@ def distills(cfg):
 
 
 def deployed(cfg, model):
-    """What ``cfg.model`` changes to, and the model of that with the weights of ``model``."""
+    """The config of the deployed form, and the model of that with the weights of ``model``."""
     weights, backbone, changes = dict(model.state_dict()), {}, {}
     if has_peft(cfg):
         merged = model.backbone.peft.merged_state_dict(model.backbone)
@@ -74,9 +76,11 @@ def deployed(cfg, model):
         weights = _with(weights, 'distillation.', {})
     cfg = Config(cfg.to_dict())
     cfg.merge_from_dict(dict(model=changes))
+    # What training starts from need not be where the config goes.
+    cfg.model, cfg.load_from, cfg.resume = without_pretrained(cfg.model), None, False
     small = build_model(cfg)
     small.load_state_dict(weights)
-    return changes, small
+    return cfg, small
 
 
 def _with(weights, prefix, part):
@@ -92,7 +96,7 @@ def difference(first, second):
     """
     generator, largest = torch.Generator().manual_seed(0), 0.
     for height, width in (first.img_size, [size + 2 * first.patch_size for size in first.img_size]):
-        images = torch.randn(2, 3, height, width, generator=generator)
+        images = torch.randn(2, image_channels(first), height, width, generator=generator)
         found, others = tensors(first(images)), tensors(second(images))
         assert len(found) == len(others)
         largest = max([largest, *(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(found, others))])
@@ -120,17 +124,16 @@ def main(argv=None):
     for given, written in ((args.checkpoint, out), (args.config, config)):
         if os.path.realpath(given) == os.path.realpath(written):
             raise UserError(f"'{written}' would be overwritten by what is written for OUT: give another name.")
-    cfg = read_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
-    changes, small = deployed(cfg, model)
+    small_cfg, small = deployed(cfg, model)
     largest = difference(model.backbone, small.backbone)
     if not largest <= TOLERANCE:
         raise UserError(f'The features before and after differ by {largest:.2g} of the largest: nothing was written.')
     meta = read_checkpoint(args.checkpoint, 'meta').get('meta', {})
     write_checkpoint(out, small.state_dict(), {'dataset_meta': meta['dataset_meta']} if 'dataset_meta' in meta else {})
-    base = args.config if '::' in args.config else os.path.relpath(args.config, out.parent)
-    config.write_text(f'_base_ = {base!r}\n' + (Config(dict(model=changes)).pretty_text if changes else ''))
+    config.write_text(small_cfg.pretty_text)
     sizes = [os.path.getsize(path) / 1e6 for path in (args.checkpoint, out)]
     print(f'Before: {args.checkpoint}, {sizes[0]:.1f} MB, {size_in_words(model)}\n'
           f'After:  {out}, {sizes[1]:.1f} MB, {size_in_words(small)}\n'

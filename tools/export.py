@@ -9,10 +9,11 @@ from mmengine.logging import MMLogger
 
 from mmtr.analysis.speed import interleave, machine
 from mmtr.engine import export
-from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.configs import add_options, add_token_reduction, read_config
 from mmtr.engine.launch import writable
-from mmtr.engine.model import build_model, load_weights
-from mmtr.errors import UserError, command
+from mmtr.engine.model import build_model, image_channels, load_weights
+from mmtr.errors import command
+from mmtr.reducers.words import reductions_in_words
 
 
 def parse_args():
@@ -23,18 +24,20 @@ def parse_args():
     parser.add_argument('--out', required=True, metavar='F.onnx', help='the file to write')
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'),
                         help="pixels; default: the config's sliding window, else its training crop")
-    parser.add_argument('--images', nargs='+', metavar='FILE',
-                        help='images to check on, resized to the shape; default: the first 3 of the test data')
+    parser.add_argument('--images', nargs='+', metavar='PATH',
+                        help='images or folders of images to check on, resized to the shape; default: the first 3 of '
+                             'the test data')
     parser.add_argument('--tolerance', type=float, default=1e-3,
                         help='how far logits may differ (default 0.001): the farthest, of a reduced model the median')
     parser.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5); 0: none')
     parser.add_argument('--threads', type=int, help='CPU threads of torch and onnxruntime')
     add_options(parser)
+    add_token_reduction(parser)
     return parser.parse_args()
 
 
 def print_speed(model, run, image, repeats):
-    """Time PyTorch and onnxruntime in turns on one image (3, H, W)."""
+    """Time PyTorch and onnxruntime in turns on one image (C, H, W)."""
     segmentor, pixels = export.PixelSegmentor(model), image.unsqueeze(0)
 
     def eager():
@@ -57,14 +60,18 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args)
     shape = tuple(args.shape or export.default_shape(cfg))
-    images = export.read_images(args.images, shape) if args.images else export.test_images(cfg, 3, shape)
-    if len(images) < 2:
-        raise UserError('The check needs a batch of two images or more: name them with --images.')
     model = build_model(cfg)
+    channels = image_channels(model)
+    images = (export.read_images(args.images, shape, channels) if args.images
+              else export.test_images(cfg, 3, shape))
+    what = f'{len(images)} images'
+    if len(images) == 1:  # the check needs a batch
+        images, what = [*images, images[0].flip(-1)], 'An image and its mirror image'
     load_weights(model, args.checkpoint)
+    for line in reductions_in_words(model):
+        print(line)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     # The file gets its name when it has passed the check.
     unchecked = Path(f'{args.out}.part')
@@ -72,7 +79,7 @@ def main():
         export.export_onnx(model, unchecked, shape)
         run = export.session(unchecked).run
         differences = export.compare_with_onnx(model, run, images)
-        print(f'{len(images)} images, onnxruntime against PyTorch, whose batches are of 1:')
+        print(f'{what}, onnxruntime against PyTorch, whose batches are of 1:')
         for found in differences:
             print(f'  batches of {found.batch}: logits differ by at most {found.largest:.2g}, in the median pixel '
                   f'by {found.median:.2g}; the same label in {found.same_label:.3%} of the pixels')
@@ -82,7 +89,7 @@ def main():
         unchecked.replace(args.out)
     finally:
         unchecked.unlink(missing_ok=True)
-    print(f'Wrote {args.out}: image (batch, 3, {shape[0]}, {shape[1]}) uint8 -> logits, labels')
+    print(f'Wrote {args.out}: image (batch, {channels}, {shape[0]}, {shape[1]}) uint8 -> logits, labels')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.speed import machine
-from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.configs import add_options, add_token_reduction, read_config
 from mmtr.engine.inferencers import build_inferencer, dataset_meta, reads_images
 from mmtr.engine.launch import writable
 from mmtr.engine.measuring import add_machine, positive, use_machine
@@ -19,6 +19,7 @@ from mmtr.engine.media import open_source
 from mmtr.engine.model import build_model, load_weights
 from mmtr.engine.side_by_side import Predictor, SideBySide, plain_and_own
 from mmtr.errors import UserError, command
+from mmtr.reducers.words import reductions_in_words
 
 
 def parse_args():
@@ -36,6 +37,7 @@ def parse_args():
     parser.add_argument('--score-thr', type=float, help='instances above this score count (default 0.3)')
     add_machine(parser)
     add_options(parser)
+    add_token_reduction(parser)
     args = parser.parse_args()
     if args.repeats and not args.compare:
         raise UserError('--repeats is how often --compare times each image: give both or neither.')
@@ -44,8 +46,7 @@ def parse_args():
 
 def load(args):
     """The model on its device, and what its classes are called and coloured like."""
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args)
     if not reads_images(cfg):
         raise UserError(f"Config '{args.config}' must have a model and a test_dataloader, whose pipeline reads images.")
     model = build_model(cfg)
@@ -67,6 +68,8 @@ def main():
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     source = open_source(args.input)
     cfg, model, drawn_with = load(args)
+    for line in reductions_in_words(model):
+        print(line)
     reducers = plain_and_own(model) if args.compare else None
     inferencer = build_inferencer(cfg, model, drawn_with)
     if args.compare:

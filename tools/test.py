@@ -7,7 +7,9 @@ from mmengine.registry import HOOKS, METRICS
 import mmtr  # noqa: F401
 from mmtr.engine import launch
 from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.engine.tta import use_tta
 from mmtr.errors import UserError, command
+from mmtr.types import is_type
 
 
 def accepts(registry, cfg, argument):
@@ -19,7 +21,7 @@ def accepts(registry, cfg, argument):
 def write_predictions(cfg, out):
     """Write label maps as PNG into the folder ``out`` (mmseg), or detections into the pickle ``out``."""
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    with METRICS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+    with METRICS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         writer = next((metric for metric in metrics if accepts(registry, metric, 'output_dir')), None)
         if writer is not None:
             writer['output_dir'] = out
@@ -38,24 +40,15 @@ def paint(cfg, folder):
         raise UserError('--show-dir needs the hook default_hooks.visualization in the config, e.g. '
                         "dict(type='SegVisualizationHook').")
     hook['draw'] = True
-    with HOOKS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         if accepts(registry, hook, 'test_out_dir'):
             hook['test_out_dir'] = osp.abspath(folder)
             return
     hook['interval'] = 1  # mmseg's default paints every 50th image
     cfg.visualizer = {**cfg.get('visualizer', dict(type='SegLocalVisualizer')), 'save_dir': folder}
     backends = cfg.visualizer.setdefault('vis_backends', [])
-    if not any(backend['type'] == 'LocalVisBackend' for backend in backends):
+    if not any(is_type(backend, 'mmengine.LocalVisBackend') for backend in backends):
         backends.append(dict(type='LocalVisBackend'))
-
-
-def use_tta(cfg):
-    """Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say."""
-    absent = [key for key in ('tta_model', 'tta_pipeline') if not cfg.get(key)]
-    if absent:
-        raise UserError(f'--tta needs {" and ".join(absent)} in the config.')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = {**cfg.tta_model, 'module': cfg.model}
 
 
 @command
@@ -63,7 +56,8 @@ def main():
     """Run from the command line."""
     parser = launch.parser(__doc__)
     parser.add_argument('checkpoint', help='.pth or .safetensors file, or a URL')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's tta_model and "
+                        'tta_pipeline, or by default flips, and of segmentors sizes')
     parser.add_argument('--out', help='folder for predictions as PNG label maps (mmdet: a .pkl file)')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--allow-partial', action='store_true',

@@ -2,21 +2,24 @@
 import errno
 
 from mmengine.device import get_device
+from mmengine.runner import CheckpointLoader
 
 import mmtr  # noqa: F401
 from mmtr.engine import launch
-from mmtr.engine.checkpoint import read_checkpoint
 from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
+from mmtr.engine.hooks.resume import check_state
 from mmtr.errors import UserError, command, in_chain
+from mmtr.types import is_type
 
 
 def use_amp(cfg, wanted):
     """Train in mixed precision if ``--amp`` or the config asks for it, on a CPU as well."""
     wrapper = cfg.setdefault('optim_wrapper', {})
     kind = wrapper.get('type', 'OptimWrapper')
-    if wanted and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    amp = is_type(kind, 'mmengine.AmpOptimWrapper')
+    if wanted and not (amp or is_type(kind, 'mmengine.OptimWrapper')):
         raise UserError(f"--amp works with the optim_wrapper 'OptimWrapper', but the config has '{kind}'.")
-    if not wanted and kind != 'AmpOptimWrapper':
+    if not wanted and not amp:
         return
     if get_device() == 'cpu':
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -32,11 +35,10 @@ def resume(cfg, path):
         path = last_checkpoint(cfg.work_dir)
         if path is None:
             print(f"There is no checkpoint in '{cfg.work_dir}' to resume from, so training starts anew.")
+            cfg.resume = False
             return
-    checkpoint = read_checkpoint(path, map_location='meta')
-    if 'iter' not in checkpoint.get('meta', {}) or 'message_hub' not in checkpoint:
-        raise UserError(f"'{path}' holds weights but no state of a training run to resume; to start from the "
-                        f"weights use --cfg-options load_from='{path}'.")
+    checkpoint = CheckpointLoader.load_checkpoint(path, 'meta', logger='silent')
+    check_state(checkpoint, path)
     cfg.load_from, cfg.resume = path, True
     # mmengine restores the seed after the samplers have been built with another one.
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': checkpoint['meta'].get('seed')}
@@ -48,13 +50,17 @@ def main():
     parser = launch.parser(__doc__)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from the last checkpoint in the work folder, or from the one given')
+    parser.add_argument('--allow-partial', action='store_true',
+                        help='train although what it starts from leaves layers of the backbone random')
     args = parser.parse_args()
     cfg = launch.read_config(args)
     launch.writable(cfg.work_dir, '--work-dir')
     use_amp(cfg, args.amp)
     launch.add_hook(cfg, type='mmtr.IterationSeedHook')
-    if args.resume:
-        resume(cfg, args.resume)
+    launch.add_hook(cfg, type='mmtr.CheckpointCoverageHook', allow_partial=args.allow_partial)
+    launch.add_hook(cfg, type='mmtr.ResumeCheckHook')
+    if args.resume or cfg.get('resume'):
+        resume(cfg, args.resume or cfg.get('load_from') or 'auto')
     with launch.runner(cfg, ('train_dataloader', 'val_dataloader')) as runner:
         try:
             runner.train()

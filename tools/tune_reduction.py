@@ -11,13 +11,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
-
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.journal import made_with
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tuning import SPEED_OF, Judge, Target, finished, import_optuna, open_study, ranked, search
+from mmtr.analysis.tables import aligned_rows
+from mmtr.analysis.tuning import SPEED_OF, Judge, Target, finished, fronts, import_optuna, open_study, ranked, search
 from mmtr.engine import measuring
+from mmtr.engine.configs import inherited, with_reduction
 from mmtr.errors import UserError, command
 from mmtr.reducers import build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
@@ -89,6 +89,20 @@ def in_words(args, outcome):
             f'{outcome.plain_ms:.1f}), {what} {outcome.accuracy:.2f} (plain {outcome.plain_accuracy:.2f})')
 
 
+def table(args, study, count):
+    """The front of what was tried, and its runners-up, as aligned text."""
+    rows = [('', 'method', 'speed-up', args.metric, 'plain', 'settings')]
+    for rank, reduction, outcome in fronts(study):
+        settings = ', '.join(f'{key}={value}' for key, value in reduction.items() if key != 'type')
+        rows.append((rank, reduction['type'], f'{outcome.speed_up:.2f}x', f'{outcome.accuracy:.2f}',
+                     f'{outcome.plain_accuracy:.2f}', settings))
+    if len(rows) == 1:
+        return f'No setting of {len(finished(study))} is faster than plain.'
+    return (f'{aligned_rows(rows, words=(0, 1, 5))}\n'
+            f'Of {len(finished(study))} settings, on the {count} images of the search: no other is both more accurate '
+            'and faster than one of the front, and none but the front than a runner-up.')
+
+
 def verified(args, study, target, judge):
     """The best setting that reaches the target also on the held-out images, and its outcome there.
 
@@ -111,26 +125,15 @@ def verified(args, study, target, judge):
                     f'{reduction}, is {in_words(args, outcome)}, {where}.')
 
 
-def with_reduction(cfg, reduction):
-    """What a config must change for ``reduction``, as a dict from dotted keys."""
-    if str(cfg.model.backbone.type).startswith('mmtr.'):
-        replaces = dict(_delete_=True) if cfg.model.backbone.get('token_reduction') else {}
-        return {'model.backbone.token_reduction': {**replaces, **reduction}}
-    hooks = [hook for hook in cfg.get('custom_hooks') or () if 'TokenReductionHook' not in str(hook['type'])]
-    return dict(custom_hooks=[*hooks, dict(type='mmtr.TokenReductionHook', token_reduction=reduction)])
-
-
 def write_config(args, cfg, reduction, outcome, count):
     """Write the config: its base, the one key, and what was measured."""
     out = Path(args.out)
-    base = args.config if '::' in args.config else os.path.relpath(args.config, out.resolve().parent)
-    changed = Config()
-    changed.merge_from_dict({**args.cfg_options, **with_reduction(cfg, reduction)})
+    text = inherited(args.config, {**args.cfg_options, **with_reduction(cfg, reduction)}, out.parent)
     lines = [f'Found by: {shlex.join(sys.argv)}',
              f'Measured on {count} images that the search did not see: {in_words(args, outcome)}.',
              'Machine: ' + ', '.join(f'{key} {value}' for key, value in machine(args.device).items())]
     unfinished = out.with_suffix('.part')
-    unfinished.write_text('\n'.join(f'# {line}' for line in lines) + f'\n_base_ = {base!r}\n{changed.pretty_text}')
+    unfinished.write_text('\n'.join(f'# {line}' for line in lines) + f'\n{text}')
     unfinished.replace(out)
 
 
@@ -153,6 +156,7 @@ def main():
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'Interrupted after {len(finished(study))} of {args.trials} trials; the same command '
                                 'goes on from there.') from None
+    print(table(args, study, len(judge.images.search)))
     reduction, outcome = verified(args, study, target, judge)
     write_config(args, cfg, reduction, outcome, len(judge.images.held_out))
     print(f'Wrote {args.out}')

@@ -39,7 +39,7 @@ model = dict(
             'feedforward_channels': 1024,
             'feature_order': 'high2low'}},
     # Trained by softmax: probabilities need no sharpening.
-    test_cfg=dict(instance_on=False, semantic_on=True, temperature=None))
+    test_cfg=dict(instance_on=False, semantic_on=True, temperature=None, enlarged='classes'))
 # What mmdet's models want of mmseg's data.
 pack = dict(
     type='mmdet.PackDetInputs',

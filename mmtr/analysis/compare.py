@@ -9,11 +9,13 @@ from itertools import islice
 from numbers import Real
 from typing import Callable, Optional, Union
 
+import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
@@ -86,6 +88,18 @@ def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batc
     return _summary(names, journal, evaluators)
 
 
+def _of_seen_images(metric):
+    # mmdet's CocoMetric counts what its annotation file has beside the images that were run as missed.
+    api = getattr(metric, '_coco_api', None)
+    if api is None or not hasattr(metric, 'img_ids'):
+        return
+    seen = {result['img_id'] for _, result in metric.results}
+    for kind, key in (('images', 'id'), ('annotations', 'image_id')):
+        api.dataset[kind] = [each for each in api.dataset[kind] if each[key] in seen]
+    api.createIndex()
+    api.img_ann_map, api.cat_img_map = api.imgToAnns, api.catToImgs
+
+
 def _summary(names, journal, evaluators):
     encoder, total, images = {n: [] for n in names}, {n: [] for n in names}, 0
     for record in journal:
@@ -98,6 +112,8 @@ def _summary(names, journal, evaluators):
     summary = {}
     for name in names:
         class_iou = _class_iou(evaluators[name])  # evaluate forgets the results
+        for metric in evaluators[name].metrics:
+            _of_seen_images(metric)
         metrics = {key: float(value) if isinstance(value, Real) else value
                    for key, value in evaluators[name].evaluate(images).items()}
         summary[name] = dict(metrics=metrics, class_iou=class_iou,
@@ -134,8 +150,19 @@ def progress_bar(total: int, done: int = 0, unit: str = 'batch') -> tqdm:
     return tqdm(total=total, initial=done, file=sys.stderr, mininterval=seconds, maxinterval=seconds, unit=unit)
 
 
+def test_loader(cfg, num_images: Optional[int] = None) -> DataLoader:
+    """The test dataloader of a config, of all images, or of ``num_images`` at even distances from first to last."""
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    count = len(loader.dataset)
+    if num_images is None or num_images >= count:
+        return loader
+    chosen = Subset(loader.dataset, np.linspace(0, count - 1, num_images).round().astype(int).tolist())
+    chosen.metainfo = loader.dataset.metainfo
+    return Runner.build_dataloader({**cfg.test_dataloader, 'dataset': chosen})
+
+
 def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[dict]],
-                         journal: Optional[Journal] = None) -> dict[str, dict]:
+                         journal: Optional[Journal] = None, num_images: Optional[int] = None) -> dict[str, dict]:
     """``compare_reductions`` on the test data and with the test metrics of a config, progress on stderr.
 
     Args:
@@ -143,13 +170,14 @@ def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[d
         model: Of that config, on its device, in eval mode.
         reductions: Name to the value of the key ``token_reduction``.
         journal: To go on from, see ``compare_reductions``.
+        num_images: See ``test_loader``.
 
     Returns:
         What ``compare_reductions`` does, and for the first image: ``gflops`` of the backbone, multiply-adds, and
         ``tokens_per_layer``, in words, for a method whose number of tokens does not depend on the image.
     """
     journal = Journal() if journal is None else journal
-    loader = Runner.build_dataloader(cfg.test_dataloader)
+    loader = test_loader(cfg, num_images)
     reducers = build_reducers(model, reductions)
     evaluators = {name: build_evaluator(cfg.test_evaluator, loader.dataset.metainfo) for name in reducers}
     with torch.inference_mode(), progress_bar(len(loader), len(journal)) as bar:
@@ -184,16 +212,44 @@ def _base_and_metrics(results):
     return base, [key for key, value in base['metrics'].items() if isinstance(value, float)]
 
 
-def markdown_table(results: dict[str, dict]) -> str:
-    """Results of ``compare_on_test_data`` as a Markdown table, speed-ups against the first of them."""
+def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Names of the points (speed, accuracy) that no other one beats in both, the fastest first."""
+    front, best = [], float('-inf')
+    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
+        if accuracy > best:
+            front.append(name)
+            best = accuracy
+    return front
+
+
+def trade_offs(results: dict[str, dict], metric: str) -> dict[str, tuple[float, float]]:
+    """Name to (speed-up of the whole test step against the first of the results, ``metric``)."""
+    base = next(iter(results.values()))
+    return {name: (base['total_ms'] / r['total_ms'], r['metrics'][metric]) for name, r in results.items()}
+
+
+def front_beyond_plain(points: dict[str, tuple[float, float]]) -> list[str]:
+    """The ``pareto_front`` of what is faster than plain: of points (speed-up, accuracy), those above 1."""
+    return [name for name in pareto_front(points) if points[name][0] > 1]
+
+
+def by_speed(results: dict[str, dict]) -> dict[str, dict]:
+    """The results, the first of them first, which is plain, and the others from the slowest to the fastest."""
+    plain, *others = results
+    return {name: results[name] for name in (plain, *sorted(others, key=lambda name: -results[name]['total_ms']))}
+
+
+def table(results: dict[str, dict]) -> list[list[str]]:
+    """Results of ``compare_on_test_data`` as rows of cells, the head first, speed-ups against the first of them."""
     base, metrics = _base_and_metrics(results)
+    # Some metrics are of 100, others, such as COCO's, of 1.
+    digits = {m: 3 if max(abs(r['metrics'][m]) for r in results.values()) <= 1 else 2 for m in metrics}
     rows = [['reduction', *metrics, 'GFLOPs', 'encoder ms', 'encoder speed-up', 'images/s', 'speed-up']]
     for name, r in results.items():
-        rows.append([name, *(f'{r["metrics"][m]:.2f}' for m in metrics), f'{r["gflops"]:.2f}', f'{r["encoder_ms"]:.1f}',
-                     f'{base["encoder_ms"] / r["encoder_ms"]:.2f}', f'{1e3 / r["total_ms"]:.1f}',
-                     f'{base["total_ms"] / r["total_ms"]:.2f}'])
-    rows.insert(1, ['---'] + ['---:'] * (len(rows[0]) - 1))
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+        rows.append([name, *(f'{r["metrics"][m]:.{digits[m]}f}' for m in metrics), f'{r["gflops"]:.2f}',
+                     f'{r["encoder_ms"]:.1f}', f'{base["encoder_ms"] / r["encoder_ms"]:.2f}',
+                     f'{1e3 / r["total_ms"]:.1f}', f'{base["total_ms"] / r["total_ms"]:.2f}'])
+    return rows
 
 
 def records(results: dict[str, dict]) -> Iterator[dict]:

@@ -1,14 +1,16 @@
 """Measures by layer as figures, one line a reduction."""
+import math
 from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which the colour-blind tell apart; lines differ in marker and dash too, for print.
+# Okabe and Ito's colours, which the colour-blind tell apart; lines differ in marker too, for print.
 COLORS = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#999999', '#7F3C8D')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*', '<', '>', 'p')
-DASHES = ('-', '--', ':', '-.')
+#: Values within this share of the axis coincide; lines that do are drawn in turns, each so many line widths long.
+SAME, DASH = 0.015, 2.5
 
 #: File name -> title, labels of the axes, quantities (drawn one after the other within a layer).
 FIGURES = dict(
@@ -30,13 +32,9 @@ def draw_layers(results: dict[str, dict], folder: Path) -> list[Path]:
     for name, (title, below, beside, quantities) in FIGURES.items():
         figure = Figure(figsize=(6.4, 3.6), layout='constrained')
         axes = figure.add_subplot()
-        styles = zip(cycle(COLORS), cycle(MARKERS), cycle(DASHES))
-        for (reduction, result), (color, marker, dash) in zip(results.items(), styles):
-            series = [result['layers'][quantity] for quantity in quantities]
-            points = [(i + k / len(series), value) for i, layer in enumerate(zip(*series))
-                      for k, value in enumerate(layer)]
-            axes.plot(*zip(*points), color=color, marker=marker, linestyle=dash, label=reduction, linewidth=1.4,
-                      markersize=5, markerfacecolor='none')  # hollow, so that points that coincide are seen
+        lines = {reduction: [value for layer in zip(*(result['layers'][quantity] for quantity in quantities))
+                             for value in layer] for reduction, result in results.items()}
+        _draw(axes, lines, 1 / len(quantities))
         axes.set(title=title, xlabel=below, ylabel=beside)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if name in ('tokens', 'time'):
@@ -46,3 +44,36 @@ def draw_layers(results: dict[str, dict], folder: Path) -> list[Path]:
         paths.append(Path(folder) / f'{name}.png')
         figure.savefig(paths[-1], dpi=120)
     return paths
+
+
+def _draw(axes, lines, step):
+    """Lines of as many points as each other, ``step`` apart; where some coincide, each is seen in its turn."""
+    styles = dict(zip(lines, zip(cycle(COLORS), cycle(MARKERS))))
+    for name, (color, marker) in styles.items():
+        axes.plot([], [], color=color, marker=marker, linewidth=1.6, markersize=5, label=name)
+    known = [value for values in lines.values() for value in values if not math.isnan(value)]
+    tolerance = SAME * (max(known) - min(known)) if known else 0
+    for i in range(max(map(len, lines.values()))):
+        for length in (1, 2):  # points, and what is between two
+            ends = {name: values[i:i + length] for name, values in lines.items() if len(values) >= i + length}
+            for group in _coinciding(ends, tolerance):
+                for k, name in enumerate(group):
+                    turn = (k + i) % len(group)  # what is between two points may be shorter than a turn of all
+                    color, marker = styles[name]
+                    if length == 2:
+                        dashes = (-turn * DASH, (DASH, (len(group) - 1) * DASH)) if len(group) > 1 else '-'
+                        axes.plot([i * step, (i + 1) * step], ends[name], color=color, linewidth=1.6, linestyle=dashes)
+                    elif turn == 0:
+                        axes.plot(i * step, ends[name], color=color, marker=marker, markersize=5, zorder=3)
+
+
+def _coinciding(ends, tolerance):
+    """Groups of names whose values are as good as equal to the first one's of the group."""
+    groups = []
+    for name, values in ends.items():
+        group = next((g for g in groups if all(abs(a - b) <= tolerance for a, b in zip(ends[g[0]], values))), None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups

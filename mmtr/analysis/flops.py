@@ -10,6 +10,8 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import bmm_flop_jit, elementwise_flop_counter, get_shape
 from torch import Tensor, nn
 
+from mmtr.models.reduced_outputs import ReducedOutputs
+
 
 def _fused_attention(inputs, outputs):
     # (B, heads, N, D) queries, (B, heads, M, D) keys, (B, heads, M, E) values: q k^T, then the sum of values.
@@ -111,6 +113,9 @@ def count_flops(model: nn.Module, inputs: Union[Tensor, tuple[Tensor, ...]]) -> 
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     replica = copy.deepcopy(model, tensors)
     replica.eval()  # mmseg's VisionTransformer returns None here
+    # A trace ends with tensors.
+    replica.register_forward_hook(
+        lambda module, args, out: out.tensors() if isinstance(out, ReducedOutputs) else None)
     analysis = FlopCountAnalysis(replica, inputs)
     analysis.set_op_handle(**_HANDLERS, **dict.fromkeys(_NEGLIGIBLE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

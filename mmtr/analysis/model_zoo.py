@@ -20,8 +20,9 @@ from mmtr.registry import TOKEN_REDUCERS
 
 from .compare import main_metric
 from .flops import count_flops, schedule_in_words, token_schedule
-from .report import machine_in_words, markdown_rows
+from .report import machine_in_words
 from .shapes import ShapesOnly
+from .tables import markdown_rows
 
 COLUMNS = ('config', 'method', 'pixels', 'GFLOPs', 'M params', 'patch tokens by layer', 'published', 'measured here')
 #: Of the columns, those that are no numbers.

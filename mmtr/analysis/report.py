@@ -3,7 +3,8 @@ import json
 import re
 from pathlib import Path
 
-from mmtr.analysis.compare import main_metric, markdown_table
+from mmtr.analysis.compare import main_metric, table
+from mmtr.analysis.tables import markdown_rows
 from mmtr.errors import UserError
 
 #: Of the encoder, that ``_matched`` compares methods at.
@@ -45,13 +46,6 @@ def _keep(results, names):
         results[name]  # a KeyError for a name that is not there
 
 
-def markdown_rows(rows: list[list[str]], words: tuple[int, ...] = (0,)) -> str:
-    """Rows of cells, the head first, as a Markdown table; columns that are not ``words`` are numbers."""
-    head, *others = rows
-    marks = ['---' if i in words else '---:' for i in range(len(head))]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (head, marks, *others))
-
-
 def machine_in_words(found: dict) -> str:
     """The ``machine`` of a recorded run."""
     device = found.get('gpu') or f'{found["cpu"]}, {found["threads"]} threads'
@@ -82,11 +76,15 @@ def _speed(reports):
             'Predicted: by GFLOPs. Reducer: its share of the forward pass.*')
 
 
-def _accuracy(reports):
-    """One run of tools/compare.py."""
-    report, = reports
-    return (_command(report['command']) + f'\n{markdown_table(report["results"])}\n\n'
+def comparison(report: dict) -> str:
+    """One run of tools/compare.py, as its JSON file holds it: the command, the table, images and machine."""
+    return (_command(report['command']) + f'\n{markdown_rows(table(report["results"]))}\n\n'
             f'*{report["images"]} images, {machine_in_words(report["machine"])}.*')
+
+
+def _accuracy(reports):
+    report, = reports
+    return comparison(report)
 
 
 def _matched(reports):

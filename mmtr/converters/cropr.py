@@ -25,10 +25,11 @@ def read(path):
     return (read_model(path, KIND),)
 
 
-def convert(state):
+def convert(state, num_heads=None):
     """The release's keys -> ``backbone.*`` and ``decode_head.*``; raises ``UserError``.
 
-    The Cropr modules, one after each layer but the last two, go to ``backbone.token_reducer``.
+    The Cropr modules, one after each layer but the last two, go to ``backbone.token_reducer``. ``num_heads``: see
+    ``mmtr.converters.eva02``.
     """
     table = eva02_table(state, KIND, 'backbone.')
     weight = need(state, 'head.weight', KIND)
@@ -39,13 +40,13 @@ def convert(state):
     for i in range(modules):
         table.update(_module_table(state, f'cropr.{i}.', f'backbone.token_reducer.heads.layer_{i:02}.'))
     converted = rename(state, table, KIND)
-    fuse(converted, 'backbone.')
+    fuse(converted, 'backbone.', num_heads)
     converted['decode_head.conv_seg.weight'] = converted['decode_head.conv_seg.weight'][:, :, None, None]
     for i in range(modules):
         key = f'backbone.token_reducer.heads.layer_{i:02}.queries'
         converted[key] = converted[key].squeeze(0)
 
-    notes = notes_of(converted, 'cropr', 'backbone.')
+    notes = notes_of(converted, 'cropr', 'backbone.', num_heads)
     patch = converted['backbone.patch_embed.projection.weight'].shape[-1]
     notes.settings.update({
         'backbone.patch_size': patch,

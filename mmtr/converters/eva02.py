@@ -9,21 +9,26 @@ import re
 
 import torch
 
+from mmtr.errors import UserError
+
 from .timm_vit import read
-from .vit import SIZES, Notes, depth, grid_side, heads_of_64, need, rename
+from .vit import SIZES, Notes, depth, grid_side, need, rename
 
 __all__ = ['convert', 'eva02_table', 'fuse', 'notes_of', 'read']
 KIND = 'a timm EVA-02'
 DROPPED = ('head.weight', 'head.bias')
 
 
-def convert(state):
-    """timm's keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``."""
+def convert(state, num_heads=None):
+    """timm's keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``.
+
+    ``num_heads``, which is not in the file; None: of 64 channels each, as all that were released.
+    """
     converted = rename(state, eva02_table(state, KIND), KIND, DROPPED)
-    fuse(converted)
+    fuse(converted, num_heads=num_heads)
     side = grid_side(converted['pos_embed'])
     patch = converted['patch_embed.projection.weight'].shape[-1]
-    notes = notes_of(converted, 'eva02')
+    notes = notes_of(converted, 'eva02', num_heads=num_heads)
     notes.remarks = [
         f'Patches stay at {patch}x{patch} pixels and the position table at {side}x{side}; the backbone resizes '
         'both to its own when it loads them.',
@@ -78,9 +83,9 @@ def _block_table(state, source, target, dim, hidden):
     return {source + old: (target + new, shape) for old, (new, shape) in table.items()}
 
 
-def fuse(state, prefix=''):
+def fuse(state, prefix='', num_heads=None):
     """Bring the projections of either layout into ours, in place."""
-    _, layers, heads, _ = _size(state, prefix)
+    _, layers, heads, _ = _size(state, prefix, num_heads)
     for i in range(layers):
         at = f'{prefix}layers.{i}.'
         if f'{at}attn.q' in state:
@@ -98,15 +103,23 @@ def _halves(rows, heads):
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _size(state, prefix):
+def _size(state, prefix, num_heads):
     dim = len(state[f'{prefix}patch_embed.projection.weight'])
     layers = depth(state, re.escape(prefix) + r'layers\.(\d+)\.')
-    return dim, layers, heads_of_64(dim, 'EVA-02'), SIZES.get((dim, layers), (None,))[0]
+    if num_heads is None and dim % 64:
+        raise UserError(f'The file has {dim} channels, which are no heads of 64, as in every EVA-02 that was '
+                        'released: give the number of its heads, --num-heads.')
+    heads = dim // 64 if num_heads is None else num_heads
+    if heads < 1 or dim % (4 * heads):
+        raise UserError(f'--num-heads {heads} does not fit the {dim} channels of the file: each head needs a multiple '
+                        'of 4, for the rotary embedding.')
+    letter, usual_heads = SIZES.get((dim, layers), (None, None))
+    return dim, layers, heads, letter if heads == usual_heads else None
 
 
-def notes_of(state, source, prefix=''):
+def notes_of(state, source, prefix='', num_heads=None):
     """The ``Notes`` of a converted backbone: the settings that its weights need."""
-    dim, layers, heads, letter = _size(state, prefix)
+    dim, layers, heads, letter = _size(state, prefix, num_heads)
     hidden = state[f'{prefix}layers.0.ffn.fc2.weight'].shape[1]
     settings = {
         'backbone.in_channels': state[f'{prefix}patch_embed.projection.weight'].shape[1],

@@ -45,7 +45,9 @@ def convert(state):
     notes = Notes(dict(source='maskdino', settings=settings), settings, data and f'maskdino_{name}_{data}.py')
     if settings[f'{HEAD}two_stage']:
         notes.remarks.append('Whether it was trained with mask-enhanced boxes is not in the file: where its name says '
-                             "'maskenhanced' it needs panoptic_head.initial_boxes='bitmask', else 'no'.")
+                             "'maskenhanced' it needs panoptic_head.initial_boxes='bitmask' or 'mask2box', else 'no'. "
+                             'For the ResNet-50 of hid2048 the release has a config of each, and its table names '
+                             "'mask2box'.")
     return converted, notes
 
 

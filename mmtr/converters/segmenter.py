@@ -1,8 +1,9 @@
-"""The official Segmenter release (ICCV 2021) -> a stock ``EncoderDecoder``.
+"""The official Segmenter release (ICCV 2021), or ALGM's (CVPR 2024) of the same layout -> an ``EncoderDecoder``.
 
-It differs from stock mmseg in four things that this file settles: ``proj_patch`` and
+It differs from stock mmseg in five things that this file settles: ``proj_patch`` and
 ``proj_classes`` multiply from the right, the linear head is a Linear and not a 1x1 convolution, the
-patch embedding has a bias, and every LayerNorm has eps 1e-5. Token order is the same, classes last.
+patch embedding has a bias, every LayerNorm has eps 1e-5, and position tables are resized bilinearly.
+Token order is the same, classes last.
 """
 
 from pathlib import Path
@@ -125,7 +126,8 @@ def _notes(state, settings, variant, linear):
         said = (net['d_model'], net['n_layers'], net['patch_size'], net['n_cls'])
         dataset = (variant.get('dataset_kwargs') or {}).get('dataset')
         inference = variant.get('inference_kwargs') or {}
-    except (TypeError, KeyError, AttributeError) as error:
+        reduction = _token_reduction(variant.get('dataset_kwargs') or {})
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(
             'variant.yml lacks what describes the model, or names a normalisation other than '
             f'{", ".join(NORMALIZATIONS)}: {error}.'
@@ -149,20 +151,39 @@ def _notes(state, settings, variant, linear):
         {
             'backbone.img_size': size,
             'backbone.num_heads': heads,
+            'backbone.interpolate_mode': 'bilinear',
             'data_preprocessor.mean': mean,
             'data_preprocessor.std': std,
         }
     )
+    settings.update({f'backbone.token_reduction.{key}': value for key, value in reduction.items()})
     if 'window_size' in inference and 'window_stride' in inference:
         settings['test_cfg.crop_size'] = (inference['window_size'],) * 2
         settings['test_cfg.stride'] = (inference['window_stride'],) * 2
-    remarks = [f'The position table stays at {size[0]}x{size[1]}: the config must have that img_size.']
+    remarks = [
+        f'The position table stays at {size[0]}x{size[1]}: the config must have that img_size.',
+        'Images of other sizes get it resized: with model.backbone.interpolate_mode=bilinear as in the release, so '
+        'that the conversion is exact at every size.',
+    ]
     if 'im_size' in inference:
         remarks.append(f'It was tested on images resized to a shorter side of {inference["im_size"]} pixels.')
 
     letter, usual_heads = SIZES.get(found[:2], (None, None))
     fits = None
     if heads == usual_heads and dataset in DATASETS:
-        fits = f'segmenter_vit-{letter}{"_linear" if linear else ""}_{DATASETS[dataset]}.py'
+        # The size is left out where it is the paper's.
+        backbone = '' if reduction and letter == 'l' else f'_vit-{letter}'
+        fits = f'segmenter{backbone}{"_linear" if linear else ""}{"_algm" if reduction else ""}_{DATASETS[dataset]}.py'
     meta = dict(source='segmenter', dataset=dataset, normalization=net['normalization'], settings=settings)
     return Notes(meta, settings, fits, remarks)
+
+
+def _token_reduction(said):
+    """Settings of ALGM, which its release keeps with those of the data; empty of a plain Segmenter."""
+    if said.get('patch_type') != 'algm':
+        return {}
+    (local_layer, global_layer), (rows, columns) = said['selected_layers'], said['merging_window_size']
+    if rows != columns:
+        raise UserError(f'variant.yml has merging windows of {rows}x{columns} patches: here they must be square.')
+    return dict(type='ALGM', variant='released', threshold=said['threshold'], local_layer=local_layer,
+                global_layer=global_layer, window=rows)

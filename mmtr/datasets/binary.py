@@ -7,6 +7,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 
 from mmtr.errors import UserError
 from mmtr.registry import DATASETS, TRANSFORMS
+from mmtr.types import type_name
 
 IGNORED = 255
 # Masks saved as JPEG or resized have other values along the border: 0.6% to 11% of the pixels where this was tried.
@@ -29,7 +30,7 @@ class BinaryDataset(BaseSegDataset):
     METAINFO = dict(classes=('background', 'foreground'), palette=[[0, 0, 0], [255, 255, 255]])
 
     def __init__(self, foreground=None, pipeline=(), **kwargs):
-        if any(isinstance(step, dict) and step['type'] == 'LoadAnnotations' for step in pipeline):
+        if any(isinstance(step, dict) and type_name(step['type']) == 'LoadAnnotations' for step in pipeline):
             raise UserError("mmtr.BinaryDataset's pipeline must load masks by type='mmtr.LoadBinaryAnnotations', not "
                             "'LoadAnnotations', for which 255 is 'ignored'.")
         self.foreground = foreground

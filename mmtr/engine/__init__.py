@@ -1,4 +1,5 @@
 from . import checkpoint, configs  # noqa: F401  they put safe loading and packaged configs in force
+from .hooks import token_reduction  # noqa: F401  models built without a runner follow it too
 from .layer_decay import LayerDecayConstructor
 from .optim_wrapper import CPUAmpOptimWrapper
 from .trainable import TrainableConstructor

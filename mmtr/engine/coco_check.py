@@ -4,6 +4,8 @@ import os.path as osp
 
 from mmtr.errors import UserError
 
+from .config_check import type_name
+
 
 def check_coco(kind, settings, path, folders, listed):
     """Check the annotation file of a data set that mmdet reads as COCO's; other data sets are left alone.
@@ -38,13 +40,70 @@ def _classes(kind, settings):
 
 
 def check_classes(model, kind, settings):
-    """Check that a mask classification model of mmdet has as many classes as its data; raises ``UserError``."""
-    head, classes = (model or {}).get('panoptic_head') or {}, _classes(kind, settings)
-    counts = [head.get(f'num_{part}_classes') for part in ('things', 'stuff')]
-    if classes and None not in counts and sum(counts) != len(classes):
-        raise UserError(f'model.panoptic_head has {counts[0]} classes of things and {counts[1]} of stuff, but '
-                        f'{kind.__name__} has {len(classes)} classes: set num_things_classes and '
-                        'num_stuff_classes of model.panoptic_head.')
+    """Check that every head of a model has as many classes as its data.
+
+    Raises:
+        UserError: It has another number; or the data set's ``metainfo`` is not written as mmseg and mmdet read it.
+    """
+    meta = settings.get('metainfo') or {}
+    if isinstance(meta, dict):
+        for key in ('CLASSES', 'PALETTE'):
+            if key in meta:
+                raise UserError(f'The data set has metainfo.{key}, which nothing reads: write {key.lower()}.')
+        if isinstance(meta.get('classes'), str) and not osp.isfile(meta['classes']):
+            raise UserError(f"The data set's metainfo.classes={meta['classes']!r} is text, of which each letter would "
+                            f"be a class: write ({meta['classes']!r}, ).")
+    classes = _classes(kind, settings)
+    _check_names(kind, meta, classes)
+    bases = {base.__name__ for base in kind.__mro__}
+    # A class may be what a prompt says; what is tracked is one thing, whatever the data call it.
+    if not isinstance(classes, (list, tuple)) or 'language_model' in (model or {}) or 'BaseVideoDataset' in bases:
+        return
+    for key, head in heads_in(model or {}):
+        counts = [head.get(f'num_{part}_classes') for part in ('things', 'stuff')]
+        if None not in counts and classes and sum(counts) != len(classes):
+            raise UserError(f'{key} has {counts[0]} classes of things and {counts[1]} of stuff, but {kind.__name__} '
+                            f'has {len(classes)} classes: set num_things_classes and num_stuff_classes of {key}.')
+        # Panoptic data also train heads of instances alone.
+        count = None if 'CocoPanopticDataset' in bases else head.get('num_classes')
+        if None in counts and isinstance(count, int) and classes and count != len(classes):
+            raise UserError(
+                f'{key}.num_classes={count}, but {kind.__name__} has {len(classes)} classes ({_some(classes)}): set '
+                f'num_classes={len(classes)} of every head, or metainfo=dict(classes=...) of the data set, of which '
+                'those are the names.')
+
+
+def _check_names(kind, meta, classes):
+    """As mmseg, which knows the classes of a data set by name."""
+    own = getattr(kind, 'METAINFO', {}).get('classes')
+    if not hasattr(kind, 'get_label_map') or not isinstance(classes, (list, tuple)):
+        return
+    strange = [name for name in classes if own and name not in own]
+    if strange:
+        raise UserError(f"{kind.__name__} reads {len(own)} classes of its own, of which {strange[0]!r} is none: data "
+                        "of your own are read by type='BaseSegDataset'.")
+    palette = meta.get('palette') or getattr(kind, 'METAINFO', {}).get('palette') or classes
+    if len(palette) < len(classes) or not own and len(palette) != len(classes):
+        raise UserError(f"The data set's metainfo has {len(classes)} classes and {len(palette)} colours in palette: "
+                        'give one colour a class, or leave palette out.')
+
+
+def heads_in(model, path='model'):
+    """(key, config) of each head in the config of a model that tells the classes of its data apart."""
+    for key, value in model.items():
+        if key in ('rpn_head', 'semantic_head', 'teacher'):  # object or not; stuff; another model's
+            continue
+        for i, each in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            if not isinstance(each, dict):
+                continue
+            below = f'{path}.{key}.{i}' if isinstance(value, (list, tuple)) else f'{path}.{key}'
+            if key.endswith('head') and type_name(each) != 'STDCHead':  # of boundaries
+                yield below, each
+            yield from heads_in(each, below)
+
+
+def _some(names):
+    return ', '.join(map(repr, list(names)[:5])) + (', ...' if len(names) > 5 else '')
 
 
 def _read(path):
@@ -86,7 +145,7 @@ def _check_categories(path, objects, categories, classes, panoptic):
         which = f'does not have {absent[0]!r}' if absent else f'has {further[0]!r}'
         raise UserError(f"The data set's classes are not those of '{path}', which {which}: set "
                         f"metainfo=dict(classes=...) of the data set, and the model's number of classes; the file has "
-                        f'{", ".join(map(repr, list(names.values())[:5]))}{", ..." if len(names) > 5 else ""}.')
+                        f'{_some(names.values())}.')
     return names
 
 

@@ -8,8 +8,12 @@ from mmengine.registry import DATASETS
 
 from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
 from mmtr.errors import UserError
+from mmtr.types import type_name
 
+from .build_errors import in_words_of
 from .coco_check import check_classes, check_coco
+from .config_check import inner_model
+from .mask_check import check_masks, check_reduction
 
 PAGE = 'docs/datasets.md'
 #: Masks that are looked into before a run; the others are checked as they are loaded.
@@ -26,15 +30,16 @@ def check_data(cfg, loaders):
 
     Raises:
         UserError: A folder or annotation file is not there, or images lack annotations. It says which
-            path, the layout that the data set reads, and the page that tells how to prepare it. Or an annotation
-            file is of another task or has other classes than the data set and the model; or one of a few masks is
-            not binary where it must be.
+            path, the layout that the data set reads, and the page that tells how to prepare it. Or the data set
+            has not a setting that is given; an annotation file is of another task or has other classes than the data
+            set and the model; one of a few label maps is none, holds labels that are no class or is not binary where
+            it must be.
     """
     for loader in loaders:
         for dataset in datasets_in((cfg.get(loader) or {}).get('dataset')):
-            scope = dataset.get('_scope_') or cfg.get('default_scope', 'mmengine')
-            with DATASETS.switch_scope_and_registry(scope) as registry:
-                _check(registry, dataset, cfg.get('model'))
+            scope = dataset.get('_scope_') or cfg.get('default_scope') or 'mmengine'
+            with in_words_of(cfg), DATASETS.switch_scope_and_registry(scope) as registry:
+                _check(registry, dataset, inner_model(cfg.get('model')), scope)
 
 
 def datasets_in(cfg):
@@ -51,6 +56,11 @@ def datasets_in(cfg):
             yield cfg
 
 
+def loads_annotations(step) -> bool:
+    """Whether a step of a pipeline reads annotations."""
+    return 'Annotations' in type_name(step['type'])
+
+
 def _settings(kind, cfg):
     """The config over the defaults in the signatures of the class and its parents."""
     settings = {}
@@ -62,19 +72,21 @@ def _settings(kind, cfg):
     return {**settings, **cfg}
 
 
-def _check(registry, cfg, model):
+def _check(registry, cfg, model, scope):
     kind = registry.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
     if not inspect.isclass(kind):
         return  # an unknown type is the registry's to report
     settings = _settings(kind, cfg)
+    _check_prefix(kind, settings)
     check_classes(model, kind, settings)
+    check_reduction(kind, settings)
     root = settings.get('data_root') or ''
     remote = (settings.get('backend_args') or {}).get('backend', 'local') != 'local'
     if remote or '://' in root or not settings.get('data_prefix'):
         return
     prefixes = settings['data_prefix']
     folders = {key: osp.join(root, prefix) for key, prefix in prefixes.items() if prefix is not None}
-    if 'Annotations' not in str(settings.get('pipeline')):  # nothing reads them, e.g. in a bare test split
+    if not any(map(loads_annotations, settings.get('pipeline') or ())):  # nothing reads them, e.g. in a bare test split
         folders.pop('seg_map_path', None)
     names = osp.join(root, settings['ann_file']) if settings.get('ann_file') else None
     layout = _layout(kind.__name__, folders, names, settings)
@@ -88,7 +100,7 @@ def _check(registry, cfg, model):
         raise UserError(f"The annotation file '{names}' is not there: {layout}.")
     listed = {}  # one listing of each folder instead of a question for each file
     if 'img_suffix' in settings and 'img_path' in folders:
-        _check_pairs(kind, cfg, settings, folders, layout, listed)
+        _check_pairs(registry, kind, cfg, settings, folders, layout, listed, model, scope)
     elif names:
         check_coco(kind, settings, names, folders, lambda path: _is_listed(path, listed))
 
@@ -103,9 +115,19 @@ def _layout(name, folders, names, settings):
     return f'{name} reads {" and ".join(reads)}; {PAGE} tells how to get and lay out the data'
 
 
-def _check_pairs(kind, cfg, settings, folders, layout, listed):
-    bare = {key: value for key, value in cfg.items() if key not in ('type', 'pipeline', 'lazy_init', '_scope_')}
-    pairs = kind(**bare, pipeline=[], lazy_init=True).load_data_list()
+def _check_prefix(kind, settings):
+    prefixes = settings.get('data_prefix')
+    wrong = prefixes is not None and (not isinstance(prefixes, dict) or not all(
+        isinstance(prefix, str) or prefix is None for prefix in prefixes.values()))
+    if wrong:
+        keys = 'img_path=..., seg_map_path=...' if 'img_suffix' in settings else 'img=...'
+        raise UserError(f'data_prefix={prefixes!r} of {kind.__name__} must be dict({keys}) with the folders of images '
+                        'and annotations below data_root.')
+
+
+def _check_pairs(registry, kind, cfg, settings, folders, layout, listed, model, scope):
+    bare = {key: value for key, value in cfg.items() if key not in ('pipeline', 'lazy_init')}
+    pairs = registry.build({**bare, 'pipeline': [], 'lazy_init': True}).load_data_list()
     if not pairs:
         raise UserError(f"'{folders['img_path']}' holds no image '*{settings['img_suffix']}': {layout}.")
     keys = [('img_path', 'image')] + [('seg_map_path', 'annotation')] * ('seg_map_path' in folders)
@@ -115,10 +137,13 @@ def _check_pairs(kind, cfg, settings, folders, layout, listed):
         if absent:
             raise UserError(f'{len(absent)} of {len(paths)} {what} files are not there, the first is '
                             f"'{absent[0]}': {layout}.")
-    if issubclass(kind, BinaryDataset) and 'seg_map_path' in folders:
+    sample = pairs[::len(pairs) // SAMPLE + 1] if 'seg_map_path' in folders else []
+    if issubclass(kind, BinaryDataset):
         load = LoadBinaryAnnotations()
-        for pair in pairs[::len(pairs) // SAMPLE + 1]:
+        for pair in sample:
             load(pair)
+    else:
+        check_masks(sample, settings['pipeline'], model, scope)
 
 
 def _is_listed(path, listed):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
 
-from .data_check import check_data
+from .data_check import check_data, images_in
+from .model import image_channels
 
 PAGE = 'docs/deploy.md'
 
@@ -29,8 +31,9 @@ def check_packages() -> None:
         raise UserError(f'Export to ONNX needs torch 2.6 or later, not {torch.__version__}.')
     absent = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx], '
-                        'or pip install onnx onnxscript onnxruntime.')
+        # Each may ask for another numpy, which the stack does not stand.
+        raise UserError(f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
+                        f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.')
 
 
 class PixelSegmentor(nn.Module):
@@ -45,12 +48,13 @@ class PixelSegmentor(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W), uint8, to logits (B, classes, H, W) and labels (B, H, W), int64.
+        """Pixels (B, C, H, W), uint8, to logits (B, classes, H, W) and labels (B, H, W), int64.
 
         Both are as of mmseg's ``predict``: of a single class, the logits are its probability.
         """
         prepare = self.model.data_preprocessor
-        x = (image.flip(1) if prepare.channel_conversion else image).float()
+        # mmseg converts no other number of channels.
+        x = (image.flip(1) if prepare.channel_conversion and image.shape[1] == 3 else image).float()
         if prepare._enable_normalize:
             x = (x - prepare.mean) / prepare.std
         logits = self.model.encode_decode(x, [dict(img_shape=tuple(image.shape[2:]))])
@@ -104,7 +108,8 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
     if adaptive:
         raise UserError(f'{adaptive[0]} cannot be exported: how many tokens it keeps depends on the image, and the '
                         f'shapes in the file are fixed. {PAGE} names the methods that can.')
-    segmentor, pixels = PixelSegmentor(model).eval(), torch.zeros(2, 3, *shape, dtype=torch.uint8)
+    pixels = torch.zeros(2, image_channels(model), *shape, dtype=torch.uint8)
+    segmentor = PixelSegmentor(model).eval()
     try:
         # The strides of what a fused kernel gives are not those of what the exporter makes of it.
         with _quiet(), sdpa_kernel(SDPBackend.MATH):
@@ -161,42 +166,46 @@ def default_shape(cfg) -> tuple[int, int]:
 
 
 def _to_shape(pixels, shape):
-    return torch.from_numpy(mmcv.imresize(pixels, shape[::-1])).permute(2, 0, 1)
+    return torch.from_numpy(np.atleast_3d(mmcv.imresize(pixels, shape[::-1]))).permute(2, 0, 1)
 
 
-def read_images(paths: Iterable[str], shape: tuple[int, int]) -> list[Tensor]:
-    """Image files resized to ``shape``: (3, H, W) each, uint8, BGR.
+def read_images(paths: Iterable[str], shape: tuple[int, int], channels: int = 3) -> list[Tensor]:
+    """Image files, and those in folders, resized to ``shape``: (channels, H, W) each, uint8, BGR.
 
     Raises:
-        UserError: One is not there or no image.
+        UserError: One is not there, no image, or has not so many channels.
     """
     images = []
-    for path in paths:
+    files = [file for path in paths for file in (images_in(path) if Path(path).is_dir() else [path])]
+    for path in files:
         try:
-            pixels = mmcv.imread(path)
+            pixels = mmcv.imread(str(path), {1: 'grayscale', 3: 'color'}.get(channels, 'unchanged'))
         except FileNotFoundError:
             pixels = None
         if pixels is None:
             raise UserError(f"'{path}' is not there or is no image.")
+        found = np.atleast_3d(pixels).shape[2]
+        if found != channels:
+            raise UserError(f"'{path}' has {found} channels, but the model takes images of {channels}.")
         images.append(_to_shape(pixels, shape))
     return images
 
 
 def test_images(cfg, count: int, shape: tuple[int, int]) -> list[Tensor]:
-    """The first images of a config's test data after its pipeline, resized to ``shape``: (3, H, W) each, uint8.
+    """The first images of a config's test data after its pipeline, resized to ``shape``: (C, H, W) each, uint8.
 
     Raises:
         UserError: The data are not there.
     """
     check_data(cfg, ('test_dataloader',))
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         images = [dataset[i]['inputs'] for i in range(min(count, len(dataset)))]
     return [_to_shape(image.permute(1, 2, 0).numpy(), shape) for image in images]
 
 
 def predict(model: EncoderDecoder, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (classes, H, W) and labels (H, W) of one image (3, H, W), by mmseg's own test step."""
+    """Logits (classes, H, W) and labels (H, W) of one image (C, H, W), by mmseg's own test step."""
     shape = tuple(image.shape[1:])
     sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
     with torch.inference_mode():
@@ -229,7 +238,7 @@ def compare_with_onnx(model: EncoderDecoder, run, images: Sequence[Tensor]) -> l
     Args:
         model: What was exported.
         run: Of the file: ``session(path).run``.
-        images: (3, H, W) each, uint8.
+        images: (C, H, W) each, uint8.
     """
     expected, labels = (np.stack(each) for each in zip(*(predict(model, image) for image in images)))
     batch = torch.stack(list(images)).numpy()

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmtr.errors import UserError
 
-from .data_check import datasets_in
+from .data_check import datasets_in, loads_annotations
 
 #: How much of the picture the colours of classes cover.
 OPACITY = 0.6
@@ -36,9 +36,10 @@ class OfModel:
         self._given = model
         cfg = copy.deepcopy(cfg)
         data = cfg.test_dataloader.dataset = next(datasets_in(cfg.test_dataloader.dataset))
-        data.pipeline = [step for step in data.pipeline if 'Annotations' not in str(step['type'])]
+        data.pipeline = [step for step in data.pipeline if not loads_annotations(step)]
         try:
-            super().__init__(cfg, device=str(next(model.parameters()).device), scope=cfg.get('default_scope', 'mmseg'))
+            super().__init__(
+                cfg, device=str(next(model.parameters()).device), scope=cfg.get('default_scope') or 'mmseg')
         except ValueError as error:
             raise UserError(f"Config '{cfg.filename}' reads no image files: {error}.") from error
         # Not before: mmseg's starts with the classes of Cityscapes.
@@ -121,7 +122,7 @@ def _complete(meta, count):
 def _metainfo(cfg) -> dict:
     """Of the config's test data, which need not be there."""
     data = next(datasets_in(cfg.test_dataloader.dataset))
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope', 'mmseg')) as registry:
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope') or 'mmseg') as registry:
         return registry.build({**data, 'lazy_init': True, 'pipeline': []}).metainfo
 
 

@@ -5,18 +5,23 @@ import os.path as osp
 import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
 from mmtr.errors import UserError, in_words
 from mmtr.operators import check_operators
+from mmtr.types import is_type
 
-from .configs import add_options, load_config, merge_options
+from . import configs
+from .build_errors import in_words_of
+from .config_check import check_config
+from .configs import add_options, add_token_reduction
 from .data_check import check_data
 from .model import has_peft
 
@@ -35,6 +40,7 @@ def parser(description):
     parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
     add_options(parser)
+    add_token_reduction(parser)
     parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
     # torch.distributed.launch, with which mim starts processes, gives it in addition to the variable.
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
@@ -47,17 +53,16 @@ def read_config(args):
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
     """
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = configs.read_config(args)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
-    if hook and hook['type'] == 'CheckpointHook':
+    if hook and is_type(hook, 'mmengine.CheckpointHook'):
         hook['type'] = 'mmtr.CheckpointHook'
     add_hook(cfg, type='mmtr.LabelCheckHook')
     if has_peft(cfg):
-        if not any(hook['type'] == 'mmtr.PEFTCheckpointHook' for hook in cfg.custom_hooks):
+        if not any(is_type(hook, 'mmtr.PEFTCheckpointHook') for hook in cfg.custom_hooks):
             add_hook(cfg, type='mmtr.PEFTCheckpointHook')
         if cfg.get('optim_wrapper'):
             cfg.optim_wrapper.setdefault('constructor', 'mmtr.TrainableConstructor')
@@ -114,6 +119,30 @@ def start_processes(cfg):
         **{**(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None})
 
 
+class RecordingRunner(Runner):
+    """mmengine's ``Runner``, which leaves a work folder the config of its training, and users their own file.
+
+    Stock writes the config of every run to the work folder by the name of its file. Here that of a test, which has no
+    training, and that of a run whose config file lies there go to the run's log folder.
+    """
+
+    @master_only
+    def dump_config(self):
+        """See the class."""
+        if self.cfg.filename and _record(self.cfg) is None:
+            self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename)))
+        else:
+            super().dump_config()
+
+
+def _record(cfg):
+    """Path of the config of a training in its work folder; None for a test, or if the config file itself is that."""
+    if not (cfg.filename and cfg.get('train_cfg')):
+        return None
+    path = osp.join(cfg.work_dir, osp.basename(cfg.filename))
+    return None if osp.realpath(path) == osp.realpath(cfg.filename) else path
+
+
 @contextmanager
 def runner(cfg, loaders, folders=()):
     """Context that yields the ``Runner`` of a config once its data have been checked.
@@ -127,8 +156,10 @@ def runner(cfg, loaders, folders=()):
 
     Raises:
         UserError: The model needs operators that mmcv-lite has not; see also
+            :func:`mmtr.engine.config_check.check_config`, :func:`mmtr.engine.build_errors.in_words_of`,
             :func:`mmtr.engine.data_check.check_data` and :func:`start_processes`.
     """
+    check_config(cfg, loaders)
     check_data(cfg, loaders)
     # The tools load nothing but tensors, whichever of mmengine's loaders a checkpoint comes through.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -136,9 +167,10 @@ def runner(cfg, loaders, folders=()):
     built = None
     clean = _cleaner(cfg, [cfg.work_dir, *folders])
     try:
-        built = Runner.from_cfg(cfg)
-        check_operators(built.model)
-        yield built
+        with in_words_of(cfg):
+            built = RecordingRunner.from_cfg(cfg)
+            check_operators(built.model)
+            yield built
     except Exception as error:
         # Not built.iter, which would build the training data to say 0.
         trained = built is not None and getattr(built._train_loop, 'iter', 0) > 0
@@ -151,9 +183,9 @@ def runner(cfg, loaders, folders=()):
 
 def _cleaner(cfg, folders):
     """Function that removes what this run has written so far, and nothing that was there before."""
-    dumped = osp.join(cfg.work_dir, osp.basename(cfg.filename)) if cfg.filename else None
+    dumped = _record(cfg)
     fresh = [folder for folder in map(osp.abspath, folders) if not osp.exists(folder)]
-    keep_dump = dumped is None or osp.exists(dumped)
+    earlier = Path(dumped).read_bytes() if dumped and osp.isfile(dumped) else None
     stops = {folder: _existing_parent(folder) for folder in fresh}
     before = MMLogger.get_current_instance()
 
@@ -165,7 +197,9 @@ def _cleaner(cfg, folders):
                 handler.close()
                 logger.removeHandler(handler)  # mmengine would write into the closed file
                 shutil.rmtree(osp.dirname(handler.baseFilename), ignore_errors=True)
-        if not keep_dump and osp.exists(dumped):
+        if earlier is not None:
+            Path(dumped).write_bytes(earlier)
+        elif dumped and osp.exists(dumped):
             os.remove(dumped)
         for folder, stop in stops.items():
             shutil.rmtree(osp.join(folder, 'vis_data'), ignore_errors=True)

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 
-from .configs import add_options, load_config, merge_options
+from .configs import add_options, read_config
 from .data_check import check_data
 from .model import build_model, load_weights
 
@@ -62,15 +62,14 @@ def load(args, loaders=('test_dataloader',)):
     """
     use_machine(args)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = read_config(args)
     needed = ('model', *loaders, 'test_evaluator') if loaders else ('model',)
     absent = [key for key in needed if not cfg.get(key)]
     if absent:
         raise UserError(f"Config '{args.config}' has no {' and no '.join(absent)}: give one that "
                         'tools/test.py can test.')
     check_data(cfg, loaders)
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
     return cfg, apply_token_reduction(model, None).to(args.device)

@@ -1,17 +1,28 @@
 """Build the model of a config and fill it from a checkpoint, outside of a runner."""
+import copy
 import warnings
+from pathlib import Path
+from typing import Optional, Union
 
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
-from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 from mmtr.operators import check_operators
 from mmtr.peft.checkpoint import put_in_frozen, weights_in
+from mmtr.types import type_name
 
+from .build_errors import in_words_of
 from .checkpoint import read_checkpoint
+from .configs import load_config, merge_options
+from .data_check import datasets_in, loads_annotations
 from .hooks.coverage import converts, coverage
+from .hooks.token_reduction import hooks_of
+from .inferencers import dataset_meta, reads_images
+from .pure_python import with_names
 
 
 def without_pretrained(node):
@@ -21,8 +32,15 @@ def without_pretrained(node):
     if not isinstance(node, dict):
         return node
     dropped = {key for key, value in node.items() if key == 'pretrained' and isinstance(value, str)
-               or key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'}
+               or key == 'init_cfg' and isinstance(value, dict)
+               and type_name(value.get('type')) in ('Pretrained', 'PretrainedInit')}
     return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
+
+
+def image_channels(model: nn.Module) -> int:
+    """How many channels the images of a model, or of a backbone, have: those of its first convolution."""
+    backbone = getattr(model, 'backbone', model)
+    return next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
 def has_peft(cfg) -> bool:
@@ -34,17 +52,49 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode.
 
     Raises:
-        UserError: It needs operators that mmcv-lite has not; or as the model.
+        UserError: It needs operators that mmcv-lite has not; see ``in_words_of``; or as the model.
     """
-    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+    with in_words_of(cfg), warnings.catch_warnings(), DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope') or 'mmseg'):
         warnings.simplefilter('ignore')
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
         model = check_operators(MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model)))
-    for hook in cfg.get('custom_hooks', []):
-        if hook['type'] in ('TokenReductionHook', 'mmtr.TokenReductionHook'):
-            apply_token_reduction(model, hook['token_reduction'], hook.get('attn_backend', 'auto'))
+    for hook in hooks_of(cfg):
+        hook.apply(model)
     model.to(device).eval()
     return model
+
+
+def init_model(config: Union[str, Path, Config], checkpoint: Optional[str] = None, device: Optional[str] = None,
+               cfg_options: Optional[dict] = None) -> nn.Module:
+    """The model of any config of mmseg, mmdet or mmtr, with its token reduction, for their ``inference_*`` functions.
+
+    As their ``init_model`` and ``init_detector``, but the checkpoint must cover the model, and a ``TokenReductionHook``
+    may be of a method that was trained. ``apply_token_reduction`` changes what the model reduces.
+
+    Args:
+        config: A file, a packaged config such as ``'mmtr::NAME.py'``, or an mmengine ``Config``.
+        checkpoint: A ``.pth`` or ``.safetensors`` file; None: random weights.
+        device: None: the GPU if there is one.
+        cfg_options: Settings that replace those of the config, by dotted keys.
+
+    Raises:
+        UserError: One of them is not there, cannot be read or does not fit the others.
+    """
+    cfg = with_names(copy.deepcopy(config)) if isinstance(config, Config) else load_config(str(config))
+    merge_options(cfg, cfg_options or {})
+    if not cfg.get('model'):
+        raise UserError(f"Config '{cfg.filename}' has no model.")
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    model = build_model(cfg)
+    meta = load_weights(model, checkpoint) if checkpoint else {}
+    if reads_images(cfg):
+        model.dataset_meta, _ = dataset_meta(cfg, meta, model)
+        # Where mmseg's functions look for what reads an image, and change it.
+        steps = cfg.get('test_pipeline') or next(datasets_in(cfg.test_dataloader.dataset)).pipeline
+        cfg.test_pipeline = copy.deepcopy([step for step in steps if not loads_annotations(step)])
+    model.cfg = cfg
+    return model.to(device or get_device())
 
 
 def read_weights(path: str, model: nn.Module, device: str = 'cpu') -> dict[str, torch.Tensor]:

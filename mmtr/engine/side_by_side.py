@@ -8,6 +8,7 @@ from torch import nn
 
 from mmtr.analysis.agreement import difference, shown
 from mmtr.analysis.speed import interleave
+from mmtr.analysis.tables import aligned_rows
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
@@ -113,19 +114,18 @@ class SideBySide(Predictor):
 
     def table(self) -> str:
         """Of all pictures so far: median times, the share of all pixels that differ, the number of instances."""
-        width = max(map(len, self.reducers))
-        rows = [f'{"":{width}}  ms/image  images/s  speed-up  pixels that differ']
+        cells = [('', 'ms/image', 'images/s', 'speed-up', 'pixels that differ')]
         plain = median(self.milliseconds['plain'])
         for name, each in self.milliseconds.items():
             took, differ = median(each), '' if name == 'plain' else f'{self.differing / self.pixels:.2%}'
-            row = f'{name:{width}}  {took:8.1f}  {1e3 / took:8.1f}  {f"{plain / took:.2f}x":>8}  {differ:>18}'
-            rows.append(row.rstrip())
+            cells.append((name, f'{took:.1f}', f'{1e3 / took:.1f}', f'{plain / took:.2f}x', differ))
+        rows = [aligned_rows(cells)]
         if self.instances:
             rows += [f'In all, {_in_words(self.instances)}.',
                      'Pixels differ that are of another class or instance; an instance is in both with the same class '
                      'and an intersection over union above 0.5.']
         else:
-            rows += ['Pixels differ that are of another class.']
+            rows.append('Pixels differ that are of another class.')
         runs = f'the median of {self.repeats} runs in turns' if self.repeats > 1 else 'one run'
         return '\n'.join([*rows, f'Times: of the whole test step, median over the images, for each {runs}.'])
 

@@ -1,5 +1,6 @@
 """Attention and encoder layer of mmcv / mmseg with fused attention and the reducer's five moments."""
-from typing import Optional
+from dataclasses import dataclass
+from typing import Callable, Optional
 
 import mmcv.cnn.bricks.transformer as mmcv_transformer
 import torch.utils.checkpoint as cp
@@ -26,8 +27,10 @@ class Projection(nn.Module):
 class MultiheadAttention(mmcv_transformer.MultiheadAttention):
     """mmcv's ``MultiheadAttention``, self-attention through a fused backend; made by ``replace_with_twins``."""
 
-    def forward(self, query, key=None, value=None, identity=None, *args, **kwargs):
-        """As stock; what is not plain batch-first self-attention runs as stock."""
+    def forward(self, query, key=None, value=None, identity=None, *args, branch=None, **kwargs):
+        """As stock, the attention itself by ``branch`` if given; but plain batch-first self-attention runs as stock."""
+        if branch is not None:
+            return identity + self.branch_dropout(branch(query))
         extras = any(v is not None for v in (*args, *kwargs.values()))
         self_attention = all(t is None or t is query for t in (key, value))
         if extras or not self_attention or not self.batch_first:
@@ -64,40 +67,79 @@ def _attention_twin(module, attn_backend):
     return twin
 
 
-class ReducibleLayer:
-    """Mixin of a pre-norm layer on ``Tokens``, with the reducer's five moments.
+class FFN(mmcv_transformer.FFN):
+    """mmcv's ``FFN``, of which a reducer may compute the branch; made by ``reducible``."""
 
-    A subclass has ``norm1``, ``attn`` with ``at(tokens)`` and ``branch_dropout``, ``norm2``, ``ffn`` with
-    ``dropout_layer``, ``with_cp``, and says what the FFN is without its residual and which linear layers it has.
+    def forward(self, x, identity=None, branch=None):
+        """As stock, the layers by ``branch`` if given."""
+        return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The layers without residual and drop path: (..., C) -> (..., C)."""
+        return self.gamma2(self.layers(x))
+
+
+@dataclass
+class Step:
+    """What a layer is called with beside its tensor, which is all that forward hooks see, as of a stock layer.
+
+    Args:
+        tokens: Those that enter the layer; after the call, those that leave it.
+        reducer: Whose moments the layer has.
+        i: Which layer it is.
+        peft: What is trained beside frozen weights.
+        first: Layers before those that the reducer counts; ``peft`` counts them too.
+    """
+    tokens: Tokens
+    reducer: TokenReducer
+    i: int
+    peft: Optional[PEFT] = None
+    first: int = 0
+
+
+def run_layer(layer: nn.Module, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None,
+              first: int = 0) -> Tokens:
+    """Layer ``i``, a ``ReducibleLayer``, on ``tokens``; see ``Step``."""
+    step = Step(tokens, reducer, i, peft, first)
+    x = layer(tokens.x, step=step)
+    return step.tokens.replace(x=x)
+
+
+class ReducibleLayer:
+    """Mixin of a pre-norm layer with the reducer's five moments, run by ``run_layer``.
+
+    A subclass has ``norm1``, ``attn`` with ``at(tokens)``, ``norm2``, ``ffn`` with ``branch``, ``with_cp``, and says
+    which linear layers it has.
     """
 
-    def forward(self, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None,
-                first: int = 0) -> Tokens:
-        """Layer ``i`` with the reducer's moments; ``with_cp`` recomputes all but the first and last.
-
-        Args:
-            first: Layers before those that the reducer counts; ``peft`` counts them too.
-        """
-        tokens = reducer.before_layer(i, tokens)
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """(B, N, C) -> that of the tokens that leave; ``with_cp`` recomputes all but the first and last moment."""
+        reducer, i, peft, first = step.reducer, step.i, step.peft, step.first
+        tokens = reducer.before_layer(i, step.tokens.replace(x=x))
         if self.with_cp and tokens.x.requires_grad:
             tokens = cp.checkpoint(self._inner_forward, tokens, reducer, i, peft, first, use_reentrant=False)
         else:
             tokens = self._inner_forward(tokens, reducer, i, peft, first)
-        return reducer.after_layer(i, tokens)
+        step.tokens = reducer.after_layer(i, tokens)
+        return step.tokens.x
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """The linear layers by name, ``qkv``, ``proj``, ``fc1``, ``fc2``: the module that runs each, and its weight."""
         raise NotImplementedError
 
     def _inner_forward(self, tokens, reducer, i, peft, first):
-        branch = reducer.attention(i, self.attn.at(tokens), self.norm1(tokens.x), tokens)
-        tokens = reducer.between(i, tokens.replace(x=tokens.x + self.attn.branch_dropout(branch)))
-        branch = reducer.ffn(i, self._ffn_branch, self.norm2(tokens.x), tokens)
-        x = tokens.x + self.ffn.dropout_layer(branch)
+        # Attention and FFN are called, as in stock, so that hooks on them run, and compute what the reducer says.
+        def attend(x):
+            return reducer.attention(i, self.attn.at(tokens), x, tokens)
+
+        tokens = reducer.between(i, tokens.replace(x=self._attend(self.norm1(tokens.x), tokens, attend)))
+        x = self.ffn(self.norm2(tokens.x), identity=tokens.x,
+                     branch=lambda x: reducer.ffn(i, self.ffn.branch, x, tokens))
         return tokens.replace(x=x if peft is None else peft.add_branch(first + i, x, tokens))
 
-    def _ffn_branch(self, x):
-        raise NotImplementedError
+    def _attend(self, x, tokens, branch: Callable):
+        """Attention ``branch`` of the normed ``x`` with residual, through ``attn``."""
+        return self.attn(x, identity=tokens.x, branch=branch)
 
 
 class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
@@ -109,12 +151,9 @@ class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
         return dict(qkv=(self.attn.in_projection, attn.in_proj_weight), proj=(attn.out_proj, attn.out_proj.weight),
                     fc1=(fc1, fc1.weight), fc2=(fc2, fc2.weight))
 
-    def _ffn_branch(self, x):
-        return self.ffn.gamma2(self.ffn.layers(x))
-
 
 def reducible(layer: vit.TransformerEncoderLayer, attn_backend: str) -> TransformerEncoderLayer:
     """The twin of a stock encoder layer that runs on ``Tokens``."""
     twin = share(TransformerEncoderLayer, layer)
-    twin.attn = _attention_twin(layer.attn, attn_backend)
+    twin.attn, twin.ffn = _attention_twin(layer.attn, attn_backend), share(FFN, layer.ffn)
     return twin

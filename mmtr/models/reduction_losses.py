@@ -1,7 +1,7 @@
 """How the auxiliary losses of a token reducer reach the runner."""
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
-from mmtr.reducers.auxiliary import auxiliary_outputs
+from mmtr.reducers.auxiliary import Semantic, auxiliary_outputs
 
 
 class ReductionLosses:
@@ -10,16 +10,31 @@ class ReductionLosses:
     Those of the backbone's are named like ``reducer.layer_03.loss_ce``.
 
     Raises:
-        UserError: The reducer has another number of classes than the model.
+        UserError: See ``check_reduction``.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.check_reduction()
+
+    def check_reduction(self) -> None:
+        """Raise a ``UserError`` if a reducer that it has now has another number of classes, or cannot work with it."""
         for reducer in self._reducers().values():
             found, expected = getattr(reducer, 'num_classes', None), self._num_classes()
             if found not in (None, expected):
                 raise UserError(f'token_reduction.num_classes={found}, but the model has {expected} classes: '
                                 f'set num_classes={expected}.')
+
+        if self._restores_late():
+            self._check_restoring()
+
+    def _check_restoring(self):
+        """Raise a ``UserError`` if it cannot give back logits."""
+        raise UserError(f"token_reduction.restore_at='after_head' gives back the logits of a segmentor, and a "
+                        f"{type(self).__name__} needs the full grid of patches: set restore_at='before_norm'.")
+
+    def _restores_late(self):
+        return any(reducer.restore_at == 'after_head' for reducer in self._reducers().values())
 
     def _num_classes(self):
         raise NotImplementedError
@@ -27,11 +42,18 @@ class ReductionLosses:
     def _reducers(self):
         return {name: module for name, module in self.named_modules() if isinstance(module, TokenReducer)}
 
+    def _ignore_as_the_head(self, reducer):
+        head, task = getattr(self, 'decode_head', None), getattr(reducer, 'task', None)
+        head = head[-1] if hasattr(head, '__getitem__') else head  # a cascade
+        if isinstance(task, Semantic) and getattr(head, 'ignore_index', None) is not None:
+            task.ignore_index = head.ignore_index
+
     def loss(self, inputs, data_samples):
         """As stock, and the reducer's."""
         with auxiliary_outputs() as outputs:
             losses = super().loss(inputs, data_samples)
         for path, reducer in self._reducers().items():
+            self._ignore_as_the_head(reducer)
             owner = path.replace('token_reducer', 'reducer').removeprefix('backbone.')
             for name, loss in reducer.losses(outputs.get(reducer, {}), data_samples).items():
                 losses[f'{owner}.{name}'] = loss

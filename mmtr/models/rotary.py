@@ -41,6 +41,10 @@ class RotaryAttention(BaseModule):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.branch_dropout = DropPath(drop_path)
 
+    def forward(self, x, identity, branch):
+        """``identity`` and the attention that ``branch`` computes of ``x``, (B, N, C) each."""
+        return identity + self.branch_dropout(branch(x))
+
     def at(self, tokens: Tokens) -> 'AttentionAt':
         """What a reducer attends ``tokens`` with."""
         return AttentionAt(self, tokens)
@@ -123,7 +127,11 @@ class SwiGLU(BaseModule):
         self.fc2 = nn.Linear(hidden, embed_dims)
         self.dropout_layer = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x, identity, branch):
+        """``identity`` and what ``branch`` computes of ``x``, (B, N, C) each."""
+        return identity + self.dropout_layer(branch(x))
+
+    def branch(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C), without residual."""
         gate, value = self.fc1(x).chunk(2, -1)
         return self.fc2(self.norm(F.silu(gate) * value))
@@ -157,6 +165,3 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         attn, ffn = self.attn, self.ffn
         return dict(qkv=(attn.in_projection, attn.in_proj.weight), proj=(attn.proj, attn.proj.weight),
                     fc1=(ffn.fc1, ffn.fc1.weight), fc2=(ffn.fc2, ffn.fc2.weight))
-
-    def _ffn_branch(self, x):
-        return self.ffn(x)

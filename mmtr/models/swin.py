@@ -13,20 +13,22 @@ from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer
 from mmtr.tokens import Tokens
 
-from .layers import ReducibleLayer
+from .layers import FFN, ReducibleLayer, run_layer
 from .twins import share
 
 
 class ShiftWindowMSA(swin.ShiftWindowMSA):
     """mmseg's ``ShiftWindowMSA`` on ``Tokens``; made by ``reducible_stage``."""
 
+    def forward(self, query, hw_shape, branch=None):
+        """As stock, the attention within windows by ``branch`` if given."""
+        if branch is None:
+            return super().forward(query, hw_shape)
+        return self.drop(self.w_msa.proj_drop(branch(query)))
+
     def at(self, tokens: Tokens) -> 'AttentionAt':
         """What a reducer attends ``tokens`` with."""
         return AttentionAt(self, tokens)
-
-    def branch_dropout(self, x: Tensor) -> Tensor:
-        """The dropouts between branch and residual."""
-        return self.drop(self.w_msa.proj_drop(x))
 
 
 class AttentionAt:
@@ -54,7 +56,8 @@ class AttentionAt:
         """Attention and output projection, without residual and dropout: (B, H * W, C) -> (B, H * W, C)."""
         module, layout = self.module, self.layout
         table = resize_relative_positions(
-            module.relative_position_bias_table, tuple(module.window_size), self.windows.window)
+            module.relative_position_bias_table, tuple(module.window_size), self.windows.window,
+            self.windows.interpolation)
         bias = table.t()[:, self.windows.relative]
         # Padding is zeros after the norm, as stock has it.
         parts = gather_pieces(F.pad(x, (0, 0, 0, 1)) if layout.padded else x, layout.positions)
@@ -72,8 +75,8 @@ class SwinBlock(ReducibleLayer, swin.SwinBlock):
         return {name: (linear, linear.weight)
                 for name, linear in dict(qkv=attn.qkv, proj=attn.proj, fc1=fc1, fc2=fc2).items()}
 
-    def _ffn_branch(self, x):
-        return self.ffn.gamma2(self.ffn.layers(x))
+    def _attend(self, x, tokens, branch):
+        return tokens.x + self.attn(x, tokens.grid, branch=branch)
 
 
 class SwinStage(swin.SwinBlockSequence):
@@ -89,7 +92,7 @@ class SwinStage(swin.SwinBlockSequence):
         window = tuple(self.blocks[0].attn.w_msa.window_size)
         tokens = Tokens(x, grid, windows=make_windows(grid, window, x.device))
         for i, block in enumerate(self.blocks):
-            tokens = block(tokens, reducer, i, peft, first)
+            tokens = run_layer(block, tokens, reducer, i, peft, first)
         x = reducer.restore(tokens).x
         if self.downsample is None:
             return x, grid, x, grid
@@ -107,6 +110,6 @@ def reducible_stage(stage: swin.SwinBlockSequence, attn_backend: str) -> SwinSta
 
 def _reducible_block(block, attn_backend):
     twin = share(SwinBlock, block)
-    twin.attn = share(ShiftWindowMSA, block.attn)
+    twin.attn, twin.ffn = share(ShiftWindowMSA, block.attn), share(FFN, block.ffn)
     twin.attn.backend = attn_backend
     return twin

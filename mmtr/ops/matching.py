@@ -63,8 +63,8 @@ def merge_mean(x: Tensor, others: Tensor, into: Tensor,
     return (total / count.unsqueeze(-1)).to(x.dtype), count
 
 
-def merge_into(x: Tensor, into: Tensor,
-               size: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def merge_into(x: Tensor, into: Tensor, size: Optional[Tensor] = None,
+               order: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Merge each token into the one it points at; what is left may differ from image to image.
 
     Args:
@@ -72,17 +72,20 @@ def merge_into(x: Tensor, into: Tensor,
         into: (B, N) position of the token that each one merges into, which must stay itself; its
             own position: it stays.
         size: (B, N) how many tokens each one stands for, its weight in the mean; 0: padding; None: one each.
+        order: (B, N) positions in the order in which those that stay shall be; None: by position.
 
     Returns:
-        The merged tokens (B, M, C), in order of position, with M as the image with most of them needs
-        and zeros after those of the others; how many tokens each stands for (B, M), float32, 0 for
-        padding; the position of each before (B, M); and which of them stands for each of the N (B, N).
+        The merged tokens (B, M, C), in that order, with M as the image with most of them needs and zeros
+        after those of the others; how many tokens each stands for (B, M), float32, 0 for padding; the
+        position of each before (B, M); and which of them stands for each of the N (B, N).
     """
     position = torch.arange(x.shape[1], device=x.device)
     size = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device) if size is None else size
     stays = (into == position) & (size > 0)
-    slots = (stays.cumsum(1) - 1).gather(1, into)
-    longest = int(stays.sum(1).max())
+    order = position.expand_as(into) if order is None else order
+    own = into.scatter(1, order, stays.gather(1, order).cumsum(1) - 1)
+    slots = own.gather(1, into)
+    longest = max(stays.sum(1).tolist(), default=0)  # 0 of an empty batch
     count = size.new_zeros(x.shape[0], longest).scatter_add(1, slots, size)
     weighted = x * size.unsqueeze(-1)
     total = weighted.new_zeros(x.shape[0], longest, x.shape[2]).scatter_add(

@@ -43,14 +43,15 @@ def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
     return fitted.to(kernel.dtype).unflatten(2, new)
 
 
-def resize_relative_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_relative_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int],
+                              mode: str = 'bicubic') -> Tensor:
     """A table of relative positions ((2 H - 1) * (2 W - 1), heads) of an (H, W) window for another window.
 
-    Bicubic, as OpenMMLab resizes the tables of pretrained Swins. No antialiasing: it would blur the entry for a
-    token itself.
+    ``mode``: as of ``F.interpolate``; bicubic is how OpenMMLab resizes the tables of pretrained Swins. No antialiasing:
+    it would blur the entry for a token itself.
     """
     if old == new:
         return table
     grid = table.t().float().view(1, -1, *(2 * n - 1 for n in old))
-    grid = F.interpolate(grid, tuple(2 * n - 1 for n in new), mode='bicubic')
+    grid = F.interpolate(grid, tuple(2 * n - 1 for n in new), mode=mode)
     return grid.flatten(2).squeeze(0).t().to(table.dtype)

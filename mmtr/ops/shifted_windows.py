@@ -77,14 +77,17 @@ class Windows:
         window: (h, w).
         layouts: Without and with shift.
         relative: (h, w, h, w) of ``relative_positions``.
+        interpolation: How a position table of larger windows is resized to these.
     """
     grid: tuple[int, int]
     window: tuple[int, int]
     layouts: tuple[Layout, Layout]
     relative: Tensor
+    interpolation: str = 'bicubic'
 
 
-def make_windows(grid: tuple[int, int], window: tuple[int, int], device=None) -> Windows:
+def make_windows(grid: tuple[int, int], window: tuple[int, int], device=None,
+                 interpolation: str = 'bicubic') -> Windows:
     """The windows of a grid, which is padded at the bottom and on the right to a multiple of them.
 
     Shifted windows are shifted by half a window, rounded down. Those that Swin's cyclic shift wraps around are
@@ -92,7 +95,7 @@ def make_windows(grid: tuple[int, int], window: tuple[int, int], device=None) ->
     """
     shifts = ((0, 0), (window[0] // 2, window[1] // 2))
     layouts = tuple(_layout(grid, window, shift, device) for shift in shifts)
-    return Windows(grid, window, layouts, relative_positions(window, device))
+    return Windows(grid, window, layouts, relative_positions(window, device), interpolation)
 
 
 def _layout(grid, window, shift, device):

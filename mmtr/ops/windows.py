@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: float) -> Tensor:
+def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: float) -> tuple[Tensor, Tensor]:
     """Where each token goes if windows of alike tokens merge into their first one (ALGM's local step).
 
-    A window merges when the mean cosine similarity of its pairs is above the threshold. Where the
+    A window merges when the mean cosine similarity of its pairs is not below the threshold. Where the
     grid is no multiple of the window, the last ones hold what is left.
 
     Args:
@@ -17,23 +17,23 @@ def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: fl
         threshold: Cosine similarity.
 
     Returns:
-        (B, H * W) positions.
+        Positions (B, H * W), and the mean similarity in each token's window, -inf where it does not merge.
     """
     rows, columns = (torch.arange(n, device=x.device) // window for n in grid)
-    across = -(-grid[1] // window)
+    down, across = (-(-n // window) for n in grid)
     member = (rows.unsqueeze(1) * across + columns).flatten()
     first = (rows.unsqueeze(1) * window * grid[1] + columns * window).flatten()
     unit = F.normalize(x.detach().float(), dim=-1)
 
     def window_sum(values):
-        return values.new_zeros(values.shape[0], -(-grid[0] // window) * across, values.shape[2]).index_add(
-            1, member, values)
+        return to_windows(values.unsqueeze(1), grid, window).sum(2).view(len(values), down * across, values.shape[2])
 
     # The sum over pairs of different tokens is |sum of units|^2 less the tokens' own squares.
     pairs = window_sum(unit).square().sum(2) - window_sum(unit.square().sum(2, keepdim=True)).squeeze(2)
     count = window_sum(torch.ones_like(unit[:1, :, :1])).squeeze(2)
-    alike = pairs / (count * (count - 1)).clamp(min=1) > threshold
-    return torch.where(alike[:, member], first, torch.arange(len(member), device=x.device))
+    alike = pairs / (count * (count - 1)).clamp(min=1)
+    alike = alike.masked_fill((alike < threshold) | (count == 1), -torch.inf)[:, member]
+    return torch.where(alike > -torch.inf, first, torch.arange(len(member), device=x.device)), alike
 
 
 def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.) -> Tensor:

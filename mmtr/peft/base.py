@@ -2,17 +2,16 @@
 from collections.abc import Sequence
 from typing import Optional
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
-from mmtr.reducers import BackboneShape, TokenReducer
+from mmtr.reducers import BackbonePart, BackboneShape, TokenReducer
 from mmtr.registry import PEFTS
-from mmtr.settings import Declared, build_from_key
+from mmtr.settings import build_from_key
 from mmtr.tokens import Tokens
 
 
-class PEFT(Declared, BaseModule):
+class PEFT(BackbonePart):
     """Some parameters that are trained while the backbone's own are frozen.
 
     Its parts start from their own ``init_weights``.
@@ -23,10 +22,6 @@ class PEFT(Declared, BaseModule):
     setting_prefix = 'peft.'
     #: Whether the patch tokens must be the whole grid in every layer.
     needs_grid = False
-
-    def __init__(self, backbone: BackboneShape):
-        super().__init__()
-        self.backbone = backbone
 
     def attach(self, layers: Sequence[nn.Module]) -> None:
         """Join the layers of the backbone, once, when it is built."""
@@ -48,12 +43,6 @@ class PEFT(Declared, BaseModule):
                 f'peft.type={type(self).__name__!r} looks at the whole grid of patches, of which token_reduction.type='
                 f"{reducer.name!r} leaves a part: use peft=dict(type='Adapter') or 'LoRA', which work with every "
                 "method, or, in a plain ViT, token_reduction=dict(type='DAR'), which keeps the grid.")
-
-    def init_weights(self):
-        """Start anew; the backbone calls this after it has filled all that is inside it."""
-        for module in self.modules():
-            if module is not self and hasattr(module, 'init_weights'):
-                module.init_weights()
 
     def merged_state_dict(self, backbone: nn.Module) -> Optional[dict[str, Tensor]]:
         """The state dict of the same backbone with ``peft=None``; None: it has no such form."""

@@ -23,11 +23,16 @@ def frozen_backbones(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if getattr(module, 'peft', None) is not None)
 
 
-def frozen_state(model: nn.Module) -> dict[str, Tensor]:
-    """The part of the state dict that is frozen by a ``peft``, parameters and buffers."""
-    return {f'{path}.{name}'.removeprefix('.'): value
-            for path, backbone in frozen_backbones(model) for name, value in backbone.state_dict().items()
+def frozen_part(backbone: nn.Module) -> dict[str, Tensor]:
+    """What is frozen of the state dict of a backbone with ``peft``, parameters and buffers."""
+    return {name: value for name, value in backbone.state_dict().items()
             if name.partition('.')[0] not in backbone.trained_parts}
+
+
+def frozen_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of the state dict of ``model`` that is frozen by a ``peft``, parameters and buffers."""
+    return {f'{path}.{name}'.removeprefix('.'): value
+            for path, backbone in frozen_backbones(model) for name, value in frozen_part(backbone).items()}
 
 
 def table(model: nn.Module) -> str:

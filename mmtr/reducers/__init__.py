@@ -1,5 +1,5 @@
 from .algm import ALGM
-from .base import BackboneShape, TokenReducer, build_token_reducer
+from .base import BackbonePart, BackboneShape, TokenReducer, build_token_reducer
 from .cropr import Cropr
 from .dar import DAR
 from .evit import EViT
@@ -9,5 +9,5 @@ from .random_drop import Random
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
-__all__ = ['ALGM', 'BackboneShape', 'Cropr', 'DAR', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe', 'TokenAdapter',
-           'TokenReducer', 'build_token_reducer']
+__all__ = ['ALGM', 'BackbonePart', 'BackboneShape', 'Cropr', 'DAR', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe',
+           'TokenAdapter', 'TokenReducer', 'build_token_reducer']

@@ -3,14 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from mmtr.errors import UserError
-from mmtr.ops.bipartite import threshold_matching
+from mmtr.ops.bipartite import adaptive_matching, threshold_matching
 from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import COSINE, Layer, Maybe, Number, Whole
+from mmtr.settings import COSINE, Choice, Layer, Maybe, Number, Whole
 
 from .merging import MergingReducer
-from .restoring import RESTORE
+from .restoring import RESTORE, RESTORE_AT
 
 
 @TOKEN_REDUCERS.register_module()
@@ -22,13 +22,19 @@ class ALGM(MergingReducer):
 
     Args:
         backbone: See ``TokenReducer``.
-        threshold: Cosine similarity above which tokens merge.
+        threshold: Cosine similarity from which on tokens merge.
         local_layer: After so many layers, windows merge whose tokens are alike (CLAP). None: never.
         global_layer: After so many layers, or below 1 after that share of the depth, all pairs of
             alike tokens of a bipartite matching merge (GBM). None: never.
         window: Side of a window, in patches.
+        variant: ``training_free``, or ``released``, as the authors' code trains and tests. That merges between
+            attention and FFN of the layers named, counted from 1; takes the threshold of the global step from the
+            similarities of each image (``adaptive_matching``; there, from those of the batch); counts the class
+            token in the matching; and puts merged windows first, which decides what matches what.
         restore: ``residual``: give each token its own value and the change of what it merged into; ``copy``
-            the merged tokens, as the paper.
+            the merged tokens, as the paper. None: ``residual``, or ``copy`` if released.
+        restore_at: ``before_norm``, or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
+            head run on the merged tokens. None: ``before_norm``, or ``after_head`` if released with ``copy``.
 
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
@@ -36,17 +42,25 @@ class ALGM(MergingReducer):
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Maybe(Layer()) = 1,
-                 global_layer: Maybe(Layer(), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
-                 window: Whole(2, 64) = 2, restore: RESTORE = 'residual'):
-        super().__init__(backbone, restore)
+    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Maybe(Layer(-1)) = 1,
+                 global_layer: Maybe(Layer(-1), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
+                 window: Whole(2, 64) = 2, variant: Choice('training_free', 'released') = 'training_free',
+                 restore: Maybe(RESTORE) = None, restore_at: Maybe(RESTORE_AT) = None):
+        released = variant == 'released'
+        if restore is None:
+            restore = 'copy' if released else 'residual'
+        if restore_at is None:
+            restore_at = 'after_head' if released and restore == 'copy' else 'before_norm'
+        super().__init__(backbone, restore, restore_at)
         if isinstance(global_layer, float):
-            global_layer = Layer().check('token_reduction.global_layer', round(global_layer * backbone.depth),
-                                         backbone.depth)
+            global_layer = round(global_layer * backbone.depth)
+        for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
+            if layer is not None:
+                Whole(int(released), backbone.depth - 1 + int(released)).check(f'token_reduction.{key}', layer)
         if local_layer is not None and global_layer is not None and local_layer >= global_layer:
             raise UserError(f'token_reduction.local_layer={local_layer} must be less than global_layer='
                             f'{global_layer}: windows are of the whole grid.')
-        self.threshold, self.window = threshold, window
+        self.released, self.threshold, self.window = released, threshold, window
         self.local_layer, self.global_layer = local_layer, global_layer
 
     @classmethod
@@ -60,15 +74,27 @@ class ALGM(MergingReducer):
 
     def before_layer(self, i, tokens):
         """Local merging before layer ``local_layer``, global merging before ``global_layer``, from 0."""
-        x = tokens.patches
-        if i == self.local_layer:
-            into = window_matching(x, tokens.grid, self.window, self.threshold)
-        elif i == self.global_layer and x.shape[1] > 1:
+        return tokens if self.released else self._after(i, tokens)
+
+    def between(self, i, tokens):
+        """If released, in these layers counted from 1."""
+        return self._after(i + 1, tokens) if self.released else tokens
+
+    def _after(self, layers, tokens):
+        x, order = tokens.patches, None
+        if layers == self.local_layer:
+            into, alike = window_matching(x, tokens.grid, self.window, self.threshold)
+            if self.released:
+                order = alike.argsort(dim=1, descending=True, stable=True)
+        elif layers == self.global_layer and x.shape[1] > 1:
             valid = x.new_ones(x.shape[:2], dtype=torch.bool) if tokens.size is None else tokens.size > 0
-            into = threshold_matching(x, self.threshold, valid)
+            if self.released:
+                into = adaptive_matching(x, layers, valid, tokens.num_prefix)
+            else:
+                into = threshold_matching(x, self.threshold, valid)
         else:
             return tokens
-        x, size, kept, slots = merge_into(x, into, tokens.size)
+        x, size, kept, slots = merge_into(x, into, tokens.size, order)
         tokens = self.merged(tokens, x, size, kept, slots)
         padding = size == 0
         # Without padding attention needs no bias, and more kernels can run it.
@@ -87,6 +113,7 @@ class ALGM(MergingReducer):
             if i == self.local_layer:
                 n = -(-grid[0] // self.window) * -(-grid[1] // self.window)
             elif i == self.global_layer:
-                n -= (n + 1) // 2 if n > 1 else 0
+                merging = n + 1 - (self.backbone.num_prefix % 2 if self.released else 0)
+                n -= merging // 2 if n > 1 else 0
             schedule.append(n)
         return schedule

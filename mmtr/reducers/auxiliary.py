@@ -72,14 +72,16 @@ class Task:
         for label in ignored:
             wrong &= labels != label
         if wrong.any():
+            also = ''.join(f', or {label} for what is ignored' for label in ignored)
             raise UserError(f'token_reduction.num_classes={self.num_classes}, but the training data hold the label '
-                            f'{int(labels[wrong].max())}: give the number of classes of the main head.')
+                            f'{int(labels[wrong].max())}: labels must be 0 to {self.num_classes - 1}{also}.')
         return labels
 
 
 class Semantic(Task):
     """One query a patch of the training grid; cross-entropy with the labels, taken at the corner of each patch."""
     field = 'gt_sem_seg'
+    #: The label that is no class. A model with a head sets that of the head, see ``ReductionLosses``.
     ignore_index = 255
 
     @property

@@ -1,7 +1,9 @@
 """The contract that every token reducer keeps."""
+import logging
 from dataclasses import dataclass
 from typing import Callable, Optional
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -33,7 +35,27 @@ class BackboneShape:
         return self.widths or (self.embed_dims, ) * self.depth
 
 
-class TokenReducer(Declared, BaseModule):
+class BackbonePart(Declared, BaseModule):
+    """What a key of a backbone builds: a reducer or a PEFT.
+
+    Args:
+        backbone: The backbone it is built for.
+    """
+
+    def __init__(self, backbone: BackboneShape):
+        super().__init__()
+        self.backbone = backbone
+
+    def init_weights(self) -> None:
+        """Draw all weights anew; whatever holds this calls it after it has filled all that is inside it."""
+        # From the inside out: a module may draw again what is inside it.
+        for module in reversed([module for module in self.modules() if module is not self]):
+            draw = getattr(module, 'init_weights', None) or getattr(module, 'reset_parameters', None)
+            if draw is not None:
+                draw()
+
+
+class TokenReducer(BackbonePart):
     """Reduces tokens at any of five moments of a layer, and restores them. This one does nothing.
 
     Layers are counted from 0. No method may leave state on the module: what a forward pass must
@@ -56,21 +78,44 @@ class TokenReducer(Declared, BaseModule):
     needs_class_token = False
     #: Whether it has parameters of its own, so that a model must be trained with it.
     trained = False
+    #: Whether its parameters are as they were drawn, while it learns: neither filled nor trained since.
+    untaught = False
+    #: Where the tokens of an output are given back: ``before_norm``, as (B, C, H, W) for any head, or ``after_head``.
+    restore_at = 'before_norm'
     #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
     #: those of the window alone and whose columns on its columns; and it only acts between layers.
     within_windows = False
+    #: How the position table of a Swin is resized to what is left of a window: ``bicubic`` or ``bilinear``.
+    table_interpolation = 'bicubic'
 
     def __init__(self, backbone: BackboneShape):
-        super().__init__()
+        super().__init__(backbone)
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
-        self.backbone = backbone
+        self.untaught = self.trained
 
     @property
     def name(self) -> str:
         """Of the method, for tables."""
         return type(self).__name__
+
+    @property
+    def caution(self) -> str:
+        """What is known to speak against these settings in this backbone, in a sentence; mostly nothing."""
+        return ''
+
+    def train(self, mode=True):
+        """As torch; one that learns says so where it is used before it has learnt."""
+        if self.untaught and not mode:
+            print_log(f'{self.name} learns which tokens matter and has not: it chooses at random until the model is '
+                      'trained with it, or a checkpoint of such a training is loaded.', 'current', logging.WARNING)
+        self.untaught = False  # it is taught now, or it has been said
+        return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.untaught = self.untaught and not any(name.startswith(prefix) for name in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def search_space(cls, trial, backbone: BackboneShape) -> dict:
@@ -117,6 +162,10 @@ class TokenReducer(Declared, BaseModule):
     def restore(self, tokens: Tokens) -> Tokens:
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
         return tokens
+
+    def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        """With ``restore_at='after_head'``: logits (B, N, K) of the patch ``tokens`` of an output -> (B, H * W, K)."""
+        return logits
 
     def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
         """Auxiliary training losses.

@@ -30,7 +30,6 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.empty(num_queries, channels))
-        nn.init.trunc_normal_(self.queries, std=channels**-0.5)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if pre_norm else nn.Identity()
         self.q, self.k, self.v = (nn.Linear(channels, channels, bias=False) if name in projections else nn.Identity()
                                   for name in 'qkv')
@@ -39,6 +38,11 @@ class AuxiliaryHead(nn.Module):
         self.mlp = None if width == 0 else nn.Sequential(
             nn.LayerNorm(channels, eps=NORM_EPS), nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels))
         self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, num_classes))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As published; what is not drawn here starts as torch's layers do."""
+        nn.init.trunc_normal_(self.queries, std=self.queries.shape[1]**-0.5)
         nn.init.trunc_normal_(self.head[1].weight, std=0.02)
         nn.init.zeros_(self.head[1].bias)
 

@@ -9,7 +9,7 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Either, Layer, Maybe, Number, Pair, Whole
 
 from .base import default_start
-from .restoring import RESTORE, RestoringReducer
+from .restoring import RESTORE, RESTORE_AT, RestoringReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -32,6 +32,8 @@ class Expediting(RestoringReducer):
             since a change must not be scaled.
         restore: ``residual``: give each token its own value and the change of its clusters; ``copy`` the
             clusters, as the paper.
+        restore_at: ``before_norm``, or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
+            head run on the clusters, and the logits are reconstructed, as in the released code for a ViT.
 
     Raises:
         UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
@@ -39,14 +41,16 @@ class Expediting(RestoringReducer):
     """
     nothing = dict(grid=1.)
     within_windows = True
+    table_interpolation = 'bilinear'  # as the released code
     expansion = 'assignment'
 
     def __init__(self, backbone, layer: Maybe(Layer()) = None,
                  grid: Pair(Either(Number(above=0, most=1, noun='a fraction', fraction=True), Whole(1, 4096))) = 0.7,
                  n_iters: Whole(1, 100) = 5, window: Whole(1, 255, odd=True) = 5, temperature: Number(above=0) = 0.02,
                  k: Whole(1, 4096) = 20, recon_temperature: Number(above=0) = 0.02,
-                 normalize: Maybe(Choice('l2', 'l1')) = None, restore: RESTORE = 'residual'):
-        super().__init__(backbone, restore)
+                 normalize: Maybe(Choice('l2', 'l1')) = None, restore: RESTORE = 'residual',
+                 restore_at: RESTORE_AT = 'before_norm'):
+        super().__init__(backbone, restore, restore_at)
         self.layer = default_start(backbone.depth) if layer is None else layer
         self.grid = grid
         if backbone.stage is not None:

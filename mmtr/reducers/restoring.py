@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor
 
+from mmtr.errors import UserError
 from mmtr.settings import Choice
 from mmtr.tokens import Tokens
 
@@ -9,6 +10,8 @@ from .base import TokenReducer
 
 #: The two that every method has.
 RESTORE = Choice('copy', 'residual')
+#: Where tokens are given back for an output.
+RESTORE_AT = Choice('before_norm', 'after_head')
 
 
 class RestoringReducer(TokenReducer):
@@ -25,15 +28,26 @@ class RestoringReducer(TokenReducer):
     Args:
         backbone: See ``TokenReducer``.
         restore: ``copy`` or ``residual``, or what else a subclass declares.
+        restore_at: ``before_norm``: tokens of an output are given back before the backbone's final norm;
+            ``after_head``: norm and head run on the reduced tokens, and E gives back the logits.
+
+    Raises:
+        UserError: ``after_head`` with another ``restore`` than ``copy``, or in the windows of a Swin.
     """
     #: Key of ``Tokens.memo`` under which ``expand`` finds what it needs; there if anything was reduced.
     expansion: str
     #: Tokens are restored after layer ``stop - 1``; None: for an output only.
     stop = None
 
-    def __init__(self, backbone, restore):
+    def __init__(self, backbone, restore, restore_at='before_norm'):
         super().__init__(backbone)
-        self.restoration = restore
+        if restore_at == 'after_head' and restore != 'copy':
+            raise UserError("token_reduction.restore_at='after_head' gives back logits, which have no value of their "
+                            f"own for restore={restore!r}: set restore='copy'.")
+        if restore_at == 'after_head' and backbone.stage is not None:
+            raise UserError("token_reduction.restore_at='after_head' cannot work in a Swin, whose next stage needs all "
+                            "tokens: set restore_at='before_norm'.")
+        self.restoration, self.restore_at = restore, restore_at
 
     def expand(self, tokens: Tokens) -> Tensor:
         """E: what stands for each patch, (B, H * W, C)."""
@@ -59,6 +73,10 @@ class RestoringReducer(TokenReducer):
         memo = {key: value for key, value in tokens.memo.items() if key not in (self.expansion, 'residual')}
         x = torch.cat([tokens.prefix, self._patches(tokens)], 1)
         return tokens.replace(x=x, index=None, size=None, memo=memo)
+
+    def give_back(self, logits, tokens):
+        """See ``TokenReducer``."""
+        return self.expand(tokens.replace(x=logits, num_prefix=0)) if self.expansion in tokens.memo else logits
 
     def after_layer(self, i, tokens):
         """Restore at the end of the span, if there is one."""

@@ -35,6 +35,8 @@ class Merging(Setting):
 class ToMe(MergingReducer):
     """Token Merging (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, Sec. 3).
 
+    Which tokens merge into which, and in which order what is left goes on, is that of the released code.
+
     Args:
         backbone: See ``TokenReducer``.
         mode: ``sublayer``: the normalised tokens merge before each attention and each FFN, by their
@@ -42,7 +44,8 @@ class ToMe(MergingReducer):
             tokens merge between attention and FFN, by that of their keys, and stay merged (the paper).
         r: How many tokens merge: a count, or below 1 a share of the sequence (rounded down), never more than
             half; a list of these, one a layer of the span; or a pair (tuple) (r, inflect), which goes in
-            a straight line from r (1 - inflect) to r (1 + inflect). None: 0.3, or 8 if progressive.
+            a straight line from r (1 - inflect) to r (1 + inflect); of a count, the first end is rounded down
+            before the line is drawn, with the same mean. None: 0.3, or 8 if progressive.
         layers: The span (a, b) of layers that merge, counted from 0. None: all.
         proportional_attention: Add log(size) to the attention logits of merged tokens (Eq. 1). None:
             if progressive.
@@ -57,7 +60,7 @@ class ToMe(MergingReducer):
     def __init__(self, backbone, mode: Choice('sublayer', 'progressive') = 'sublayer', r: Maybe(Merging()) = None,
                  layers: Maybe(Span()) = None, proportional_attention: Maybe(Flag()) = None,
                  restore: Maybe(RESTORE) = None):
-        super().__init__(backbone, restore or 'residual')
+        super().__init__(backbone, 'residual' if restore is None else restore)
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:
             raise UserError(f"token_reduction.restore={restore!r} is for mode='progressive': a sublayer adds what it "
@@ -67,6 +70,14 @@ class ToMe(MergingReducer):
             r = 8 if self.progressive else 0.3
         self.r = _schedule(r, self.layers[1] - self.layers[0])
         self.proportional = self.progressive if proportional_attention is None else proportional_attention
+
+    @property
+    def caution(self):
+        """See ``TokenReducer``."""
+        if self.backbone.embed_dims >= 384 or not any(self.r):
+            return ''
+        return (f'ToMe matches tokens in every layer, which costs a backbone of {self.backbone.embed_dims} channels '
+                'about what it saves, or more: see tools/benchmark.py, or reduce once, as GridPool does.')
 
     @classmethod
     def search_space(cls, trial, backbone):
@@ -92,11 +103,11 @@ class ToMe(MergingReducer):
             q, k, v = attn.qkv(x)
             if count > 0:
                 keys = k[:, :, tokens.num_prefix:].detach().mean(1, dtype=torch.float32)
-                tokens.memo['matching'] = soft_matching(keys, count)
+                tokens.memo['matching'] = soft_matching(keys, count, tokens.num_prefix)
             return attn.attend(q, k, v, self._bias(tokens.size, tokens.num_prefix))
         if count == 0:
             return attn.branch(x)
-        matching = soft_matching(patches, count)
+        matching = soft_matching(patches, count, tokens.num_prefix)
         tokens.memo['matching'] = matching  # for pictures
         merged, size = _merge(x, tokens.num_prefix, matching)
         q, k, v = attn.qkv(merged, matching.kept)
@@ -121,7 +132,7 @@ class ToMe(MergingReducer):
         count = 0 if self.progressive else self._count(i, int(patches.shape[1]))
         if count == 0:
             return ffn(x)
-        matching = soft_matching(patches, count)
+        matching = soft_matching(patches, count, tokens.num_prefix)
         merged, _ = _merge(x, tokens.num_prefix, matching)
         return _unmerge(ffn(merged), tokens.num_prefix, matching)
 
@@ -154,9 +165,14 @@ def _schedule(r, depth):
         if not isinstance(inflect, (int, float)) or not -1 <= inflect <= 1:
             raise UserError(f'token_reduction.r={r!r} has the inflection {inflect!r}: choose -1, falling to '
                             '0, to 1, rising from 0.')
-        low, high = value * (1 - inflect), value * (1 + inflect)
-        line = [low + (high - low) * k / max(depth - 1, 1) for k in range(depth)]
-        each = line if isinstance(value, float) else [int(v) for v in line]
+        low, steps = value * (1. - inflect), max(depth - 1, 1)
+        if isinstance(value, Integral):
+            # With the released code's rounding, to the last bit.
+            low = int(low)
+            step = (2 * value - 2 * low) / steps
+            each = [int(low + step * k) for k in range(depth)]
+        else:
+            each = [low + (2 * value - 2 * low) * (k / steps) for k in range(depth)]
     elif isinstance(r, list):
         if len(r) != depth:
             raise UserError(f'token_reduction.r={r!r} has {len(r)} values for {depth} layers: give one for '

@@ -89,7 +89,8 @@ class Windowed(TokenReducer):
         place = places(torch.cat([p.flatten() for p in positions]), grid[0] * grid[1])
         x = join_pieces([window.x for window in windows], positions, place)
         tokens = tokens.replace(
-            x=x, windows=make_windows(grid, self._size(self.backbone.grid, i), device),
+            x=x, windows=make_windows(
+                grid, self._size(self.backbone.grid, i), device, self.inner.table_interpolation),
             memo={key: value for key, value in tokens.memo.items() if key != 'windows'}, index=None)
         if grid == tokens.grid:
             return tokens

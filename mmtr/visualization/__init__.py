@@ -1,4 +1,4 @@
-from .picture import fitted, marked, seen_image, token_picture
+from .picture import fitted, group_legend, marked, seen_image, token_picture
 from .token_map import (
                         TokenMap,
                         captioned,
@@ -10,5 +10,5 @@ from .token_map import (
                         token_maps,
 )
 
-__all__ = ['TokenMap', 'captioned', 'draw_groups', 'draw_injected', 'draw_matches', 'fitted', 'marked', 'mosaic',
-           'record_token_maps', 'seen_image', 'token_maps', 'token_picture']
+__all__ = ['TokenMap', 'captioned', 'draw_groups', 'draw_injected', 'draw_matches', 'fitted', 'group_legend', 'marked',
+           'mosaic', 'record_token_maps', 'seen_image', 'token_maps', 'token_picture']

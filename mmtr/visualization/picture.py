@@ -4,14 +4,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from .token_map import TokenMap, draw_groups, draw_injected, draw_matches, mosaic
+from .token_map import GROUP_COLORS, Caption, TokenMap, draw_groups, draw_injected, draw_matches, mosaic
 
 #: Least and greatest width of an image in the picture, in pixels: captions must fit, files stay small.
 WIDTHS = (400, 1024)
 
 
 def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
-    """An image as the backbone took it, (3, height, width), without normalisation: (height, width, 3) uint8 RGB.
+    """An image as the backbone took it, (C, height, width), without normalisation: (height, width, 3) uint8 RGB.
+
+    Of more than three channels the first three are shown, of fewer the first as grey.
 
     Args:
         preprocessor: The model's mmseg or mmdet data preprocessor; images are read as BGR before it.
@@ -20,6 +22,9 @@ def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
     converted = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, '_channel_conversion', False))
+    # mmseg converts no other number of channels.
+    converted = converted and len(image) == 3
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     image = image if converted else image.flip(0)
     return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy().copy()
 
@@ -53,6 +58,13 @@ def marked(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where[..., None], 255, image // 4).astype(np.uint8)
 
 
+def group_legend(maps: list[TokenMap]) -> Caption:
+    """Caption of ``draw_groups``: the colours of the groups that are in one of the maps."""
+    names = {1: 'its own', 2: 'its own, unique', 0: 'none'}
+    found = [i for i in names if any((m.group == i).any() for m in maps)]
+    return [(None, 'token:'), *((GROUP_COLORS[i], names[i]) for i in found)]
+
+
 def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int, index: int = 0,
                   max_layers: int = 4) -> np.ndarray:
     """The token maps of an image as rows of pictures: (height, width, 3) uint8 RGB.
@@ -70,14 +82,15 @@ def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int
     layers = [layers[i] for i in chosen]
     shares = any((m.stands_for.reshape(-1) != np.arange(m.group.size)).any() for m in layers)
     drops = any(m.dropped.any() for m in layers)
-    unique = '; unique: orange' if any((m.group == 2).any() for m in layers) else ''
+    legend = group_legend(layers)
     rows = []
     for m in layers:
         side = _patch_side(image, m.group.shape, patch)
         row = [(f'layer {m.layer}: {(m.group > 0).sum()} of {m.group.size} patches keep a token', image),
-               (f'token of its own: grey; none: teal{unique}', draw_groups(image, m, side))]
+               (legend, draw_groups(image, m, side))]
         if shares:
-            row.append(('one colour: share a token', draw_matches(image, m, side)))
-        row.append(('what is left' if drops else 'mean colour of each token', draw_injected(image, m, side)))
+            row.append(('one colour: share a token, that of the dot', draw_matches(image, m, side)))
+        left = [(GROUP_COLORS[0], 'dropped'), (None, 'others: mean of each token')]
+        row.append((left if drops else 'mean colour of each token', draw_injected(image, m, side)))
         rows.append([(text, fitted(cell)) for text, cell in row])
     return mosaic(rows)

@@ -1,6 +1,8 @@
 """Pictures of what a reducer does to the patches of an image (Token Adapter, Fig. 5)."""
+import colorsys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Optional, Union
 
 import cv2
 import numpy as np
@@ -10,7 +12,12 @@ from torch import nn
 from mmtr.reducers.observer import Observer, reducer_of
 
 #: RGB of normal, representative and unique patches.
-GROUP_COLORS = np.array([[0, 128, 128], [160, 160, 160], [255, 140, 0]], np.uint8)
+GROUP_COLORS = np.array([[0, 120, 130], [225, 225, 225], [255, 140, 0]], np.uint8)
+#: RGB of tokens that stand for several patches: twelve hues, each bright, pale and dark.
+TOKEN_COLORS = np.array([colorsys.hsv_to_rgb(hue / 12, saturation, value) for saturation, value in
+                         ((1, 1), (0.45, 1), (1, 0.55)) for hue in range(12)]) * 255
+#: Sum of the differences of two colours' channels from which on they are told apart at a glance.
+FAR = 250.
 
 
 @dataclass(frozen=True)
@@ -80,30 +87,65 @@ def _cells(grid, patch, shape):
     return rows[:, None] * grid[1] + columns[None]
 
 
+def _tinted(image, colors):
+    """The image in grey under colours, (height, width, 3), of which grey alone would take the contrast."""
+    grey = image.mean(-1, keepdims=True)
+    return (0.4 * grey + 0.6 * colors).astype(np.uint8)
+
+
 def draw_groups(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarray:
-    """The image with its patches tinted by group: teal normal, grey representative, orange unique.
+    """The image in grey with its patches tinted by group, in ``GROUP_COLORS``.
 
     Args:
         image: (height, width, 3) uint8 RGB.
         patch: Side of a patch, in pixels.
     """
     group = token_map.group.reshape(-1)[_cells(token_map.group.shape, patch, image.shape)]
-    return (0.45 * image + 0.55 * GROUP_COLORS[group]).astype(np.uint8)
+    return _tinted(image, GROUP_COLORS[group])
+
+
+def _colors_of_tokens(stands_for):
+    """A colour for each token that stands for several patches, far from those of the tokens that it touches.
+
+    Returns:
+        (number of patches, 3) RGB by raster position of the token; and (H, W) whether a patch shares its token.
+    """
+    counts = np.bincount(stands_for.reshape(-1), minlength=stands_for.size)
+    touching = [set() for _ in counts]
+    for one, other in ((stands_for[:, 1:], stands_for[:, :-1]), (stands_for[1:], stands_for[:-1]),
+                       (stands_for[1:, 1:], stands_for[:-1, :-1]), (stands_for[1:, :-1], stands_for[:-1, 1:])):
+        for a, b in zip(one.reshape(-1).tolist(), other.reshape(-1).tolist()):
+            touching[a].add(b)
+            touching[b].add(a)
+    chosen, used = np.full(len(counts), -1), np.zeros(len(TOKEN_COLORS))
+    for token in np.argsort(-counts, kind='stable')[:(counts > 1).sum()]:
+        others = [chosen[other] for other in touching[token] if other != token and chosen[other] >= 0]
+        distance = np.abs(TOKEN_COLORS[:, None] - TOKEN_COLORS[np.array(others, int)]).sum(-1).min(1, initial=FAR)
+        # Far enough is enough; of those, the colour that fewest tokens have.
+        chosen[token] = np.lexsort((used, -distance))[0]
+        used[chosen[token]] += 1
+    return TOKEN_COLORS[chosen], counts[stands_for] > 1
 
 
 def draw_matches(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarray:
-    """The image with a border around every patch, of one colour for all that one token stands for."""
-    hues = np.random.default_rng(0).permutation(180)
-    counts = np.bincount(token_map.stands_for.reshape(-1), minlength=token_map.group.size)
-    out = image.copy()
-    for position, target in enumerate(token_map.stands_for.reshape(-1)):
-        if counts[target] == 1:
-            continue
-        color = cv2.cvtColor(np.uint8([[[hues[target % 180], 230, 255]]]), cv2.COLOR_HSV2RGB)[0, 0].tolist()
-        row, column = divmod(position, token_map.group.shape[1])
-        top, left = row * patch, column * patch
-        bottom, right = min(top + patch, image.shape[0]) - 1, min(left + patch, image.shape[1]) - 1
-        cv2.rectangle(out, (left, top), (right, bottom), color, max(1, patch // 10))
+    """The image in grey, with one colour for all patches that one token stands for, and a line around them.
+
+    A patch whose token is its own stays grey, one whose token is also that of others is marked by a white dot. There
+    are fewer colours than tokens may be: those that touch differ.
+    """
+    colors, shared = _colors_of_tokens(token_map.stands_for)
+    cells = _cells(token_map.group.shape, patch, image.shape)
+    owner = token_map.stands_for.reshape(-1)[cells]
+    grey = np.broadcast_to(0.6 * image.mean(-1, keepdims=True), image.shape)
+    out = np.where(shared.reshape(-1)[cells][..., None], _tinted(image, colors[owner]), grey).astype(np.uint8)
+    edge = np.zeros(owner.shape, bool)
+    edge[:, 1:] |= owner[:, 1:] != owner[:, :-1]
+    edge[1:] |= owner[1:] != owner[:-1]
+    out[edge] = 0
+    for token in np.unique(token_map.stands_for[shared]).tolist():
+        row, column = divmod(token, token_map.group.shape[1])
+        center = int((column + 0.5) * patch), int((row + 0.5) * patch)
+        cv2.circle(out, center, max(1, patch // 6), (255, 255, 255), -1)
     return out
 
 
@@ -118,18 +160,29 @@ def draw_injected(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndar
     return np.where(dropped[..., None], GROUP_COLORS[0], mean[owner].reshape(image.shape)).astype(np.uint8)
 
 
-def captioned(picture: np.ndarray, text: str) -> np.ndarray:
-    """The picture with a line of text above it."""
+#: A line of text, or a legend: the colour (or None) and the words of each entry.
+Caption = Union[str, list[tuple[Optional[np.ndarray], str]]]
+
+
+def captioned(picture: np.ndarray, caption: Caption) -> np.ndarray:
+    """The picture with a line above it."""
     bar = np.full((26, picture.shape[1], 3), 255, np.uint8)
-    cv2.putText(bar, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    font, left = (cv2.FONT_HERSHEY_SIMPLEX, 0.5), 6
+    for color, text in [(None, caption)] if isinstance(caption, str) else caption:
+        if color is not None:
+            cv2.rectangle(bar, (left, 7), (left + 12, 19), tuple(map(int, color)), -1)
+            cv2.rectangle(bar, (left, 7), (left + 12, 19), (0, 0, 0), 1)
+            left += 17
+        cv2.putText(bar, text, (left, 18), *font, (0, 0, 0), 1, cv2.LINE_AA)
+        left += cv2.getTextSize(text, *font, 1)[0][0] + 14
     return np.vstack([bar, picture])
 
 
-def mosaic(rows: list[list[tuple[str, np.ndarray]]], gap: int = 6) -> np.ndarray:
+def mosaic(rows: list[list[tuple[Caption, np.ndarray]]], gap: int = 6) -> np.ndarray:
     """Captioned pictures of one size as one picture, row by row."""
     lines = []
     for row in rows:
-        pictures = [captioned(picture, text) for text, picture in row]
+        pictures = [captioned(picture, caption) for caption, picture in row]
         space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
         lines.append(np.hstack([part for p in pictures for part in (p, space)][:-1]))
         lines.append(np.full((gap, lines[0].shape[1], 3), 255, np.uint8))

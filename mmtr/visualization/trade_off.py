@@ -1,55 +1,86 @@
-"""Accuracy against speed of many reductions, as a figure for print."""
+"""Accuracy against speed-up of many reductions, as a figure for print."""
+from typing import Optional
+
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETDOWN
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter
+
+from mmtr.analysis.compare import front_beyond_plain, pareto_front, trade_offs
 
 #: One colour and one marker a method: told apart in grey as well. Okabe and Ito's colours, then darker ones.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F4F24', '#5B3A9E', '#8A8D00')
 MARKERS = 'osD^vPXhp'
+# Labels are read across lines.
+HALO = [withStroke(linewidth=1.5, foreground='white')]
 # Where a label may stand beside its point, in points: the first place that is free.
 PLACES = ((5, 3), (5, -3), (-5, 3), (-5, -3), (0, 6), (0, -6))
 
 
-def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (speed, accuracy) that no other one beats in both, the fastest first."""
-    front, best = [], float('-inf')
-    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
-        if accuracy > best:
-            front.append(name)
-            best = accuracy
-    return front
+def method_of(reduction: Optional[dict]) -> str:
+    """The method that a value of the key ``token_reduction`` is a strength of: its type and its settings in words."""
+    reduction = reduction or dict(type='plain')
+    words = (value for key, value in reduction.items() if key != 'type' and isinstance(value, str))
+    return ' '.join([str(reduction['type']).removeprefix('mmtr.'), *words])
+
+
+def lower_limit(values: list[float]) -> float:
+    """From where on an axis shows ``values``: a few that are far below all others may not squeeze these together."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    return max(min(values), low - 1.5 * (high - low))
 
 
 def draw_trade_off(results: dict[str, dict], metric: str, paths, title: str = '') -> None:
-    """Draw ``metric`` against images/s: a colour and marker a method, the Pareto front a line, plain a star.
+    """Draw ``metric`` against the speed-up of the whole test step: a line a method, plain a star, the front grey.
+
+    A method's line joins those of its settings that no other of its settings beats. What is far below all others
+    stands at the lower edge, with its value.
 
     Args:
-        results: Of ``mmtr.analysis.compare.compare_on_test_data``.
+        results: Of ``mmtr.analysis.compare.compare_on_test_data``, plain first.
         metric: One of their metrics.
         paths: Files to write; the suffixes say which formats.
         title: Above it.
     """
-    points = {name: (1e3 / r['total_ms'], r['metrics'][metric]) for name, r in results.items()}
-    figure = Figure(figsize=(7, 4.6), dpi=200, layout='constrained')
-    axes = figure.add_subplot(xlabel='images/s', ylabel=metric, title=title)
+    points, (plain, *others) = trade_offs(results, metric), results
+    front = front_beyond_plain(points)
+    bottom = lower_limit([accuracy for _, accuracy in points.values()])
+    below = {name: accuracy for name, (_, accuracy) in points.items() if accuracy < bottom}
+    shown = {name: (speed_up, max(accuracy, bottom)) for name, (speed_up, accuracy) in points.items()}
+    figure = Figure(figsize=(7.6, 4.8), dpi=200, layout='constrained')
+    axes = figure.add_subplot(xlabel='speed-up against plain, whole test step', ylabel=metric, title=title)
     axes.title.set_fontsize(9)
-    axes.grid(color='0.9')
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}x'))
+    axes.grid(color='0.92')
     axes.set_axisbelow(True)
-    methods = {name: (r['token_reduction'] or {}).get('type', 'plain') for name, r in results.items()}
-    reducing = [method for method in dict.fromkeys(methods.values()) if method != 'plain']
-    front = pareto_front(points)
-    axes.plot(*zip(*(points[name] for name in front)), color='0.35', lw=1, ls='--', zorder=1, label='Pareto front')
-    for number, method in enumerate(reducing):
-        of_method = [points[name] for name in points if methods[name] == method]
-        axes.scatter(*zip(*of_method), s=30, color=COLORS[number % len(COLORS)], edgecolors='black', linewidths=0.5,
-                     marker=MARKERS[number % len(MARKERS)], label=method, zorder=3)
-    plain = [points[name] for name in points if methods[name] == 'plain']
-    if plain:
-        axes.scatter(*zip(*plain), s=130, marker='*', color='black', label='plain', zorder=4)
-    axes.margins(0.08)
+    for line, value in zip((axes.axvline, axes.axhline), points[plain]):
+        line(value, color='0.55', lw=0.8, ls=':', zorder=1)
+    axes.scatter(*points[plain], s=130, marker='*', color='black', label=plain, zorder=5)
+    methods = {name: method_of(results[name]['token_reduction']) for name in others}
+    for number, method in enumerate(dict.fromkeys(methods.values())):
+        # Another marker in each round of the colours.
+        marker = MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
+        style = dict(color=COLORS[number % len(COLORS)], markersize=5.5, markeredgecolor='black', markeredgewidth=0.5)
+        own = {name: points[name] for name in others if methods[name] == method}
+        axes.plot([], [], marker=marker, lw=1.2, label=method, **style)
+        axes.plot(*zip(*(own[name] for name in pareto_front(own))), color=style['color'], lw=1.2, zorder=3)
+        for name in own:
+            axes.plot(*shown[name], marker=CARETDOWN if name in below else marker, zorder=4, clip_on=False, **style)
+    if front:
+        axes.plot(*zip(*(points[name] for name in front)), color='black', lw=3.5, alpha=0.18, zorder=2,
+                  solid_capstyle='round', label='front')
+    axes.margins(0.06)
+    if below:
+        top = max(accuracy for _, accuracy in points.values())
+        axes.set_ylim(bottom, top + 0.06 * (top - bottom))
     figure.legend(fontsize=7, loc='outside right upper')
-    labels = {name: name.removeprefix(methods[name]).strip(' ,') or name for name in points}
-    order = [*front, *(name for name in points if name not in front)]
-    _label(figure, axes, points, labels, [name for name in order if methods[name] != 'plain'])
+    labels = {name: name.removeprefix(methods[name]).removeprefix(methods[name].split()[0]).strip(' ,') or name
+              for name in others}
+    labels.update({name: f'{labels[name]}: {accuracy:.4g}' for name, accuracy in below.items()})
+    _label(figure, axes, shown, {plain: plain, **labels},
+           [plain, *front, *(name for name in others if name not in front)])
     for path in paths:
         figure.savefig(path)
 
@@ -64,8 +95,8 @@ def _label(figure, axes, points, labels, order):
     for name in order:
         for dx, dy in PLACES:
             text = axes.annotate(
-                labels[name], points[name], (dx, dy), textcoords='offset points', fontsize=6, zorder=5,
-                ha='left' if dx > 0 else 'right' if dx < 0 else 'center',
+                labels[name], points[name], (dx, dy), textcoords='offset points', fontsize=6, zorder=6,
+                path_effects=HALO, ha='left' if dx > 0 else 'right' if dx < 0 else 'center',
                 va='center' if dx else 'bottom' if dy > 0 else 'top')
             box = text.get_window_extent(renderer)
             inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)

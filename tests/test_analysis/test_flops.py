@@ -1,5 +1,6 @@
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from mmseg.models.backbones import VisionTransformer
 from mmseg.models.decode_heads import SegmenterMaskTransformerHead
 from torch import nn
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 
 from mmtr.analysis.flops import _HANDLERS, count_flops
 from mmtr.apis import apply_token_reduction
+from mmtr.models import backbones
 
 CLASSES = 7
 
@@ -66,6 +68,20 @@ def test_fused_segmenter_counts_as_stock():
     fused = count_flops(model, image)
     assert 'scaled_dot_product_attention' in fused.by_operator
     assert fused.total == stock.total
+
+
+def test_other_counters_count_attention_by_its_two_products():
+    fused, by_hand = (backbones.VisionTransformer(
+        img_size=(64, 96), embed_dims=48, num_layers=3, num_heads=4, attn_backend=backend,
+        token_reduction=dict(type='TokenAdapter', layers=(1, 3))) for backend in ('auto', 'math'))
+    fused.eval()
+    by_hand.eval()
+    image = torch.randn(1, 3, 64, 96)
+    ours = count_flops(fused, image)
+    found = FlopCountAnalysis(by_hand, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert found.total() == ours.total
+    found = FlopCountAnalysis(fused, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert found.total() == ours.total - ours.by_operator['scaled_dot_product_attention'] < ours.total
 
 
 def test_fused_attention_counts_both_products():

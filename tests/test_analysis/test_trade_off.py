@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from mmtr.visualization.trade_off import draw_trade_off, pareto_front
+from mmtr.analysis.compare import by_speed, front_beyond_plain, pareto_front, table, trade_offs
+from mmtr.visualization import trade_off
+from mmtr.visualization.trade_off import draw_trade_off
+
+
+def result(reduction, ms, accuracy, encoder_ms=1.):
+    return dict(token_reduction=reduction, total_ms=ms, encoder_ms=encoder_ms, gflops=1., metrics=dict(mIoU=accuracy))
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -21,12 +28,55 @@ def test_nothing_beats_the_front_and_it_beats_the_rest(seed):
 
 
 def test_each_method_has_its_colour_in_the_figure(tmp_path):
-    def result(method, ms, accuracy):
-        return dict(token_reduction=method and dict(type=method), total_ms=ms, metrics=dict(mIoU=accuracy))
-
-    results = {'plain': result(None, 100, 40.), 'ToMe 0.1': result('ToMe', 80, 39.),
-               'ALGM 0.9': result('ALGM', 50, 38.)}
+    results = {'plain': result(None, 100, 40.), 'ToMe 0.1': result(dict(type='ToMe'), 80, 39.),
+               'ALGM 0.9': result(dict(type='ALGM'), 50, 38.)}
     draw_trade_off(results, 'mIoU', [tmp_path / 'a.png'], 'title')
     colors = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).reshape(-1, 3)}
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colors
     assert (0x00, 0x9E, 0x73) not in colors, 'two methods, no third colour'
+
+
+def test_the_front_begins_beyond_plain_and_plain_comes_first_in_the_table():
+    results = dict(plain=result(None, 100, 40.), slower_better=result(dict(type='ToMe'), 120, 41.),
+                   fast=result(dict(type='ToMe'), 50, 38.), beaten=result(dict(type='ALGM'), 60, 37.),
+                   better=result(dict(type='ALGM'), 80, 40.5))
+    points = trade_offs(results, 'mIoU')
+    assert points['fast'] == (2.0, 38.) and points['plain'] == (1.0, 40.)
+    assert front_beyond_plain(points) == ['fast', 'better']
+    assert list(by_speed(results)) == ['plain', 'slower_better', 'better', 'beaten', 'fast']
+    assert [row[0] for row in table(results)] == ['reduction', *results]
+
+
+def test_metrics_of_one_are_written_finer_than_metrics_of_a_hundred():
+    results = {'plain': result(None, 100, 40.)}
+    results['plain']['metrics'].update({'coco/bbox_mAP': 0.351})
+    assert table(results)[1][1:3] == ['40.00', '0.351']
+
+
+def drawn(monkeypatch, results):
+    """The axes of a figure of ``results``: the lines as {method: points}, and the labels."""
+    figures = []
+    monkeypatch.setattr(trade_off, 'Figure', lambda **kwargs: figures.append(Figure(**kwargs)) or figures[0])
+    draw_trade_off(results, 'mIoU', [])
+    axes, = figures[0].axes
+    names = {line.get_color(): line.get_label() for line in axes.lines if not line.get_label().startswith('_')}
+    lines = {names[line.get_color()]: line.get_xydata().tolist() for line in axes.lines
+             if line.get_linestyle() == '-' and len(line.get_xdata()) > 1 and line.get_color() in names}
+    return axes, lines, {text.get_text() for text in axes.texts}
+
+
+def test_a_method_is_a_line_over_its_strengths_and_far_outliers_do_not_squeeze_the_rest(monkeypatch):
+    results = {'plain': result(None, 100, 40.), 'far off': result(dict(type='EViT'), 90, 2.)}
+    for strength in (1, 2, 3):
+        for kind in ('ToMe', 'ALGM'):
+            results[f'{kind} {strength}'] = result(
+                dict(type=kind, r=strength), 100 - 10 * strength, 40 - 0.3 * strength - (kind == 'ALGM'))
+    results['ToMe progressive 1'] = result(dict(type='ToMe', mode='progressive', r=1), 95, 39.)
+    axes, lines, labels = drawn(monkeypatch, results)
+    low, high = axes.get_ylim()
+    assert 30 < low < 38.1 and 40 < high < 41
+    assert lines['ToMe'] == [pytest.approx([100 / (100 - 10 * s), 40 - 0.3 * s]) for s in (3, 2, 1)]
+    assert lines['front'] == lines['ToMe'] and len(lines['ALGM']) == 3 and 'ToMe progressive' not in lines
+    assert {'plain', 'far off: 2'} <= labels
+    star, = axes.collections
+    assert star.get_offsets().tolist() == [[1, 40]] and axes.get_xlabel().startswith('speed-up against plain')

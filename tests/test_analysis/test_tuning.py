@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mmtr.analysis import tuning
-from mmtr.analysis.tuning import Images, Outcome, Target, finished, open_study, ranked, search
+from mmtr.analysis.tuning import Images, Outcome, Target, finished, fronts, open_study, ranked, search
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneShape
 
@@ -92,6 +92,19 @@ def test_those_that_reach_the_target_come_first_then_the_nearest():
     assert [reduction for reduction, _ in ranked(study, Target(max_drop=2))] == ['b', 'a', 'd', 'c']
     assert [reduction for reduction, _ in ranked(study, Target(max_drop=1))] == ['a', 'd', 'c', 'b']
     assert Target(max_drop=1).shortfall(Outcome(50, 50, 125, 100)) == pytest.approx(0.2)
+
+
+def test_the_front_and_those_that_only_the_front_beats():
+    study = open_study(None, MADE)
+    accuracies = dict(zip('abcdefa', ((49, 50), (48, 40), (50, 90), (47, 60), (49.5, 110), (47.5, 45), (49, 50))))
+    for name, (accuracy, ms) in accuracies.items():
+        trial = study.ask()
+        trial.set_user_attr('reduction', dict(type=name))
+        trial.set_user_attr('outcome', vars(Outcome(accuracy, 50, ms, 100)))
+        study.tell(trial, 0.)
+    # e is slower than plain; d is beaten by f too.
+    assert [(rank, reduction['type']) for rank, reduction, _ in fronts(study)] == [
+        ('front', 'c'), ('front', 'a'), ('runner-up', 'f'), ('front', 'b')]
 
 
 @pytest.mark.parametrize('count, wanted, each', [(100, 20, 20), (7, 20, 3), (2, 1, 1)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from eva02_layout import eva02_state
 from mmengine.runner.checkpoint import CheckpointLoader
 from official_layouts import CLASSES, DIM, HEADS, PATCH, augreg_state, draw, mask_state, variant, vit_shapes
 from safetensors.torch import load_file, save_file
@@ -100,6 +101,16 @@ def test_only_what_deviates_from_the_config_is_said(tmp_path, monkeypatch, capsy
         '  python -m mmtr test mmtr::segmenter_vit-x_ade20k.py out.pth --cfg-options '
         "model.backbone.norm_cfg.eps=1e-05 'model.test_cfg.stride=(512,512)'",
     ]
+
+
+def test_the_number_of_heads_is_for_those_that_need_it(tmp_path, capsys):
+    save_file(eva02_state(True), tmp_path / 'eva02.safetensors')
+    convert('eva02', tmp_path / 'eva02.safetensors', tmp_path / 'out.pth', '--num-heads', 4)
+    assert torch.load(tmp_path / 'out.pth', weights_only=True)['meta']['settings']['backbone.num_heads'] == 4
+    assert 'backbone.num_heads=4' in capsys.readouterr().out
+    save_file(draw(vit_shapes()), tmp_path / 'vit.safetensors')
+    said = refused(capsys, 'timm_vit', tmp_path / 'vit.safetensors', tmp_path / 'vit.pth', '--num-heads', 4)
+    assert said == 'Error: --num-heads is for eva02 and cropr: timm_vit needs none.\n'
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(release, tmp_path, capsys):

@@ -8,6 +8,7 @@ from mmseg.registry import MODELS
 from official_layouts import (
     DIM,
     HEADS,
+    PATCH,
     PATCHES,
     SIZE,
     augreg_state,
@@ -24,6 +25,7 @@ from official_layouts import (
     vit_shapes,
 )
 
+from mmtr import UserError
 from mmtr.converters import augreg_npz, segmenter, timm_vit
 
 
@@ -108,6 +110,41 @@ def test_the_folded_patch_bias_is_exact_at_another_resolution():
         torch.testing.assert_close(model(wide), apart(wide), rtol=0, atol=1e-5)
 
 
+def bilinear(table, old, new):
+    """A position table (1, 1 + H * W, C) on another grid, place by place; the edge is repeated."""
+    rows = [table[:, :1]]
+    for y, x in ((y, x) for y in range(new[0]) for x in range(new[1])):
+        at = [(n + 0.5) * a / b - 0.5 for n, a, b in zip((y, x), old, new)]
+        total = 0
+        for i in range(old[0] + 2):
+            for j in range(old[1] + 2):
+                share = max(1 - abs(at[0] - (i - 1)), 0) * max(1 - abs(at[1] - (j - 1)), 0)
+                row, column = (min(max(n - 1, 0), a - 1) for n, a in zip((i, j), old))
+                total = total + share * table[:, 1 + row * old[1] + column]
+        rows.append(total.unsqueeze(1))
+    return torch.cat(rows, 1)
+
+
+@pytest.mark.parametrize('size', [(24, 56), (48, 32)])
+def test_segmenter_is_exact_at_other_image_sizes(size):
+    # rstrudel/segmenter, segm/model/utils.py: resize_pos_embed, mode='bilinear'.
+    state, image = linear_state(), torch.randn(1, 3, *size)
+    grid, own = (tuple(n // PATCH for n in s) for s in (size, SIZE))
+    resized = {**state, 'encoder.pos_embed': bilinear(state['encoder.pos_embed'], own, grid)}
+    logits = linear(vit(image, resized, 1e-5, 'encoder.'), state, 'decoder.head')
+    expected = logits.transpose(1, 2).unflatten(2, grid)
+    converted, notes = segmenter.convert(state, variant())
+    assert 'interpolate_mode=bilinear as in the release' in notes.remarks[1]
+    head = dict(type='FCNHead', in_channels=DIM, channels=DIM, num_convs=0, concat_input=False, dropout_ratio=0.0)
+    distance = {}
+    for mode in (notes.settings['backbone.interpolate_mode'], 'bicubic'):
+        model = build({**notes.settings, 'backbone.interpolate_mode': mode}, head)
+        model.load_state_dict(converted, strict=True)
+        with torch.no_grad():
+            distance[mode] = (model(image, mode='tensor') - expected).abs().max()
+    assert distance['bilinear'] < 1e-5 < 1e-4 < distance['bicubic']
+
+
 @pytest.mark.parametrize(
     'name, mean, std',
     [('vit', (127.5,) * 3, (127.5,) * 3), ('deit', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))],
@@ -146,6 +183,18 @@ def test_the_config_that_fits_is_named(dim, heads, layers, dataset, linear_head,
     said['dataset_kwargs']['dataset'] = dataset
     state = {'backbone.pos_embed': torch.zeros(1, 5, dim)}
     assert segmenter._notes(state, settings, said, linear_head).fits == fits
+    said['dataset_kwargs'].update(
+        patch_type='algm', threshold=0.9, selected_layers=(1, 5), merging_window_size=(2, 2))
+    notes = segmenter._notes(state, settings, said, linear_head)
+    if fits:
+        assert notes.fits.replace('_algm', '') == fits.replace('_vit-l', '') and '_algm_' in notes.fits
+    reduction = {key.rpartition('.')[2]: value for key, value in notes.settings.items() if 'token_reduction' in key}
+    assert reduction == dict(
+        type='ALGM', variant='released', threshold=0.9, local_layer=1, global_layer=5, window=2)
+    for key, value in (('merging_window_size', (2, 4)), ('merging_window_size', None), ('selected_layers', (1,))):
+        said['dataset_kwargs'] = dict(said['dataset_kwargs'], **{key: value})
+        with pytest.raises(UserError, match='variant.yml (lacks|has merging windows of 2x4 patches)'):
+            segmenter._notes(state, settings, said, linear_head)
 
 
 def test_timm_gives_the_outputs_of_timm(image):

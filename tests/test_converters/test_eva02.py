@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import eva02_layout
 import pytest
 import torch
 from eva02_layout import HEADS, HIDDEN, eva02, eva02_state
@@ -39,6 +40,26 @@ def test_both_layouts_give_the_outputs_of_timm(separate, clip, norm, image):
     model.load_state_dict(converted, strict=True)
     with torch.no_grad():
         torch.testing.assert_close(model(image)[0], maps(eva02(image, state)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('separate', [False, True])
+@pytest.mark.parametrize('dim, heads', [(128, 4), (96, 2), (96, 8)])
+def test_other_heads_are_those_that_are_given(separate, dim, heads, image, monkeypatch):
+    for name, value in dict(DIM=dim, HEADS=heads, HIDDEN=int(dim * 8 / 3)).items():
+        monkeypatch.setattr(eva02_layout, name, value)
+    state = eva02_state(separate)
+    converted, notes = source.convert(state, num_heads=heads)
+    assert notes.settings['backbone.num_heads'] == heads and notes.fits is None
+    model = EVA02(img_size=SIZE, patch_size=PATCH, **settings_of(notes)).eval()
+    model.load_state_dict(converted, strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image)[0], maps(eva02(image, state)), rtol=0, atol=1e-5)
+    if dim == 96:
+        with pytest.raises(UserError, match='has 96 channels, which are no heads of 64, .* give .* --num-heads'):
+            source.convert(eva02_state(separate))
+    for wrong in (0, 5, dim // 2):
+        with pytest.raises(UserError, match=f'--num-heads {wrong} does not fit the {dim} channels'):
+            source.convert(eva02_state(separate), num_heads=wrong)
 
 
 def test_both_layouts_have_the_same_keys_but_for_the_inner_norm():

@@ -133,7 +133,7 @@ def test_notes_name_the_config_and_what_is_not_in_the_file():
     state = {**resnet_state(), **layout.head_state(WIDTHS, encoded=3, extra=1)}
     _, notes = source.convert(state)
     assert notes.settings['panoptic_head.num_things_classes'] == layout.CLASSES and notes.fits is None
-    assert "initial_boxes='bitmask'" in notes.remarks[0]
+    assert "initial_boxes='bitmask' or 'mask2box'" in notes.remarks[0]
     for classes, learned, fits, stuff in ((80, False, 'maskdino_r50_coco-instance.py', 0),
                                           (133, False, 'maskdino_r50_coco-panoptic.py', 53),
                                           (150, True, 'maskdino_r50_ade20k-semantic.py', 150),

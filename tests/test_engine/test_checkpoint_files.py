@@ -198,6 +198,42 @@ def test_what_is_no_checkpoint_is_said_in_words(tmp_path):
         CheckpointLoader.load_checkpoint('open-mmlab://nothing')
 
 
+@pytest.mark.parametrize('held, words', [
+    (dict(state_dict=None), 'a state_dict that is a NoneType'),
+    (dict(state_dict=[torch.ones(1)]), 'a state_dict that is a list'),
+    (dict(state_dict={1: torch.ones(1)}), 'weights by the name 1'),
+    ({1: torch.ones(1)}, 'weights by the name 1'),
+    (dict(state_dict=dict(w=None)), 'a NoneType where the weight w should be'),
+    # Of the same shape, but mmengine would leave the random weight.
+    (dict(state_dict=dict(w=np.ones(1))), 'a ndarray where the weight w should be'),
+    (dict(state_dict={}, meta=[]), 'a meta that is a list'),
+    (dict(state_dict={}, meta=dict(dataset_meta=1)), r'a meta\.dataset_meta that is a int'),
+    (dict(state_dict={}, meta=dict(dataset_meta=dict(classes=1))), r'a meta\.dataset_meta\.classes that is a int'),
+    (dict(state_dict={}, meta=dict(frozen_weights='x')), r'a meta\.frozen_weights that is a str'),
+])
+def test_weights_that_are_none_are_said_in_words(tmp_path, held, words):
+    torch.save(held, tmp_path / 'odd.pth')
+    with pytest.raises(UserError, match=rf"odd\.pth' has {words}"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'odd.pth'))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_that_are_no_numbers_are_said_once(tmp_path, monkeypatch, dtype):
+    said = []
+    monkeypatch.setattr(mmtr.engine.checkpoint, 'print_log', lambda text, **kwargs: said.append(text))
+    large = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)  # whose sum is infinite
+    weights = dict(large=large, count=torch.tensor(3), nan=large.clone(), inf=large.clone(), none=large[:0])
+    torch.save(dict(state_dict=dict(large=large)), tmp_path / 'good.pth')
+    read_checkpoint(tmp_path / 'good.pth')
+    assert not said
+    weights['nan'][7], weights['inf'][99] = float('nan'), -float('inf')
+    torch.save(dict(state_dict=weights), tmp_path / 'bad.pth')
+    for _ in range(2):
+        read_checkpoint(tmp_path / 'bad.pth', 'meta')
+        read_checkpoint(tmp_path / 'bad.pth')
+    assert said == [f"'{tmp_path}/bad.pth' holds NaN or infinite values in 2 of 5 weights, such as nan."]
+
+
 def test_safetensors_are_read(tmp_path):
     weights = {'a.weight': torch.randn(3, 2), 'a.bias': torch.randn(3)}
     save_file(weights, tmp_path / 'w.safetensors')

@@ -1,7 +1,10 @@
 """A checkpoint is whole or not there, whatever stops the writing of it."""
+import copy
 import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from mmengine.evaluator import BaseMetric
@@ -14,14 +17,15 @@ from mmtr.errors import UserError
 
 @METRICS.register_module(force=True)
 class RisingMetric(BaseMetric):
-    """A score that is better at every validation."""
+    """A score that is better at every validation, in whichever run."""
+    score = 0
 
     def process(self, data_batch, data_samples):
         self.results.append(0)
 
     def compute_metrics(self, results):
-        self.score = getattr(self, 'score', 0) + 1
-        return dict(score=self.score)
+        RisingMetric.score += 1
+        return dict(score=RisingMetric.score)
 
 
 @pytest.fixture
@@ -138,3 +142,101 @@ def test_the_last_checkpoint_is_found_after_its_folder_was_moved(tmp_path):
         last_checkpoint(str(tmp_path))
     (tmp_path / 'iter_2.pth').touch()
     assert last_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_2.pth')
+
+
+@pytest.fixture
+def best_cfg(cfg):
+    """``cfg`` with a better score at each validation, of which the best checkpoint is kept."""
+    cfg.val_evaluator = [dict(type='RisingMetric'), dict(type='RisingMetric', prefix='also')]
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
+    cfg.custom_hooks = [dict(type='mmtr.ResumeCheckHook')]
+    cfg.val_dataloader.dataset.indices = 1
+    return cfg
+
+
+@pytest.fixture
+def run(best_cfg, make_runner):
+    """Function that trains up to an iteration in a folder, from a checkpoint if one is given."""
+    def run(folder, until, resumed=None, **checkpoint):
+        cfg = copy.deepcopy(best_cfg)
+        cfg.work_dir, cfg.train_cfg.max_iters = str(folder), until
+        cfg.default_hooks.checkpoint.update(checkpoint)
+        cfg.load_from, cfg.resume = resumed and str(resumed), resumed is not None
+        make_runner(cfg).train()
+    return run
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('saved, linked', [
+    (dict(), True), (dict(save_best=['score', 'also/score']), False), (dict(published_keys=['state_dict']), False)],
+    ids=['one best', 'several', 'published'])
+def test_a_run_that_is_resumed_elsewhere_is_left_as_it_is(
+        run, tmp_path, saved, linked):
+    one, other = tmp_path / 'one', tmp_path / 'other'
+    run(one, 2, **saved)
+    assert 'best_score_iter_2.pth' in files(one)
+    before = content(one)
+    resumed = one / 'iter_2.pth'
+    if linked:
+        other.mkdir()
+        (other / 'iter_2.pth').symlink_to(resumed)
+        (other / 'best_score_iter_2.pth').write_text('of an earlier run')
+        resumed = other / 'iter_2.pth'
+    run(other, 4, resumed, **saved)
+    assert content(one) == before
+    assert {'iter_4.pth', 'best_score_iter_4.pth'} < set(files(other))
+    assert not linked or {'iter_2.pth', 'best_score_iter_2.pth'} < set(files(other))
+
+
+def test_relative_records_of_another_project_name_nothing_here(run, tmp_path, monkeypatch):
+    for project in ('one', 'other'):
+        (tmp_path / project).mkdir()
+    monkeypatch.chdir(tmp_path / 'one')
+    run('work', 2, out_dir='out')
+    monkeypatch.chdir(tmp_path / 'other')
+    earlier = tmp_path / 'other' / 'out' / 'work'
+    earlier.mkdir(parents=True)
+    for name in ('best_score_iter_2.pth', 'iter_2.pth'):
+        (earlier / name).write_text('of an earlier run')
+    run('work', 4, '../one/out/work/iter_2.pth', out_dir='out')
+    assert files(earlier) == ['best_score_iter_2.pth', 'best_score_iter_4.pth', 'iter_2.pth', 'iter_4.pth']
+
+
+def test_a_run_whose_folder_was_moved_or_copied_goes_on_as_its_own(run, tmp_path):
+    run(tmp_path / 'one', 2)
+    before = content(tmp_path / 'one')
+    shutil.copytree(tmp_path / 'one', tmp_path / 'copy')
+    run(tmp_path / 'copy', 4, last_checkpoint(tmp_path / 'copy'))
+    assert content(tmp_path / 'one') == before
+    assert files(tmp_path / 'copy') == ['best_score_iter_4.pth', 'iter_4.pth', 'last_checkpoint']
+
+
+def test_fewer_are_kept_from_now_on_and_numbers_of_other_names_count_for_nothing(run, tmp_path):
+    run(tmp_path / 'one', 3, interval=1, max_keep_ckpts=3, save_best=None)
+    assert {'iter_1.pth', 'iter_2.pth', 'iter_3.pth'} < set(files(tmp_path / 'one'))
+    shutil.copytree(tmp_path / 'one', tmp_path / 'other')
+    run(tmp_path / 'one', 4, tmp_path / 'one' / 'iter_3.pth', interval=1, max_keep_ckpts=2)
+    assert [name for name in files(tmp_path / 'one') if name.startswith('iter')] == ['iter_3.pth', 'iter_4.pth']
+    (tmp_path / 'other' / 'step_1.pth').write_text('mine')
+    run(tmp_path / 'other', 4, tmp_path / 'other' / 'iter_3.pth', interval=1, max_keep_ckpts=1,
+        filename_tmpl='step_{}.pth')
+    assert {'step_1.pth', 'iter_1.pth', 'iter_3.pth', 'step_4.pth'} < set(files(tmp_path / 'other'))
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_run(run, tmp_path):
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    work = tmp_path / 'work'
+    work.mkdir()
+    gone = [f'.iter_4.pth.{dead.pid}.part', f'.last_checkpoint.{dead.pid}.part', f'.best_a.pth.{os.getpid()}.part']
+    kept = [f'.iter_4.pth.{os.getppid()}.part', f'.notes.txt.{dead.pid}.part', f'iter_4.pth.{dead.pid}.part',
+            '.iter_4.pth.mine.part']
+    for folder in (work, tmp_path):
+        for name in (*gone, *kept):
+            (folder / name).touch()
+    run(work, 2)
+    assert {path.name for path in work.glob('*.part')} == set(kept)
+    assert {path.name for path in tmp_path.glob('*.part')} == {*gone, *kept}

@@ -101,7 +101,7 @@ def test_the_model_has_the_classes_of_its_data(coco, panoptic, things, stuff):
 
 def test_label_maps_of_mmseg_in_a_config_of_mmdet_are_looked_for(coco):
     dataset = dict(type='ADE20KDataset', _scope_='mmseg', data_root=str(coco), img_suffix='.jpg',
-                   pipeline=INSTANCE,
+                   pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
                    data_prefix=dict(img_path='images', seg_map_path='semantic'))
     loader = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset)))
     check_data(loader, TRAIN)

@@ -2,14 +2,22 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+from PIL import Image
 
 from mmtr.engine.data_check import check_data
 from mmtr.errors import UserError
 
 TRAIN = ('train_dataloader',)
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+
+
+@TRANSFORMS.register_module(force=True)
+class ColoursToLabels:
+    """A transform of the user's own."""
 
 
 def cfg(scope='mmseg', **dataset):
@@ -83,6 +91,22 @@ def test_wrapped_data_sets_are_found(drawn_data, wrap):
     check_data(cfg(**wrap(good, good)), TRAIN)
     with pytest.raises(UserError, match='/gone'):
         check_data(cfg(**wrap(ade(drawn_data / 'gone'), good)), TRAIN)
+
+
+@pytest.mark.parametrize('prefix', ['images', dict(img_path=3)])
+def test_folders_are_given_by_name(drawn_data, prefix):
+    with pytest.raises(UserError, match=r'data_prefix=.* of ADE20KDataset must be dict\(img_path=..., seg_map_path'):
+        check_data(cfg(**ade(drawn_data, data_prefix=prefix)), TRAIN)
+    with pytest.raises(UserError, match=r'of CocoDataset must be dict\(img=...\)'):
+        check_data(cfg(scope='mmdet', type='CocoDataset', data_prefix=prefix), TRAIN)
+
+
+def test_label_maps_are_not_judged_where_a_transform_of_the_users_own_may_change_them(drawn_data):
+    path = drawn_data / 'annotations' / 'training' / '3.png'
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+    with pytest.raises(UserError, match="3.png' has 3 channels"):
+        check_data(cfg(**ade(drawn_data)), TRAIN)
+    check_data(cfg(**ade(drawn_data, pipeline=[*LOAD, dict(type='ColoursToLabels')])), TRAIN)
 
 
 def test_coco_annotations_are_looked_for(tmp_path):

@@ -48,6 +48,24 @@ def test_the_hint_fits_the_setting():
         hook.before_train_iter(model, 0, batch(sample([[3]], reduce_zero_label=False)))
     with pytest.raises(UserError, match='took 1 off .* set it to False'):
         hook.before_train_iter(model, 0, batch(sample([[3]], reduce_zero_label=True)))
+    with pytest.raises(UserError, match='give model and data set the classes that there are'):
+        hook.before_train_iter(model, 0, batch(sample([[9]], reduce_zero_label=False)))
+    with pytest.raises(UserError, match="leave the head's ignore_index at 255"):
+        hook.before_train_iter(runner(0, num_classes=3), 0, batch(sample([[255]])))
+
+
+def test_background_and_foreground_are_two_classes():
+    with pytest.raises(UserError, match='label 1, .* set num_classes=2, out_channels=1 ') as raised:
+        LabelCheckHook().before_train_iter(runner(num_classes=1), 0, batch(sample([[0, 1]])))
+    assert 'reduce_zero_label' not in str(raised.value)
+
+
+@pytest.mark.parametrize('channels, what', [(2, 'grey with alpha'), (3, 'colour'), (4, 'colour with alpha')])
+def test_an_image_is_no_label_map(channels, what):
+    image = sample([[0]])
+    image.gt_sem_seg = PixelData(data=torch.zeros(6, 5, channels, dtype=torch.long))  # as PackSegInputs leaves it
+    with pytest.raises(UserError, match=rf"'a\.png' has {channels} channels, it is an image \({what}\)"):
+        LabelCheckHook().before_train_iter(runner(num_classes=3), 0, batch(image))
 
 
 def test_evaluation_also_allows_what_the_metric_ignores():

@@ -120,7 +120,7 @@ def test_windowed_backbone_is_its_layers_one_by_one():
         tokens = model._embed(x)
         for layer in model.layers:
             y = tokens.x + layer.attn.at(tokens).branch(layer.norm1(tokens.x))
-            tokens = tokens.replace(x=y + layer.ffn(layer.norm2(y)))
+            tokens = tokens.replace(x=y + layer.ffn.branch(layer.norm2(y)))
         expected = model.norm(tokens.x).transpose(1, 2).unflatten(2, (4, 6))
         torch.testing.assert_close(model(x)[0], expected)
         whole = eva02(with_cls_token=False)

@@ -128,6 +128,33 @@ def test_without_a_query_above_the_threshold_the_map_is_void():
     assert found.shape == (1, *ORIGINAL) and (found == THINGS + STUFF).all()
 
 
+def classes_then_size(prediction):
+    """The class of each pixel as the release's semantic models have it (MaskDINO.forward without
+    SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE): sums on the padded image, cropped, then made as large as the original."""
+    masks = F.interpolate(prediction.masks, PADDED, mode='bilinear', align_corners=False)[0].sigmoid()
+    sums = torch.zeros(THINGS + STUFF, *PADDED)
+    for mask, scores in zip(masks, prediction.scores[0]):
+        for k, score in enumerate(scores):
+            sums[k] += score * mask
+    sums = F.interpolate(sums[None, :, :SEEN[0], :SEEN[1]], ORIGINAL, mode='bilinear', align_corners=False)
+    return sums[0].argmax(0)
+
+
+def test_sums_of_classes_are_enlarged_where_the_release_does_so():
+    differing = 0
+    for seed in range(6):
+        prediction = draw(seed)
+        kinds = []
+        for enlarged in ('classes', 'masks'):
+            fusion = head(0, 4, semantic_on=True, instance_on=False, temperature=None, enlarged=enlarged)
+            kinds.append(fusion.predict(prediction, [sample()])[0]['sem_results'].sem_seg[0])
+        assert torch.equal(kinds[0], classes_then_size(prediction))
+        differing += int((kinds[0] != kinds[1]).sum())
+    assert differing > 0
+    with pytest.raises(UserError, match="test_cfg.enlarged='queries' is unknown: choose one of masks, classes"):
+        head(enlarged='queries')
+
+
 @pytest.mark.parametrize('temperature', [0.06, 1.0, None])
 def test_semantic_map_sums_class_times_mask_over_the_queries(temperature):
     prediction = draw(5)

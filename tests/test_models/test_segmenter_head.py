@@ -39,7 +39,8 @@ def test_without_reduction_outputs_and_keys_are_the_stock_ones(reduction):
 def test_classes_are_kept_and_every_patch_gets_a_mask(reduction):
     stock, ours = heads(reduction)
     seen = []
-    ours.layers[1].register_forward_hook(lambda module, args, out: seen.append(out))
+    ours.layers[1].register_forward_hook(
+        lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True)
     x = torch.randn(2, 32, 5, 7)
     with torch.no_grad():
         out = ours([x])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mmtr import UserError
 from mmtr.models.backbones import VisionTransformer
+from mmtr.models.layers import run_layer
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import table
 from mmtr.reducers import BackboneShape
@@ -123,7 +124,7 @@ def test_branch_is_adapter_and_compensator_of_the_tokens_as_they_are(height, wid
     assert state
     tokens = model._embed(images(2, height, width))
     with torch.no_grad():
-        out = model.layers[2](tokens, model.token_reducer, 2, model.peft).x
+        out = run_layer(model.layers[2], tokens, model.token_reducer, 2, model.peft).x
         x = tokens.x + layer.attn.branch(layer.norm1(tokens.x))
         expected = x + layer.ffn.layers(layer.norm2(x))
         branch = F.relu(x @ adapter['down.weight'].T + adapter['down.bias']) @ adapter['up.weight'].T + (

@@ -1,4 +1,4 @@
-"""Token Adapter written out token by token, from the paper's Sec. 3.2, for one image."""
+"""Methods written out token by token, for one image: Token Adapter, Sec. 3.2; matching as ToMe's code does it."""
 import torch
 import torch.nn.functional as F
 
@@ -76,3 +76,25 @@ def eject_one(x, merged, refined, groups, metric, reference, tau):
             chosen |= {j for j in pool if alike[j] >= tau}
         restored.append(torch.stack([refined[j] for j in sorted(chosen)]).mean(0))
     return torch.stack(restored)
+
+
+def bipartite_slowly(metric, num_prefix, how_many):
+    """Which places of a whole sequence (N, D), prefix first, each token that is left came from: a list of lists.
+
+    Places 0, 2, 4, ... may join their most similar one of 1, 3, 5, ...; a prefix token takes part in neither role.
+
+    Args:
+        how_many: Function from the similarities of all that may join to how many of them do.
+    """
+    even = [n for n in range(0, len(metric), 2) if n >= num_prefix]
+    odd = [n for n in range(1, len(metric), 2) if n >= num_prefix]
+    alike, partner = {}, {}
+    for a in even if odd else ():
+        alike[a], partner[a] = max((likeness(metric[a], metric[b], 'cosine'), b) for b in odd)
+    ranked = sorted(partner, key=lambda a: -alike[a])
+    joining = ranked[:how_many([alike[a] for a in ranked])]
+    staying = [a for a in ranked if a not in joining] if odd else even
+    if num_prefix:
+        staying.sort()
+    into = [[b, *(a for a in joining if partner[a] == b)] for b in odd]
+    return [[n] for n in range(num_prefix)] + [[a] for a in staying] + into

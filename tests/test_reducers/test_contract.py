@@ -17,7 +17,8 @@ TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
 MORE = dict(
     ALGM=[dict(threshold=0.2), dict(threshold=0.3, window=3, global_layer=None),
-          dict(threshold=0.3, local_layer=None, global_layer=0)],
+          dict(threshold=0.3, local_layer=None, global_layer=0),
+          dict(variant='released', restore_at='before_norm', threshold=0.2, global_layer=3)],
     Cropr=[dict(layers=(0, 2), fusion='none', r=[3, 0.2], task='multilabel', pre_norm=True, mlp_ratio=0),
            dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
            dict(r=7, deploy=True, region=3, restore='residual')],
@@ -156,7 +157,8 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     seen = []
     model = backbone(cfg)
     for layer in model.layers:
-        layer.register_forward_hook(lambda module, args, out: seen.append(out))
+        layer.register_forward_hook(
+            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True)
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
@@ -176,6 +178,12 @@ def test_an_image_does_not_depend_on_its_batch(cfg, backbone):
         for i in range(4):
             for out, alone in zip(together, model(batch[i:i + 1])):
                 torch.testing.assert_close(out[i:i + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+@every_reducer
+def test_an_empty_batch_gives_empty_maps(cfg, backbone):
+    with torch.no_grad():
+        assert [tuple(out.shape) for out in backbone(cfg)(images(0))] == [(0, 32, 5, 7)] * 2
 
 
 @every_reducer

@@ -4,10 +4,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmseg.structures import SegDataSample
 
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
+from mmtr.models.segmentors import EncoderDecoder
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.tokens import Tokens
@@ -218,6 +221,30 @@ def test_semantic_loss_is_cross_entropy_with_the_corner_of_each_patch(shape):
     torch.testing.assert_close(found['layer_02.loss_ce'], torch.stack(each).mean())
 
 
+@pytest.mark.parametrize('ignored', [255, 9, 0])
+def test_the_label_that_the_main_head_ignores_is_ignored(ignored):
+    model = EncoderDecoder(
+        ConfigDict(type='mmtr.VisionTransformer', img_size=(64, 96), patch_size=16, embed_dims=CHANNELS, num_layers=3,
+                   num_heads=2, token_reduction=dict(type='Cropr', num_classes=6, r=2)),
+        ConfigDict(type='FCNHead', in_channels=CHANNELS, channels=CHANNELS, num_classes=6, num_convs=0,
+                   concat_input=False, dropout_ratio=0, norm_cfg=None, ignore_index=ignored),
+        test_cfg=ConfigDict(mode='whole'))
+    model.backbone.set_token_reduction(dict(type='Cropr', num_classes=6, r=2))  # as the hook does: another one
+    model.train()
+    data = [SegDataSample(gt_sem_seg=PixelData(data=each)) for each in torch.randint(1, 6, (2, 1, 64, 96))]
+    for sample in data:
+        sample.gt_sem_seg.data[0, :, :48] = ignored
+    noted = {}
+    note = model.backbone.token_reducer.losses
+    model.backbone.token_reducer.losses = lambda outputs, samples: noted.update(outputs) or note(outputs, samples)
+    losses = model.loss(images(2, 64, 96), data)
+    for name, logits in noted.items():
+        each = [-logits[image, place].log_softmax(0)[data[image].gt_sem_seg.data[0, place // 6 * 16, place % 6 * 16]]
+                for image in range(2) for place in range(24) if place % 6 > 2]
+        torch.testing.assert_close(losses[f'reducer.{name}.loss_ce'], torch.stack(each).mean())
+    assert len(noted) == 1
+
+
 def test_semantic_loss_of_an_ignored_batch_is_zero():
     data = samples()
     for sample in data:
@@ -318,7 +345,8 @@ def test_a_checkpoint_of_the_other_form_is_explained():
 def test_labels_outside_of_the_classes_are_named():
     for task in ('semantic', 'multilabel'):
         cropr = reducer(num_classes=3, task=task)
-        with pytest.raises(UserError, match='num_classes=3, but the training data hold the label 4'):
+        also = ', or 255 for what is ignored' if task == 'semantic' else ''
+        with pytest.raises(UserError, match=f'num_classes=3, .* data hold the label 4: labels must be 0 to 2{also}.$'):
             cropr.losses({'layer_00': torch.zeros(2, 24 if task == 'semantic' else 1, 3)}, samples())
     with pytest.raises(UserError, match='task needs gt_label in the training data, which have gt_sem_seg'):
         reducer(task='classification').losses({'layer_00': torch.zeros(1, 1, 150)}, [

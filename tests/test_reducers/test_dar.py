@@ -7,6 +7,7 @@ import torch
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.models.backbones import VisionTransformer
+from mmtr.models.layers import run_layer
 from mmtr.ops.selection import on_selected, straight_through
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
@@ -25,7 +26,7 @@ def selected(model, x):
 
 
 def ffn_of(model, layer):
-    return layer.ffn if hasattr(layer.ffn, 'fc1') else lambda x: layer.ffn.layers(x)
+    return layer.ffn.branch if hasattr(layer.ffn, 'fc1') else lambda x: layer.ffn.layers(x)
 
 
 @torch.no_grad()
@@ -154,7 +155,7 @@ def test_in_training_the_ffn_sees_all_and_what_is_not_chosen_gets_nothing_of_it(
     layer, tokens, seen = model.layers[0], model._embed(x), []
     layer.ffn.layers.register_forward_hook(lambda module, args, out: seen.append(out))
     with auxiliary_outputs():
-        out = layer(tokens, model.token_reducer, 0)
+        out = run_layer(layer, tokens, model.token_reducer, 0)
     attended = tokens.x + layer.attn.branch(layer.norm1(tokens.x))
     torch.testing.assert_close(out.patches, attended[:, 1:])
     torch.testing.assert_close(out.prefix, (attended + seen[0])[:, :1])

@@ -10,7 +10,9 @@ from .test_contract import vit as backbone
 
 #: Every method that restores, with settings that reduce once and several times.
 RESTORING = [
-    dict(type='ALGM', threshold=0.2), dict(type='Cropr', region=2), dict(type='Random', r=0.3),
+    dict(type='ALGM', threshold=0.2),
+    dict(type='ALGM', threshold=0.2, variant='released', restore_at='before_norm'),
+    dict(type='Cropr', region=2), dict(type='Random', r=0.3),
     dict(type='EViT', keep_rate=0.6, layers=(0, 2)),
     dict(type='EViT', keep_rate=0.5, layers=(0, 1), fuse=False), dict(type='Expediting', layer=1, grid=0.5),
     dict(type='Expediting', layer=0, grid=0.4, normalize='l1', k=3), dict(type='GridPool', layers=(1, 3)),
@@ -70,7 +72,7 @@ def test_residual_is_own_value_and_the_copied_change(cfg):
 
 @pytest.mark.parametrize('cfg, words', [
     (dict(type='GridPool', restore='none'), "restore='none' must be one of copy, residual"),
-    (dict(type='ALGM', restore=None), 'restore=None must be one of copy, residual'),
+    (dict(type='ALGM', restore=''), "restore='' must be None, or one of copy, residual"),
     (dict(type='Random', restore='nearest'), "restore='nearest' must be one of last, copy, residual"),
     (dict(type='ToMe', restore='residual'), "restore='residual' is for mode='progressive'")], ids=str)
 def test_impossible_settings_are_refused_when_built(cfg, words):

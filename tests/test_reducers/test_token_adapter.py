@@ -202,7 +202,7 @@ def test_impossible_settings_are_refused_when_built(settings, words):
 
 
 def test_unknown_reducer_lists_those_that_exist():
-    with pytest.raises(UserError, match="'TokenAdaptor' is unknown, the nearest is 'TokenAdapter': choose .*TokenA"):
+    with pytest.raises(UserError, match="'TokenAdaptor' is unknown, the nearest is 'TokenAdapter': choose one of .*To"):
         build_token_reducer(dict(type='TokenAdaptor'), BackboneShape(6, 16, 1))
 
 

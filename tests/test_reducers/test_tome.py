@@ -1,23 +1,30 @@
-"""ToMe written out token by token, from the paper's Sec. 3, for one image."""
+"""ToMe written out token by token, from the paper's Sec. 3 and the released code's order, for one image."""
+from fractions import Fraction
+from itertools import product
+from math import floor
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from mmtr import UserError
 from mmtr.ops.attention import attention
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.tokens import Tokens
 
-GRID, CHANNELS, PREFIX, HEADS = (3, 5), 16, 2, 2
+from .references import bipartite_slowly
+
+GRID, CHANNELS, HEADS = (3, 5), 16, 2
+#: None, a class token, with a second one (the release's distilled models), with three registers.
+prefixes = pytest.mark.parametrize('prefix', [0, 1, 2, 4])
 
 
-def tome(depth=4, **settings):
-    return build_token_reducer(dict(type='ToMe', **settings), BackboneShape(depth, CHANNELS, PREFIX))
+def tome(depth=4, prefix=1, **settings):
+    return build_token_reducer(dict(type='ToMe', **settings), BackboneShape(depth, CHANNELS, prefix))
 
 
-def some_tokens(batch=2, grid=GRID, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Tokens(torch.randn(batch, PREFIX + grid[0] * grid[1], CHANNELS, generator=generator), grid, PREFIX)
+def some_tokens(batch=2, grid=GRID, prefix=1):
+    generator = torch.Generator().manual_seed(0)
+    return Tokens(torch.randn(batch, prefix + grid[0] * grid[1], CHANNELS, generator=generator), grid, prefix)
 
 
 class Attention:
@@ -46,41 +53,50 @@ def attend_slowly(x, sizes):
     return out
 
 
-def merge_slowly(groups, metric, r):
-    """``groups`` (lists of members) after r of the even ones joined the odd ones, by ``metric`` (N, D)."""
-    if r == 0:
-        return groups
-    even, odd = range(0, len(groups), 2), range(1, len(groups), 2)
-    alike = {a: {b: F.cosine_similarity(metric[a], metric[b], dim=0).item() for b in odd} for a in even}
-    best = {a: max(odd, key=alike[a].get) for a in even}
-    merging = sorted(even, key=lambda a: -alike[a][best[a]])[:r]
-    joined = {b: list(groups[b]) for b in odd}
-    for a in merging:
-        joined[best[a]] += groups[a]
-    return [groups[a] for a in even if a not in merging] + list(joined.values())
+def merge_slowly(metric, r, prefix):
+    """``bipartite_slowly`` for r tokens, at most half of the patches."""
+    return bipartite_slowly(metric, prefix, lambda alike: min(r, (len(metric) - prefix) // 2))
+
+
+def weighted_mean(x, joined, sizes):
+    """What the tokens (N, C) of each list of ``joined`` merge into."""
+    return torch.stack([sum(sizes[n] * x[n] for n in members) / sum(sizes[n] for n in members) for members in joined])
 
 
 def ffn(x):
     return x.sin() + x.mean(-1, keepdim=True)
 
 
-@pytest.mark.parametrize('proportional', [False, True])
-@pytest.mark.parametrize('r, count', [(4, 4), (0.3, 4), (0.5, 7), (100, 7)])
-def test_sublayers_run_on_merged_tokens(r, count, proportional):
-    # 0.3 of 15 is 4.5; of 15 tokens at most 7 have a partner.
-    reducer, tokens = tome(r=r, proportional_attention=proportional), some_tokens()
+@prefixes
+@pytest.mark.parametrize('grid', [(3, 5), (3, 4), (1, 2)])
+@pytest.mark.parametrize('r, proportional', [(4, False), (0.3, True), (0.5, False), (100, True)])
+def test_sublayers_run_on_merged_tokens(r, proportional, grid, prefix):
+    reducer = tome(r=r, proportional_attention=proportional, prefix=prefix)
+    tokens = some_tokens(grid=grid, prefix=prefix)
+    count = int(r * grid[0] * grid[1]) if r < 1 else r
     attended = reducer.attention(1, Attention(), tokens.x, tokens)
     fed = reducer.ffn(1, ffn, tokens.x, tokens)
-    for image in range(2):
-        prefix, patches = tokens.prefix[image], tokens.patches[image]
-        groups = merge_slowly([[n] for n in range(15)], patches, count)
-        merged = torch.stack([torch.stack([patches[n] for n in members]).mean(0) for members in groups])
-        x = torch.cat([prefix, merged])
-        sizes = [1] * PREFIX + [len(members) if proportional else 1 for members in groups]
-        slot = {n: PREFIX + j for j, members in enumerate(groups) for n in members}
-        rows = [*range(PREFIX), *(slot[n] for n in range(15))]
-        torch.testing.assert_close(attended[image], attend_slowly(x, sizes)[rows], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(fed[image], ffn(x)[rows], atol=1e-5, rtol=1e-5)
+    for image, x in enumerate(tokens.x):
+        joined = merge_slowly(x, count, prefix)
+        merged = weighted_mean(x, joined, [1] * len(x))
+        slot = {n: j for j, members in enumerate(joined) for n in members}
+        rows = [slot[n] for n in range(len(x))]
+        sizes = [len(members) if proportional else 1 for members in joined]
+        torch.testing.assert_close(attended[image], attend_slowly(merged, sizes)[rows], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fed[image], ffn(merged)[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_with_a_class_token_odd_patches_join_even_ones():
+    # Patches 1 and 3 are nearest to 0; 0 and 2 to 1.
+    angle = torch.tensor([0., 10., 40., -15.]).deg2rad()
+    patches = torch.stack([angle.cos(), angle.sin()], 1)
+    for prefix, groups in ((0, [[0, 1, 2], [3]]), (1, [[0, 1, 3], [2]]), (2, [[0, 1, 2], [3]])):
+        tokens = Tokens(torch.cat([torch.ones(prefix, 2), patches])[None], (2, 2), prefix)
+        reducer = build_token_reducer(dict(type='ToMe', r=2), BackboneShape(1, 2, prefix))
+        fed = reducer.ffn(0, lambda merged: merged, tokens.x, tokens)[0]
+        assert torch.equal(fed[:prefix], tokens.x[0, :prefix])
+        for members in groups:
+            torch.testing.assert_close(fed[prefix:][members], patches[members].mean(0).expand(len(members), 2))
 
 
 def run_progressive(reducer, tokens, depth):
@@ -92,39 +108,36 @@ def run_progressive(reducer, tokens, depth):
     return tokens
 
 
-@pytest.mark.parametrize('proportional', [True, False])
-@pytest.mark.parametrize('settings, counts', [
-    (dict(r=3), (3, 3, 3)), (dict(r=[2, 0, 5]), (2, 0, 5)), (dict(r=4, layers=(1, 3)), (0, 4, 4)),
-    (dict(r=0.5), (7, 4, 2)), (dict(r=(2, -1)), (4, 2, 0)), (dict(r=(2, 0.5)), (1, 2, 3)),
-    (dict(), (7, 4, 2))])
-def test_progressive_merging_matches_the_paper_token_by_token(settings, counts, proportional):
-    reducer = tome(3, mode='progressive', restore='copy', proportional_attention=proportional, **settings)
-    tokens = some_tokens()
+@prefixes
+@pytest.mark.parametrize('settings, counts, proportional', [
+    (dict(r=3), (3, 3, 3), True), (dict(r=[2, 0, 5]), (2, 0, 5), False), (dict(r=4, layers=(1, 3)), (0, 4, 4), True),
+    (dict(r=0.5), (7, 4, 2), False), (dict(r=(2, -1)), (4, 2, 0), True)])
+def test_progressive_merging_matches_the_release_token_by_token(settings, counts, proportional, prefix):
+    reducer = tome(3, prefix, mode='progressive', restore='copy', proportional_attention=proportional, **settings)
+    tokens = some_tokens(prefix=prefix)
     flow = run_progressive(reducer, tokens, 3)
     restored = reducer.restore(flow)
-    for image in range(2):
-        x, groups = tokens.x[image], [[n] for n in range(15)]
+    for image, x in enumerate(tokens.x):
+        groups = [[n] for n in range(len(x))]
         for r in counts:
-            sizes = [1] * PREFIX + [len(members) if proportional else 1 for members in groups]
+            sizes = [len(members) for members in groups]
             keys = (2 * x).sin().reshape(len(x), HEADS, -1).mean(1)
-            x = x + attend_slowly(2 * x, sizes)
-            after = merge_slowly([[j] for j in range(len(groups))], keys[PREFIX:], r)
-            weights = [[len(groups[j]) for j in joined] for joined in after]
-            merged = [sum(w * x[PREFIX + j] for w, j in zip(weight, joined)) / sum(weight)
-                      for weight, joined in zip(weights, after)]
-            groups = [[n for j in joined for n in groups[j]] for joined in after]
-            x = torch.cat([x[:PREFIX], torch.stack(merged)])
+            x = x + attend_slowly(2 * x, sizes if proportional else [1] * len(x))
+            joined = merge_slowly(keys, r, prefix) if r else [[n] for n in range(len(x))]
+            x = weighted_mean(x, joined, sizes)
+            groups = [[n for j in members for n in groups[j]] for members in joined]
             x = x + ffn(x)
-        assert flow.size[image].tolist() == [len(members) for members in groups]
+        # In the release's order: what stays, then what others joined.
+        assert flow.size[image].tolist() == [len(members) for members in groups[prefix:]]
         torch.testing.assert_close(flow.x[image], x, atol=1e-4, rtol=1e-4)
-        slot = {n: PREFIX + j for j, members in enumerate(groups) for n in members}
-        expected = x[[*range(PREFIX), *(slot[n] for n in range(15))]]
+        slot = {n: j for j, members in enumerate(groups) for n in members}
+        expected = x[[slot[n] for n in range(15 + prefix)]]
         torch.testing.assert_close(restored.x[image], expected, atol=1e-4, rtol=1e-4)
         # Pictures say the same.
         group, stands_for = (t[image].tolist() for t in reducer.token_map(flow))
         assert [n for n in range(15) if group[n] == 1] == sorted(flow.index[image].tolist())
-        assert all(len({stands_for[n] for n in members}) == 1 for members in groups)
-        assert len(set(stands_for)) == len(groups)
+        assert all(len({stands_for[n - prefix] for n in members}) == 1 for members in groups[prefix:])
+        assert len(set(stands_for)) == len(groups) - prefix
 
 
 def test_pictures_of_sublayers_show_what_merged_for_attention():
@@ -132,9 +145,9 @@ def test_pictures_of_sublayers_show_what_merged_for_attention():
     assert reducer.token_map(tokens) is None
     reducer.attention(0, Attention(), tokens.x, tokens)
     group, stands_for = reducer.token_map(tokens)
-    for members in merge_slowly([[n] for n in range(15)], tokens.patches[0], 5):
-        assert {stands_for[0, n].item() for n in members} == {members[0]}
-        assert [group[0, n].item() for n in members] == [1] + [0] * (len(members) - 1)
+    for members in merge_slowly(tokens.x[0], 5, 1)[1:]:
+        assert {stands_for[0, n - 1].item() for n in members} == {members[0] - 1}
+        assert [group[0, n - 1].item() for n in members] == [1] + [0] * (len(members) - 1)
     assert reducer.token_map(reducer.after_layer(0, tokens)) is None
 
 
@@ -165,6 +178,28 @@ def test_schedules_of_the_paper():
     assert falling == [196, 180, 168, 160, 156]
     rising = tome(5, mode='progressive', r=(0.1, 1)).token_schedule((10, 10), 5)
     assert rising == [100, 100, 95, 86, 74]  # 0, 5, 9.5 and 12.9 merge, rounded down
+
+
+@pytest.mark.parametrize('depth', [1, 2, 5, 12, 24, 33])
+def test_schedules_round_as_the_release(depth):
+    # One end is rounded down, the other mirrors it at r; between them on a straight line, rounded down.
+    for r, inflect in product((0, 1, 8, 13, 25), (-1, -0.7, -0.25, 0, 0.1, 0.5, 1)):
+        low = floor(r * (1. - inflect))
+        line = [low + Fraction(2 * (r - low) * k, max(depth - 1, 1)) for k in range(depth)]
+        each = tome(depth, r=(r, inflect)).r
+        assert len(each) == depth and each[0] == low
+        # Where the line meets a whole number, a rounding error decides: see the next test.
+        assert all(n == floor(exact) or n == exact - 1 for n, exact in zip(each, line))
+
+
+@pytest.mark.parametrize('depth, r, each', [
+    # Printed by parse_r of facebookresearch/ToMe at af95e4b.
+    (12, (13, 0.5), [6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 20]),
+    (12, (13, -0.5), [19, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7]),
+    (12, (8, 0.3), [5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11]),
+    (24, (13, 1), [*range(8), *range(9, 17), *range(18, 26)])], ids=str)
+def test_schedules_that_the_release_prints(depth, r, each):
+    assert tome(depth, r=r).r == each
 
 
 @pytest.mark.parametrize('mode', ['sublayer', 'progressive'])

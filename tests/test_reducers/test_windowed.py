@@ -22,26 +22,33 @@ def backbone(cfg, window=WINDOW):
     return model
 
 
-def bicubic(line, n):
-    """``line`` at ``n`` places, by Keys' kernel with a = -0.75 and the edge repeated."""
-    def kernel(t, a=-0.75):
-        t = abs(t)
-        if t <= 1:
-            return (a + 2) * t**3 - (a + 3) * t**2 + 1
-        return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.
+def bicubic(t, a=-0.75):
+    """Keys' kernel."""
+    if t <= 1:
+        return (a + 2) * t**3 - (a + 3) * t**2 + 1
+    return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.
 
+
+def bilinear(t):
+    """Expediting's; its code calls ``F.interpolate(table, mode='bilinear')``."""
+    return max(1. - t, 0.)
+
+
+def interpolated(line, n, kernel):
+    """``line`` at ``n`` places, with the edge repeated."""
     values = []
     for i in range(n):
         place = (i + 0.5) * len(line) / n - 0.5
         first = int(place // 1)
-        values.append(sum(line[min(max(k, 0), len(line) - 1)] * kernel(place - k) for k in range(first - 1, first + 3)))
+        values.append(sum(line[min(max(k, 0), len(line) - 1)] * kernel(abs(place - k))
+                          for k in range(first - 1, first + 3)))
     return values
 
 
-def resized(table, old, new):
+def resized(table, old, new, kernel):
     """A head's table (2 H - 1, 2 W - 1) as a list of rows for a window of another size."""
-    rows = [bicubic(row, 2 * new[1] - 1) for row in table.view(2 * old[0] - 1, 2 * old[1] - 1).tolist()]
-    columns = [bicubic(column, 2 * new[0] - 1) for column in zip(*rows)]
+    rows = [interpolated(row, 2 * new[1] - 1, kernel) for row in table.view(2 * old[0] - 1, 2 * old[1] - 1).tolist()]
+    columns = [interpolated(column, 2 * new[0] - 1, kernel) for column in zip(*rows)]
     return list(zip(*columns))
 
 
@@ -56,7 +63,7 @@ def window_of(place, grid, window, shift):
     return (row, column, lower, right), (i, j)
 
 
-def attention(module, x, window, shifted):
+def attention(module, x, window, shifted, kernel):
     """Of a whole map (H, W, C), pair by pair."""
     height, width, _ = x.shape
     grid = tuple(-(-n // w) * w for n, w in zip((height, width), window))
@@ -66,7 +73,7 @@ def attention(module, x, window, shifted):
     q, k, v = (x @ module.qkv.weight.T + module.qkv.bias).view(len(x), 3, HEADS, -1).unbind(1)
     out = torch.zeros_like(q)
     for head in range(HEADS):
-        table = resized(module.relative_position_bias_table[:, head], module.window_size, window)
+        table = resized(module.relative_position_bias_table[:, head], module.window_size, window, kernel)
         logits = torch.full((len(x), len(x)), -torch.inf)
         products = q[:, head] @ k[:, head].T / q.shape[2]**0.5
         for a, (own, (i, j)) in enumerate(places):
@@ -109,7 +116,8 @@ def stage(model, cfg, x, span):
                     states[top, left] = tokens, at, (h, w)
             x, window = reduced, (small, small)
         assert not x.isnan().any()
-        x = x + attention(block.attn.w_msa, block.norm1(x), window, i % 2 == 1)
+        x = x + attention(block.attn.w_msa, block.norm1(x), window, i % 2 == 1,
+                          bilinear if cfg['type'] == 'Expediting' else bicubic)
         x = x + block.ffn.layers(block.norm2(x))
     return given_back(inner, x, states, full, window) if span[1] == DEPTH else x
 
@@ -153,11 +161,13 @@ def test_rows_can_go_layer_by_layer():
     model = backbone(dict(type='TokenAdapter', per_layer=(1, 0), layers=(0, 4)))
     seen = []
     for block in model.stages[0].blocks:
-        block.register_forward_hook(lambda module, args, out: seen.append((out.windows.grid, out.windows.window)))
+        block.register_forward_hook(
+            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens.windows), with_kwargs=True)
     with torch.no_grad():
         out = model(torch.randn(1, 3, 4 * 14, 4 * 7))[0]
     # Windows of 6 rows, and one of the last 2, which keeps a row; columns stay.
-    assert seen == [((14, 7), (6, 6)), ((11, 7), (5, 6)), ((9, 7), (4, 6)), ((7, 7), (3, 6)), ((14, 7), (6, 6))]
+    assert [(each.grid, each.window) for each in seen] == [
+        ((14, 7), (6, 6)), ((11, 7), (5, 6)), ((9, 7), (4, 6)), ((7, 7), (3, 6)), ((14, 7), (6, 6))]
     assert out.shape == (1, CHANNELS, 14, 7) and out.isfinite().all()
 
 

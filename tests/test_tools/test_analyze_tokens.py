@@ -88,6 +88,22 @@ def test_given_images_and_reductions(run, files, drawn_data):
     assert {path.name for path in (files / 'out/maps').iterdir()} == {'0_half.jpg', '0_one_left.jpg'}
 
 
+def test_maps_of_images_of_four_channels_show_three(run, files, drawn_data):
+    cfg = Config.fromfile(files / 'tiny.py')
+    cfg.model.backbone.in_channels = 4
+    cfg.model.data_preprocessor.update(mean=[127.5] * 4, std=[64.] * 4)
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    cfg.dump(str(files / 'tiny.py'))
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), files / 'tiny.pth')
+    image = cv2.imread(str(drawn_data / 'images/validation/0.png'))
+    cv2.imwrite(str(files / 'four.png'), np.dstack([image, np.full(image.shape[:2], 7, np.uint8)]))
+    status, said = run('--images', files / 'four.png', '--maps')
+    assert status == 0, said
+    drawn, = (files / 'out/maps').iterdir()
+    shown = picture(drawn)[26:426, :400]
+    assert np.abs(shown.astype(int) - cv2.resize(image, (400, 400), interpolation=cv2.INTER_NEAREST)).mean() < 12
+
+
 def test_what_a_single_token_lacks_is_null(run, files, drawn_data):
     (files / 'reductions.py').write_text("reductions = dict(one=dict(type='Random', ratio=0.96, layer=1))")
     assert run('--images', drawn_data / 'images/training/0.png', '--reductions', files / 'reductions.py')[0] == 0

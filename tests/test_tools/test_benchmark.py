@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmtr.engine.model import build_model, without_pretrained
 
@@ -46,6 +47,16 @@ def configs(tmp_path):
         paths[name] = tmp_path / f'{name}.py'
         paths[name].write_text(CONFIG.format(backbone=backbone))
     return paths
+
+
+def test_a_reduction_is_measured_beside_the_config_as_it_is(run, configs, tmp_path):
+    out = tmp_path / 'out.json'
+    run(configs['stock'], configs['ours'], '--shape', 64, 64, '--repeats', 1, '--device', 'cpu', '--json', out,
+        '--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(1,2)')
+    results = json.loads(out.read_text())['results']
+    name = '@TokenAdapter,ratio=0.5,layers=(1, 2)'
+    assert {r['config']: r['tokens_per_layer'] for r in results} == {
+        'stock': None, f'stock{name}': [16, 4], 'ours': [16, 16], f'ours{name}': [16, 4]}
 
 
 def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
@@ -89,6 +100,20 @@ def test_override_of_one_config_reduces_it(run, configs, tmp_path, capsys):
     assert reduced['gflops'] < plain['gflops'] and reduced['own_weights'] == []
     assert plain['reducer_share'] is None and 0 < reduced['reducer_share'] < 1
     assert 'tokens per layer 100 x1, 49 x1' in capsys.readouterr().out
+
+
+def test_images_have_as_many_channels_as_the_model_takes(run, configs, tmp_path, capsys):
+    ours = configs['ours']
+    options = '--shape', 64, 64, '--repeats', 1, '--device', 'cpu', '--json', tmp_path / 'out.json'
+    gflops = {}
+    for channels in (3, 6):
+        run(f'{ours}@model.backbone.in_channels={channels}', *options)
+        gflops[channels] = json.loads((tmp_path / 'out.json').read_text())['results'][0]['gflops']
+    width = Config.fromfile(ours).model.backbone.embed_dims
+    assert gflops[6] - gflops[3] == pytest.approx(16 * width * 16 * 16 * 3 / 1e9)  # 16 patches of 16x16 pixels
+    with pytest.raises(SystemExit):
+        run(ours, f'{ours}@model.backbone.in_channels=4', *options)
+    assert 'The models take images of 3 and 4 channels' in capsys.readouterr().err
 
 
 def test_untrained_dar_is_counted_at_its_target(run, configs, tmp_path):
@@ -164,6 +189,8 @@ def test_packaged_config_is_read_by_name(benchmark):
     (['{ours}', '--device', 'abacus'], '--device abacus cannot be used: this machine has cpu'),
     (['{ours}', '--checkpoint', 'nowhere.pth'], 'nowhere.pth'),
     (['{ours}', '--checkpoint', '{other}'], 'are missing or of another shape, such as backbone.cls_token'),
+    (['{ours}@model.backbone.token_reducton.type=ToMe'],
+     "model.backbone of type VisionTransformer has no setting 'token_reducton'; did you mean 'token_reduction'?"),
     (['{ours}', '--json', 'nowhere/out.json'], '--json nowhere/out.json cannot be written'),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(run, configs, tmp_path, capsys, args, sentence):

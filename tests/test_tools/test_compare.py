@@ -2,10 +2,12 @@ import csv
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -75,9 +77,15 @@ def stop_after(monkeypatch, batches):
 
 def test_metrics_are_those_of_the_test_tool(files, tmp_path, monkeypatch, capsys):
     assert compare(monkeypatch, *files, '--out', tmp_path / 'out') == 0
+    assert list(results_of(tmp_path / 'out')) == ['plain', 'nothing', 'half']
+    page, printed = (tmp_path / 'out.md').read_text(), capsys.readouterr().out
+    assert f'compare.py {files[0]} ' in page and '*6 images, ' in page and ' threads, float32, torch ' in page
+    assert '| half |' in page and '\n6 images, ' in printed
     results = results_of(tmp_path / 'out')
-    assert list(results) == ['plain', 'nothing', 'half']
-    assert '| half |' in (tmp_path / 'out.md').read_text() and '| half |' in capsys.readouterr().out
+    head, *rows = printed.splitlines()[:4]
+    assert [row.lstrip(' *').split()[0] for row in rows] == sorted(
+        results, key=lambda name: (name != 'plain', -results[name]['total_ms']))
+    assert len({len(row) for row in (head, *rows)}) == 1
     monkeypatch.setattr(sys, 'argv', ['test.py', str(files[0]), str(files[1]), '--work-dir', str(tmp_path / 'work')])
     runpy.run_path(str(TOOLS / 'test.py'), run_name='__main__')
     tested = json.loads(next((tmp_path / 'work').glob('*/*.json')).read_text())
@@ -86,6 +94,23 @@ def test_metrics_are_those_of_the_test_tool(files, tmp_path, monkeypatch, capsys
         assert results['nothing'][key] == results['plain'][key] != results['half'][key]
     assert results['half']['gflops'] < results['plain']['gflops']
     assert results['half']['tokens_per_layer'] == '4 x2' and results['plain']['tokens_per_layer'] == '16 x2'
+
+
+@pytest.mark.parametrize('num_images, names', [(1, '0'), (3, '025'), (4, '0235'), (9, '012345')])
+def test_images_are_chosen_at_even_distances(tiny_segmenter, num_images, names):
+    init_default_scope('mmseg')
+    loader = mmtr.analysis.compare.test_loader(tiny_segmenter, num_images)
+    assert [Path(batch['data_samples'][0].img_path).stem for batch in loader] == list(names)
+    assert loader.dataset.metainfo['classes'] == ('sky', 'grass', 'sand', 'lake')
+
+
+def test_a_run_on_some_images_says_how_many_and_goes_on_with_no_other_number(files, tmp_path, monkeypatch, capsys):
+    assert compare(monkeypatch, *files, '--num-images', 2, '--out', tmp_path / 'two') == 0
+    assert json.loads((tmp_path / 'two.json').read_text())['images'] == 2
+    stop_after(monkeypatch, 1)
+    compare(monkeypatch, *files, '--num-images', 2, '--out', tmp_path / 'out')
+    assert compare(monkeypatch, *files, '--num-images', 3, '--out', tmp_path / 'out') == 2
+    assert 'with another number of images: remove it' in capsys.readouterr().err
 
 
 def test_iou_of_each_class_is_counted_pixel_by_pixel(files, tiny_segmenter, tmp_path, monkeypatch):
@@ -168,7 +193,7 @@ def test_all_leaves_out_what_the_backbone_cannot_take_and_draws_a_figure(files, 
 def test_reductions_can_be_yaml(files, tmp_path, monkeypatch, capsys):
     (tmp_path / 'reductions.yaml').write_text('reductions: {few: {type: Random, every: 4}}')
     assert compare(monkeypatch, *files[:2], tmp_path / 'reductions.yaml') == 0
-    assert '| few |' in capsys.readouterr().out
+    assert '  few ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('args, sentence', [

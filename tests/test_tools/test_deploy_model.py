@@ -136,6 +136,24 @@ def test_deployed_model_gives_the_same_predictions(config, tool, tmp_path, capsy
         load_weights(build_model(Config.fromfile(out.with_suffix('.py'))), checkpoint)
 
 
+def test_what_is_deployed_can_be_moved_and_takes_options(config, tool, tmp_path):
+    # Of a folder with a base beside it, and of a model that only the option makes that of the checkpoint.
+    inner = tmp_path / 'configs' / 'own.py'
+    inner.parent.mkdir()
+    inner.write_text("_base_ = '../tiny.py'\nload_from = 'gone.pth'\nmodel = dict(decode_head=dict(num_layers=2))\n")
+    option = 'model.decode_head.num_layers=1'
+    model = build_model(Config.fromfile(config))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
+    deploy(inner, tmp_path / 'trained.pth', tmp_path / 'out' / 'small.pth', '--cfg-options', option,
+           'test_dataloader.batch_size=2')
+    moved = (tmp_path / 'out').rename(tmp_path / 'elsewhere')
+    for path in (inner, config, tmp_path / 'trained.pth'):
+        path.unlink()
+    cfg = Config.fromfile(moved / 'small.py')
+    assert cfg.test_dataloader.batch_size == 2 and cfg.model.decode_head.num_layers == 1 and cfg.load_from is None
+    assert tool('test', moved / 'small.py', moved / 'small.pth') == (0, '')
+
+
 @pytest.mark.parametrize('edit, out, words', [
     ('', 'small.bin', 'OUT must end in .pth or .safetensors'),
     ('', 'tiny.pth', "tiny.py' would be overwritten"),

@@ -2,8 +2,10 @@ import runpy
 import sys
 from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmtr.engine import export
 from mmtr.engine.model import build_model
@@ -47,7 +49,41 @@ def test_a_file_that_fails_is_not(run, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob('a.onnx*'))
 
 
-def test_one_image_is_no_batch(run, drawn_data, capsys):
+@pytest.mark.parametrize('count, words', [(1, 'An image and its mirror image,'), (6, '6 images,')])
+def test_images_are_given_by_folder_and_one_is_checked_beside_its_mirror_image(
+        run, drawn_data, monkeypatch, capsys, count, words):
+    seen = []
+    monkeypatch.setattr(export, 'export_onnx', lambda model, path, shape: path.write_text('as if'))
+    monkeypatch.setattr(export, 'session', lambda path: SimpleNamespace(run=None))
+    monkeypatch.setattr(export, 'compare_with_onnx', lambda model, run, images: seen.extend(images) or [])
+    folder = drawn_data / 'images/validation'
+    for path in sorted(folder.iterdir())[count:]:
+        path.unlink()
+    run('--images', folder, '--repeats', 0)
+    assert words in capsys.readouterr().out and len(seen) == max(count, 2)
+    if count == 1:
+        assert torch.equal(seen[1], seen[0].flip(-1))
+
+
+@pytest.mark.parametrize('name, words', [('gone.png', 'is not there or is no image'), ('.', 'holds no image')])
+def test_images_that_are_not_there_are_said(run, tmp_path, capsys, name, words):
     with pytest.raises(SystemExit) as stop:
-        run('--images', next(drawn_data.glob('images/validation/*')))
-    assert stop.value.code == 2 and 'a batch of two images or more' in capsys.readouterr().err
+        run('--images', tmp_path / name)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_model_of_four_channels_is_exported_and_told_of_images_of_three(run, tmp_path, drawn_data, capsys):
+    channels = 'model.backbone.in_channels=4', 'model.data_preprocessor.mean=[9,9,9,9]', (
+        'model.data_preprocessor.std=[64,64,64,64]')
+    cfg = Config.fromfile(tmp_path / 'tiny.py')
+    cfg.merge_from_dict({'model.backbone.in_channels': 4})
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'tiny.pth')
+    with pytest.raises(SystemExit) as stop:
+        run('--images', drawn_data / 'images/validation', '--cfg-options', *channels)
+    assert stop.value.code == 2 and "has 3 channels, but the model takes images of 4" in capsys.readouterr().err
+    folder = tmp_path / 'four'
+    folder.mkdir()
+    for i, path in enumerate(sorted(drawn_data.glob('images/validation/*'))[:2]):
+        cv2.imwrite(str(folder / f'{i}.png'), cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2BGRA))
+    run('--images', folder, '--repeats', 0, '--cfg-options', *channels)
+    assert 'image (batch, 4, 64, 64) uint8' in capsys.readouterr().out

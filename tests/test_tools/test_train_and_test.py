@@ -14,9 +14,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
+from mmengine.hub import get_config
 from mmengine.registry import HOOKS
 from PIL import Image
 
+from mmtr import apply_token_reduction
 from mmtr.engine.checkpoint import read_checkpoint
 from tests.conftest import CLASSES, TOOLS
 
@@ -103,6 +105,31 @@ def test_label_maps_and_pictures_are_written_and_give_the_reported_score(
     assert len(guessed) > 1
 
 
+def test_the_ways_to_reduce_from_the_command_line_are_one(config, weights, model, tool, drawn_data, tmp_path):
+    reduction = dict(type='TokenAdapter', ratio=0.5, layers=(0, 2), merge='keep')
+    key = 'model.backbone.token_reduction'
+    ways = dict(
+        plain=(), short=('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(0,2)', 'merge=keep'),
+        hook=('--cfg-options', f"custom_hooks=[dict(type='mmtr.TokenReductionHook',token_reduction={reduction})]"),
+        key=('--cfg-options', 'model.backbone.type=mmtr.VisionTransformer', f'{key}.type=TokenAdapter',
+             f'{key}.ratio=0.5', f'{key}.layers=(0,2)', f'{key}.merge=keep'))
+    for name, options in ways.items():
+        options = (*options, 'randomness.seed=0') if '--cfg-options' in options else options
+        assert tool('test', config, weights, '--out', tmp_path / name, '--work-dir', tmp_path / 'w' / name,
+                    *options) == (0, '')
+        log, = (tmp_path / 'w' / name).glob('*/*.log')
+        line = 'TokenAdapter: 16 -> 4 patch tokens from layer 0, in images of 4x4 patches\n'
+        assert log.read_text().count(line) == (name != 'plain')
+    apply_token_reduction(model, reduction)
+    for i in range(6):
+        image = np.asarray(Image.open(drawn_data / 'images' / 'validation' / f'{i}.png'))[..., ::-1].copy()
+        x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127.5) / 64
+        with torch.no_grad():
+            expected = model.encode_decode(x, [dict(img_shape=(64, 64))]).argmax(1)[0].numpy()
+        for name in ('short', 'hook', 'key'):
+            assert np.array_equal(np.asarray(Image.open(tmp_path / name / f'{i}.png')), expected)
+
+
 @pytest.mark.slow
 def test_two_gloo_processes_give_the_score_of_one(config, weights, tool, tmp_path):
     tool('test', config, weights, '--work-dir', tmp_path / 'one')
@@ -131,9 +158,15 @@ def test_test_time_augmentation_averages_the_image_and_its_mirror_image(
     assert changed > 0
 
 
-def test_test_time_augmentation_that_the_config_lacks_is_asked_for(config, weights, tool):
-    config.write_text(config.read_text() + '\ntta_model = None\n')
-    assert tool('test', config, weights, '--tta') == (2, 'Error: --tta needs tta_model in the config.\n')
+def test_test_time_augmentation_that_the_config_lacks_is_that_of_mmseg(config, weights, tool, tmp_path):
+    theirs = get_config('mmseg::_base_/datasets/ade20k.py').tta_pipeline
+    for name, tta in dict(absent=None, given=[step.to_dict() for step in theirs]).items():
+        config.write_text(f'{config.read_text()}\ntta_model = None\ntta_pipeline = {tta}\n')
+        assert tool('test', config, weights, '--tta', '--out', tmp_path / name) == (0, '')
+    assert tool('test', config, weights, '--out', tmp_path / 'once') == (0, '')
+    absent, given, once = (np.stack([np.asarray(Image.open(tmp_path / name / f'{i}.png')) for i in range(6)])
+                           for name in ('absent', 'given', 'once'))
+    assert (absent == given).all() and (absent != once).any()
 
 
 def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_path):
@@ -216,6 +249,36 @@ def test_resume_needs_the_state_of_a_run_or_starts_anew(config, tool, tmp_path, 
     assert status == 2 and 'no state of a training run' in said and 'load_from=' in said
 
 
+def test_a_folder_keeps_the_record_of_its_training(config, tool, tmp_path):
+    work = tmp_path / 'work'
+    assert tool('train', config)[0] == 0
+    trained = (work / 'tiny.py').read_text()
+    assert Config.fromfile(work / 'tiny.py').train_cfg.max_iters == 4
+    assert tool('test', config, work / 'iter_4.pth')[0] == 0
+    assert (work / 'tiny.py').read_text() == trained
+    tested, = work.glob('*/tiny.py')
+    assert Config.fromfile(tested).train_cfg is None
+
+    checkpoint = read_checkpoint(work / 'iter_2.pth')
+    checkpoint['meta']['iter'] = 10 ** 9
+    torch.save(checkpoint, work / 'iter_2.pth')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    for options in (['--resume', work / 'iter_2.pth'],
+                    ['--cfg-options', f'load_from={work}/iter_2.pth', 'resume=True', 'log_level=ERROR']):
+        status, said = tool('train', config, *options)
+        assert (status, said) == (2, f"Error: '{work}/iter_2.pth' cannot be resumed: its meta.iter is 1000000000, and "
+                                     'this run ends at 4.\n')
+        assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_a_config_in_the_work_folder_is_not_overwritten(config, tool, tmp_path):
+    written = config.read_text()
+    assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=1')[0] == 0
+    assert config.read_text() == written
+    recorded, = tmp_path.glob('*/tiny.py')
+    assert Config.fromfile(recorded).train_cfg.max_iters == 1
+
+
 def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
         config, weights, tool, tmp_path):
     options = ['--work-dir', tmp_path / 'w' / 'deep', '--out', tmp_path / 'out',
@@ -236,7 +299,7 @@ def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
     ('test', ['{weights}', '--out', '{weights}/out'], "--out '{weights}/out' cannot be a folder"),
     ('test', ['{weights}', '--launcher', 'pytorch'], 'RANK is not set'),
     ('test', ['{weights}', '--cfg-options', 'test_dataloader.dataset.data_root=gone'], "'gone' is not there"),
-    ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'holds the label 3'),
+    ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'BaseSegDataset has 4 classes'),
     ('train', ['--cfg-options', 'oops'], "not 'oops'"),
     ('train', ['--cfg-options', 'load_from=gone.pth'], "'gone.pth' is not there"),
     ('train', ['--amp', '--cfg-options', 'optim_wrapper.type=Mine'], "'Mine'"),
@@ -259,7 +322,7 @@ def test_testing_does_without_training_data(
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(drawn_data / 'images/training')
     before = sorted(tmp_path.rglob('*'))
-    status, said = tool('test', config, weights, '--cfg-options', 'model.decode_head.num_classes=5')
+    status, said = tool('test', config, weights, '--cfg-options', 'model.backbone.mlp_ratio=3')
     assert status == 2 and 'of another shape' in said
     assert sorted(tmp_path.rglob('*')) == before
     assert tool('test', config, weights, '--show-dir', tmp_path / 'shown')[0] in (0, None)

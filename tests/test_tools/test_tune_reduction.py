@@ -24,7 +24,7 @@ class TokenClock(Judge):
     def __init__(self, cfg, model, *args):
         self.seconds = 0.
         for layer in model.backbone.layers:
-            layer.register_forward_hook(lambda module, inputs, out: self.pass_(1e-4 * out.patches.shape[1]))
+            layer.register_forward_hook(lambda module, inputs, out: self.pass_(1e-4 * (out.shape[1] - 1)))
         model.decode_head.register_forward_hook(lambda *_: self.pass_(1e-3))
         super().__init__(cfg, model, *args, clock=lambda: self.seconds)
 
@@ -102,8 +102,11 @@ def test_unlabelled_images_are_judged_by_agreement_and_a_stock_config_gets_the_h
 
 def test_a_target_out_of_reach_is_said_with_the_nearest_and_nothing_is_written(tune, tiny, tmp_path):
     out = tmp_path / 'tuned.py'
-    status, _, error = tune(*tiny, '--out', out, '--target-speedup', 50, '--num-images', 2, '--trials', 4)
+    status, printed, error = tune(*tiny, '--out', out, '--target-speedup', 50, '--num-images', 2, '--trials', 4)
     assert status == 2 and not out.exists()
+    head, *rows = [line.split() for line in printed.splitlines()]
+    assert head == ['method', 'speed-up', 'mIoU', 'plain', 'settings'] and 'front' in [row[0] for row in rows]
+    assert {row[0] for row in rows[:-1]} <= {'front', 'runner-up'} and rows[-1][:3] == ['Of', '4', 'settings,']
     last = error.splitlines()[-1]
     assert last.startswith('Error: No setting reached a speed-up of 50 in 4 trials, so nothing was written; the near')
     tried = [json.loads(line) for line in (tmp_path / 'tuned.py.trials').read_text().splitlines()]

@@ -3,10 +3,11 @@ from .coverage import CheckpointCoverageHook
 from .curriculum import PruningCurriculumHook
 from .labels import LabelCheckHook
 from .peft import PEFTCheckpointHook
+from .resume import ResumeCheckHook
 from .seed import IterationSeedHook
 from .token_map import TokenMapHook
 from .token_reduction import TokenReductionHook
 
 __all__ = [
     'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'PEFTCheckpointHook',
-    'PruningCurriculumHook', 'TokenMapHook', 'TokenReductionHook']
+    'PruningCurriculumHook', 'ResumeCheckHook', 'TokenMapHook', 'TokenReductionHook']

@@ -6,7 +6,10 @@ import os.path as osp
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 
+from mmtr.engine.checkpoint import remove_leftovers, written_whole
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
 
@@ -16,19 +19,10 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj, filepath):
         """Write bytes; see the class."""
-        folder = osp.dirname(osp.abspath(filepath))
-        os.makedirs(folder, exist_ok=True)
-        partial = osp.join(folder, f'.{osp.basename(filepath)}.{os.getpid()}.part')
-        try:
-            with open(partial, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, filepath)
-        except BaseException:  # Ctrl-C too must leave no partial file
-            if osp.exists(partial):
-                os.remove(partial)
-            raise
+        with written_whole(filepath) as partial, open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
 
     def put_text(self, obj, filepath, encoding='utf-8'):
         """Write a string; see the class."""
@@ -54,7 +48,7 @@ def how_to_go_on(work_dir):
 
 
 def last_checkpoint(work_dir):
-    """Path of the checkpoint written last in ``work_dir``, also after that folder was moved; None if none.
+    """Path of the checkpoint written last in ``work_dir``, also after that folder was moved or copied; None if none.
 
     Raises:
         UserError: The file ``last_checkpoint`` names a checkpoint that is gone.
@@ -64,15 +58,24 @@ def last_checkpoint(work_dir):
         return None
     with open(record) as file:
         named = file.read().strip()
-    for path in (named, osp.join(work_dir, osp.basename(named))):
+    # The folder's own first: the record of a copy names the original.
+    for path in (osp.join(work_dir, osp.basename(named)), named):
         if osp.isfile(path):
             return path
     raise UserError(f"'{record}' names the checkpoint '{named}', which is gone.")
 
 
+def _folder(path):
+    """Of a file, whichever way it is named."""
+    return path.rpartition('/')[0] if '://' in path else osp.dirname(osp.realpath(osp.expanduser(path)))
+
+
 @HOOKS.register_module()
 class CheckpointHook(StockCheckpointHook):
     """mmengine's ``CheckpointHook``; a checkpoint replaces older ones only once it is whole on the disk.
+
+    It removes only what its run wrote, in this process or in the one that it resumes, and only in its own folder. Stock
+    goes by the paths and numbers in the checkpoint, wherever that comes from.
 
     Raises:
         UserError: A checkpoint could not be written, for example because the disk is full. It names the
@@ -80,11 +83,46 @@ class CheckpointHook(StockCheckpointHook):
     """
 
     def before_train(self, runner):
-        """Choose where and how to write."""
+        """Choose where and how to write, and remove what a killed process of this run left half written."""
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='mmtr_atomic')
+        info = runner.message_hub.runtime_info
+        kept = info.get('keep_ckpt_ids') or []
+        if kept:
+            info['keep_ckpt_ids'] = []  # stock would remove the surplus at once
         super().before_train(runner)
+        #: Paths of the files that may be removed.
+        self._own = set()
+        resumed = runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir))
+        self._take_over(info, kept, bool(resumed) and _folder(str(resumed)) == _folder(self._path('any')))
+        if is_main_process():
+            for folder in {str(runner.work_dir), *([str(self.out_dir)] if local else ())}:
+                remove_leftovers(folder)
+
+    def _take_over(self, info, kept, here):
+        """Own what the resumed process wrote ``here``; its records may name the folder as it was called then."""
+        folder, last = osp.split(info.get('last_ckpt') or '')
+        # Else the numbers are epochs where this run counts iterations, or the reverse.
+        if here and kept and self.max_keep_ckpts > 0 and last == self.filename_tmpl.format(kept[-1]):
+            self._own.update(map(self._path, kept))
+            for step in kept[:-self.max_keep_ckpts]:
+                self._remove(self._path(step))
+            self.keep_ckpt_ids.extend(kept)  # a full deque drops its oldest
+            info['keep_ckpt_ids'] = list(self.keep_ckpt_ids)
+        for key, path in info.items():
+            if not key.startswith('best_ckpt') or not path:
+                continue
+            if here and osp.dirname(path) == folder:
+                info[key] = self._in_folder(osp.basename(path))
+                self._own.add(info[key])
+            else:
+                info[key] = None
+                print_log(f"The best checkpoint so far, '{path}', is of another folder and stays there.", 'current')
+        if hasattr(self, 'best_ckpt_path'):
+            self.best_ckpt_path = info.get('best_ckpt')
+        elif self.save_best:
+            self.best_ckpt_path_dict = {key: info.get(f'best_ckpt_{key}') for key in self.best_ckpt_path_dict}
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         outdated = None
@@ -104,6 +142,7 @@ class CheckpointHook(StockCheckpointHook):
                 AtomicBackend().put_text(self.last_ckpt, osp.join(runner.work_dir, 'last_checkpoint'))
         except OSError as error:
             raise write_failure(error, runner.work_dir) from error
+        self._own.add(self.last_ckpt)
         self._remove(outdated)
 
     def _save_best_checkpoint(self, runner, metrics):
@@ -119,6 +158,7 @@ class CheckpointHook(StockCheckpointHook):
         except OSError as error:
             raise write_failure(error, runner.work_dir) from error
         better = {None: self.best_ckpt_path} if single else self.best_ckpt_path_dict
+        self._own.update(path for path in better.values() if path)
         self._set_best({key: better[key] or known[key] for key in known}, single)
         for key, path in known.items():
             if better[key] not in (None, path):
@@ -130,9 +170,18 @@ class CheckpointHook(StockCheckpointHook):
         else:
             self.best_ckpt_path_dict = paths
 
+    def _publish_model(self, runner, ckpt_path):
+        if ckpt_path in self._own and self.file_backend.isfile(ckpt_path):
+            super()._publish_model(runner, ckpt_path)
+        elif ckpt_path:
+            print_log(f"'{ckpt_path}' is not published: it is none of this run in '{self.out_dir}'.", 'current')
+
     def _path(self, step):
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        return self._in_folder(self.filename_tmpl.format(step))
+
+    def _in_folder(self, name):
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _remove(self, path):
-        if path and is_main_process() and self.file_backend.isfile(path):
+        if path in self._own and is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)

@@ -1,4 +1,4 @@
-"""A checkpoint must cover the model that it is loaded into."""
+"""A checkpoint must cover the model that it is loaded into, and what training starts from its layers."""
 import logging
 
 from mmengine.hooks import Hook
@@ -6,8 +6,11 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 
 from mmtr.errors import UserError
+from mmtr.models.fitting import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, some, start_from
 from mmtr.peft.checkpoint import put_in_frozen, weights_in
 from mmtr.registry import HOOKS
+
+from .order import put_last
 
 
 def unwrap(model):
@@ -17,21 +20,9 @@ def unwrap(model):
     return model
 
 
-def _named(count, what, names):
-    return f'{count} {what} ({", ".join(names[:4])}{", ..." if count > 4 else ""})'
-
-
 def coverage(model, state_dict):
     """How a state dict differs from the model's, in words; '' if it covers the model exactly."""
-    have = {name: getattr(value, 'shape', None) for name, value in state_dict.items()}
-    want = {name: getattr(value, 'shape', None) for name, value in model.state_dict().items()}
-    counters = {name for name in {*have, *want} if name.endswith('num_batches_tracked')}
-    missing = [name for name in want if name not in have and name not in counters]
-    unexpected = [name for name in have if name not in want and name not in counters]
-    reshaped = [f'{name}: {tuple(have[name])} in the file, {tuple(want[name])} in the model'
-                for name in want if name in have and have[name] != want[name]]
-    parts = [(missing, 'missing'), (unexpected, 'unexpected'), (reshaped, 'of another shape')]
-    return ', '.join(_named(len(names), what, names) for names, what in parts if names)
+    return Fit(model, state_dict).difference()
 
 
 def converts(model, state_dict):
@@ -49,7 +40,11 @@ def converts(model, state_dict):
 
 @HOOKS.register_module()
 class CheckpointCoverageHook(Hook):
-    """Stops when the loaded checkpoint does not cover the model, where mmengine leaves random weights.
+    """Stops when a file does not cover what it is loaded into, where mmengine leaves random weights.
+
+    A checkpoint to test, or to resume from, must cover the model exactly. What training starts from (``load_from``, and
+    ``init_cfg`` of any part) must fill the layers of a backbone, and something of any other part; how much it
+    filled is logged. It looks when all other hooks have had their turn, whatever their priority.
 
     Args:
         allow_partial: Warn, once, and go on.
@@ -58,22 +53,57 @@ class CheckpointCoverageHook(Hook):
         UserError: Names what is missing, unexpected or of another shape.
     """
 
-    priority = 'LOWEST'  # after the hooks that complete or swap the weights
+    priority = 'LOWEST'
 
     def __init__(self, allow_partial=False):
-        self.allow_partial = allow_partial
+        self.allow_partial, self.watch = allow_partial, None
+
+    def before_run(self, runner):
+        """Go to the end of the hooks; where the run is a training, look at what its parts start from."""
+        put_last(runner, self)
+        if runner._train_loop is not None:
+            self.watch = PretrainedWatch(unwrap(runner.model), allow_partial=self.allow_partial)
+
+    def before_train(self, runner):
+        """All that is loaded has been."""
+        self.watch.close()
 
     def after_load_checkpoint(self, runner, checkpoint):
         """Compare names and shapes."""
         model = unwrap(runner.model)
         put_in_frozen(model, checkpoint, runner._load_from)
         state_dict = weights_in(checkpoint)
+        if self.watch is not None:
+            self.watch.close()
+            if not runner._resume:
+                self._check_start(model, state_dict, runner._load_from)
+                return
         difference = coverage(model, state_dict)
         if not difference or converts(model, state_dict):
             return
         text = f"Checkpoint '{runner._load_from}' does not cover the model: {difference}"
         if not {*state_dict} & {*model.state_dict()}:
             text += '; no name fits, so it is of another model, or one for tools/convert_checkpoint.py'
+        self._say(text, 'tests' if self.watch is None else 'resumes from')
+
+    def _check_start(self, model, state, path):
+        fit, found = Fit(model, state), backbones(model)
+        left = {name: left_random(backbone, part_of(state, name)) for name, backbone in found}
+        if fit.difference() and (fit.nothing or any(left.values())) and not converts(model, state):
+            names = [f'{name}.{each}' for name, each_left in left.items() for each in each_left]
+            text = (f"load_from='{path}' would leave random weights in the model: it fills {fit.loaded()}, and not "
+                    f'{some(names or fit.missing)}')
+            for name, backbone in found:
+                prefix = prefix_in(backbone, state) if left[name] else None
+                if prefix is not None:
+                    text += f'; model.{name}.{start_from(path, prefix)} starts the backbone from it'
+            self._say(text, 'trains from')
+            return
+        absent = [*fit.missing, *fit.reshaped.values()]
+        print_log(f"load_from='{path}' fills {fit.loaded()}" + (f'; not {some(absent)}.' if absent else '.'), 'current',
+                  logging.WARNING if absent else logging.INFO)
+
+    def _say(self, text, does):
         if not self.allow_partial:
-            raise UserError(f'{text}; --allow-partial tests it nevertheless.')
-        print_log(f'{text}.', logger='current', level=logging.WARNING)
+            raise UserError(f'{text}; --allow-partial {does} it nevertheless.')
+        print_log(f'{text}.', 'current', logging.WARNING)

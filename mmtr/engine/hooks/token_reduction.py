@@ -1,22 +1,30 @@
-"""Token reduction for an unmodified config."""
+"""Token reduction for an unmodified config. Importing this module lets models built without a runner follow it too."""
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from torch import nn
 
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
+from mmtr.reducers import TokenReducer
 from mmtr.registry import HOOKS
+from mmtr.types import is_type, type_name
 
 
 @HOOKS.register_module()
 class TokenReductionHook(Hook):
-    """Reduce tokens in the runner's model before it trains or tests: ``custom_hooks`` of any config.
+    """Reduce tokens in the model of a config that stays as it is otherwise: ``custom_hooks`` of any config.
+
+    In a runner before it trains or tests; and, once mmtr is imported, wherever a model is told its config (as
+    ``model.cfg``), which the ``init_model``, ``init_detector`` and inferencers of OpenMMLab do.
 
     Args:
         token_reduction: ``dict(type=..., **settings)``.
         attn_backend: ``auto | sdpa | xformers | math``.
 
     Raises:
-        UserError: As ``apply_token_reduction``; or the method has parameters to train, which the
-            optimizer, built before, would miss.
+        UserError: As ``apply_token_reduction``; or the method has parameters, and these come too late: after the
+            optimizer was built, or where weights may have been loaded before.
     """
     priority = 'VERY_HIGH'
 
@@ -25,9 +33,50 @@ class TokenReductionHook(Hook):
 
     def before_run(self, runner):
         """Put the reducer in; weights are loaded afterwards."""
-        known = {id(parameter) for parameter in runner.model.parameters()}
-        apply_token_reduction(runner.model, self.token_reduction, self.attn_backend)
-        new = [p for p in runner.model.parameters() if p.requires_grad and id(p) not in known]
-        if new and runner._train_loop is not None:
-            raise UserError(f'{self.token_reduction["type"]} has parameters to train, which a hook adds too late '
-                            'for the optimizer: set model.backbone.token_reduction instead.')
+        if self.apply(runner.model) and runner._train_loop is not None:
+            raise UserError(f'{type_name(self.token_reduction["type"])} has parameters to train, which a hook adds too '
+                            'late for the optimizer: set model.backbone.token_reduction instead.')
+
+    def apply(self, model: nn.Module) -> bool:
+        """Put the reducer into ``model``, unless this has been done and it is there; whether that added parameters."""
+        given = [self.token_reduction, self.attn_backend]
+        if vars(model).get('_reduced_by_hook') == [*given, *_reducers(model)]:
+            return False
+        known = {id(parameter) for parameter in model.parameters()}
+        apply_token_reduction(model, self.token_reduction, self.attn_backend)
+        model._reduced_by_hook = [*given, *_reducers(model)]
+        return any(p.requires_grad and id(p) not in known for p in model.parameters())
+
+
+def _reducers(model):
+    return [module for module in model.modules() if isinstance(module, TokenReducer)]
+
+
+def hooks_of(cfg) -> list[TokenReductionHook]:
+    """The hooks of this kind that a config has, built."""
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if is_type(hook, 'mmtr.TokenReductionHook')]
+    return [TokenReductionHook(**{key: value for key, value in hook.items() if key not in ('type', 'priority')})
+            for hook in hooks]
+
+
+def _follows_config(name):
+    """The attribute under which a library leaves a model's config on it, with the effect of its hooks of this kind."""
+
+    def get(model):
+        if name not in vars(model):
+            raise AttributeError(name)
+        return vars(model)[name]
+
+    def put(model, cfg):
+        vars(model)[name] = cfg
+        for hook in hooks_of(cfg) if isinstance(cfg, (Config, dict)) else ():
+            if hook.apply(model):
+                raise UserError(f'{type_name(hook.token_reduction["type"])} has parameters, which a hook may add too '
+                                'late for the checkpoint: use mmtr.init_model, or set model.backbone.token_reduction.')
+
+    return property(get, put, lambda model: vars(model).pop(name))
+
+
+# mmpretrain has a name of its own for it.
+for _name in ('cfg', '_config'):
+    setattr(BaseModel, _name, _follows_config(_name))

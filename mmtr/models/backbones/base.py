@@ -5,6 +5,9 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmtr.errors import UserError
+from mmtr.models.fitting import prefix_in, start_from
+from mmtr.models.layers import run_layer
+from mmtr.models.reduced_outputs import ReducedOutputs
 from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
@@ -37,12 +40,15 @@ class ReducibleBackbone(TunableBackbone):
         return build_token_reducer(token_reduction, self.shape)
 
     def init_weights(self):
-        """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds."""
-        if self.peft is not None and self.pretrained_file:
+        """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds.
+
+        So must what is under a prefix, which stock forgets.
+        """
+        if self.pretrained_file and (self.peft is not None or self.init_cfg.get('prefix')):
             self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
-        self._init_peft()
+        self._init_parts()
 
     @property
     def shape(self) -> BackboneShape:
@@ -60,19 +66,24 @@ class ReducibleBackbone(TunableBackbone):
         return tuple(size // self.patch_size for size in self.img_size)
 
     def forward(self, inputs):
-        """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``."""
+        """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``.
+
+        With ``restore_at='after_head'``: ``ReducedOutputs``.
+        """
         tokens = self._embed(inputs)
-        outs = [self._output(tokens)] if self.out_origin else []
+        late = self.token_reducer.restore_at == 'after_head'
+        output = (lambda tokens: tokens) if late else self._output
+        outs = [output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i, self.peft)
+            tokens = run_layer(layer, tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
-                full = self.token_reducer.restore(tokens)
+                full = tokens if late else self.token_reducer.restore(tokens)
                 if i == last or self.norm_every_output:
                     full = full.replace(x=self._final_norm(full.x))
                 if i in self.out_indices:
-                    outs.append(self._output(full))
-        return tuple(outs)
+                    outs.append(output(full))
+        return ReducedOutputs(outs, self.token_reducer) if late else tuple(outs)
 
     def _embed(self, inputs):
         patch = self.patch_embed.projection.kernel_size
@@ -106,10 +117,11 @@ class ReducibleBackbone(TunableBackbone):
 
         ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
         """
-        state = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        file = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        file = file.get('state_dict', file)
         prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
-        state = {name.removeprefix(prefix): value
-                 for name, value in state.get('state_dict', state).items() if name.startswith(prefix)}
+        state = {name.removeprefix(prefix): value for name, value in file.items()
+                 if name.startswith(prefix) and not name.startswith(f'{prefix}token_reducer.')}
         key = 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
@@ -127,6 +139,8 @@ class ReducibleBackbone(TunableBackbone):
         differing += [name for name in own if name in state and state[name].shape != own[name]]
         if differing:
             some = ', '.join(differing[:3]) + (', ...' if len(differing) > 3 else '')
+            fitting = prefix_in(self, file)
+            remedy = '' if fitting in (None, prefix) else f'; it fits with {start_from(path, fitting)}'
             raise UserError(f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
-                            f'{len(differing)} weights ({some}).')
+                            f'{len(differing)} weights ({some}){remedy}.')
         self.load_state_dict(state, strict=False)

@@ -85,8 +85,7 @@ class DINOv2(VisionTransformer):
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
         if self.pretrained_file:
             self._load_pretrained(self.pretrained_file)
-            self.token_reducer.init_weights()
-            self._init_peft()
+            self._init_parts()
             return
         super().init_weights()
         if self.num_registers:

@@ -120,9 +120,7 @@ class EVA02(ReducibleBackbone, BaseModule):
             self._load_pretrained(self.pretrained_file)
         else:
             super().init_weights()
-            return
-        self.token_reducer.init_weights()
-        self._init_peft()
+        self._init_parts()
 
     def _init_as_published(self):
         for module in self.layers.modules():

@@ -142,8 +142,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             super().init_weights()
         else:
             self._load_pretrained(self.init_cfg['checkpoint'])
-        self.token_reducer.init_weights()
-        self._init_peft()
+        self._init_parts()
 
     def _load_pretrained(self, path):
         state = CheckpointLoader.load_checkpoint(path, map_location='cpu')

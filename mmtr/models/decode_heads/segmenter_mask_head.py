@@ -5,7 +5,7 @@ from mmengine.model import ModuleList
 from mmseg.models.decode_heads import segmenter_mask_head as stock
 
 from mmtr.errors import UserError
-from mmtr.models.layers import reducible
+from mmtr.models.layers import reducible, run_layer
 from mmtr.models.twins import replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.reducers import BackboneShape, build_token_reducer
@@ -38,20 +38,36 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
         self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
             depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes))
         if self.token_reducer.needs_class_token:
-            raise UserError(f'decode_head.token_reduction.type={token_reduction["type"]!r} reads the class token, '
-                            'which only a backbone has: choose another method for the head.')
+            raise UserError(f'decode_head.token_reduction.type={type(self.token_reducer).__name__!r} reads the class '
+                            'token, which only a backbone has: choose another method for the head.')
+        if self.token_reducer.restore_at == 'after_head':
+            raise UserError("decode_head.token_reduction.restore_at='after_head' is for a backbone: a head's own "
+                            "tokens are given back in it; set restore_at='before_norm'.")
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
+    def init_weights(self):
+        """As stock; then the reducer's own weights."""
+        super().init_weights()
+        if self.token_reducer is not None:
+            self.token_reducer.init_weights()
+
+    @property
+    def takes_reduced_tokens(self) -> bool:
+        """See ``mmtr.models.reduced_outputs``."""
+        return self.token_reducer is None
+
     def forward(self, inputs):
-        """Features of the backbone -> masks (B, classes, H, W)."""
+        """Features of the backbone -> masks (B, classes, H, W); raises ``UserError`` for an empty batch."""
+        x = self._transform_inputs(inputs)
+        if x.shape[0] == 0:
+            raise UserError('The batch has no image: give the mask head at least one.')
         if self.token_reducer is None:
             return super().forward(inputs)
-        x = self._transform_inputs(inputs)
         grid = (int(x.shape[2]), int(x.shape[3]))
         x = self.dec_proj(x.flatten(2).transpose(1, 2))
         tokens = Tokens(torch.cat([self.cls_emb.expand(x.shape[0], -1, -1), x], 1), grid, num_prefix=self.num_classes)
         for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, self.token_reducer, i)
+            tokens = run_layer(layer, tokens, self.token_reducer, i)
         tokens = self.token_reducer.restore(tokens)
         tokens = tokens.replace(x=self.decoder_norm(tokens.x))
         patches = F.normalize(self.patch_proj(tokens.patches), dim=2)

@@ -7,6 +7,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
+from mmtr.settings import check_choice
 
 from .head import Prediction
 
@@ -18,17 +19,20 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
     ``test_cfg``: ``instance_on``, ``panoptic_on``, ``semantic_on``; ``max_per_image`` (100) instances; queries above
     ``score_thr`` (0.25) take part in the panoptic map, and segments that keep ``iou_thr`` (0.8) of their mask; a
     softmax of ``temperature`` (0.06) sharpens the classes of maps, None leaves those of a semantic map as they are.
+    ``enlarged`` names what is brought to the size of the image before the best class of a semantic map is chosen: the
+    ``masks``, as in the release's panoptic models, or the sums of the ``classes``, as in its semantic ones.
 
     Raises:
-        UserError: ``test_cfg`` asks for a panoptic map without a temperature.
+        UserError: ``test_cfg`` asks for a panoptic map without a temperature, or its ``enlarged`` is neither.
     """
 
     def __init__(self, num_things_classes=80, num_stuff_classes=0, test_cfg=None, **kwargs):
         test_cfg = dict(
             dict(instance_on=True, panoptic_on=False, semantic_on=False, max_per_image=100, score_thr=0.25,
-                 iou_thr=0.8, temperature=0.06), **(test_cfg or {}))
+                 iou_thr=0.8, temperature=0.06, enlarged='masks'), **(test_cfg or {}))
         if test_cfg['panoptic_on'] and test_cfg['temperature'] is None:
             raise UserError('test_cfg.panoptic_on=True needs a test_cfg.temperature, such as 0.06.')
+        check_choice('test_cfg.enlarged', test_cfg['enlarged'], ('masks', 'classes'))
         # The stock map thresholds sharpened scores; here the queries were chosen before.
         super().__init__(num_things_classes, num_stuff_classes,
                          test_cfg=dict(test_cfg, object_mask_thr=0.0, filter_low_score=True), **kwargs)
@@ -48,11 +52,18 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         padded, seen = tuple(meta['batch_input_shape']), tuple(meta['img_shape'][:2])
         shape = tuple(meta['ori_shape'][:2]) if rescale else seen
 
+        def resize(maps, size):
+            return F.interpolate(maps.unsqueeze(1), size, mode='bilinear', align_corners=False).squeeze(1)
+
+        def to_input(masks):
+            return resize(masks, padded)
+
+        def to_image(maps):
+            maps = maps[..., :seen[0], :seen[1]]
+            return maps if shape == seen else resize(maps, shape)
+
         def enlarge(masks):
-            masks = F.interpolate(masks.unsqueeze(1), padded, mode='bilinear', align_corners=False)
-            masks = masks[..., :seen[0], :seen[1]]
-            return (masks if shape == seen else
-                    F.interpolate(masks, shape, mode='bilinear', align_corners=False)).squeeze(1)
+            return to_image(to_input(masks))
 
         results, image = {}, Prediction(scores.float(), boxes.float(), masks.float())
         if self.test_cfg['instance_on']:
@@ -62,7 +73,7 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         if self.test_cfg['panoptic_on']:
             results['pan_results'] = self.panoptic(image, enlarge)
         if self.test_cfg['semantic_on']:
-            results['sem_results'] = self.semantic(image, enlarge)
+            results['sem_results'] = self.semantic(image, to_input, to_image)
         return results
 
     def instances(self, image, enlarge, size, shape):
@@ -89,10 +100,13 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         nothing = sharp.new_full((len(sharp), 1), -torch.inf)
         return self.panoptic_postprocess(torch.cat((sharp, nothing), 1), enlarge(image.masks[chosen]))
 
-    def semantic(self, image, enlarge):
+    def semantic(self, image, to_input, to_image):
         """At every pixel the class with the highest sum over the queries of class times mask."""
         classes, temperature = image.scores, self.test_cfg['temperature']
         if temperature is not None:
             classes = (classes / temperature).softmax(-1)
-        scores = torch.einsum('qk,qhw->khw', classes, enlarge(image.masks).sigmoid())
+        of_masks, masks = self.test_cfg['enlarged'] == 'masks', to_input(image.masks)
+        masks = (to_image(masks) if of_masks else masks).sigmoid()
+        scores = torch.einsum('qk,qhw->khw', classes, masks)
+        scores = scores if of_masks else to_image(scores)
         return PixelData(sem_seg=scores.argmax(0, keepdim=True))

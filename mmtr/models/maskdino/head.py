@@ -163,6 +163,7 @@ class MaskDINOHead(BaseModule):
         """Dict of losses: ``loss_cls``, ``loss_bbox``, ``loss_giou``, ``loss_mask``, ``loss_dice`` of the last layer.
 
         Those before it are ``d0.`` (of the first queries) to ``d8.``, the encoder's ``enc_``, denoising's ``dn_``.
+        ``d0.`` has denoising's only with ``two_stage``, as in the release.
         """
         targets = targets_of(batch_data_samples, self.num_things_classes, self.num_stuff_classes, x[0].device)
         outputs, encoded, noisy = self(x, targets=targets)
@@ -179,6 +180,8 @@ class MaskDINOHead(BaseModule):
             prefix = '' if i == len(outputs) - 1 else f'd{i}.'
             slots = 0 if noisy is None else noisy.content.shape[1]
             add(prefix, Prediction(*(part[:, slots:] for part in output)))
+            if i == 0 and self.selection is None:
+                continue
             if noisy is not None:
                 add(f'{prefix}dn_', Prediction(*(part[:, :slots] for part in output)), noisy.indices,
                     noisy.num_groups)

@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
+from mmtr.models.fitting import PretrainedWatch
 from mmtr.registry import MODELS
 from mmtr.settings import Declared, Flag, Kind, Number, Whole
 
@@ -40,6 +41,9 @@ class Distillation(Declared, BaseModule):
         if built.patch_size != student.patch_size:
             raise UserError(f'distillation.teacher.patch_size={built.patch_size}, but the patches of the student are '
                             f'{student.patch_size} pixels: they must be the same.')
+        if built.token_reducer.restore_at == 'after_head':
+            raise UserError("distillation.teacher.token_reduction.restore_at='after_head' leaves no features of "
+                            "patches to learn from: set restore_at='before_norm'.")
         built.requires_grad_(False)
         self._teacher = (built.eval(), )
         self.student_mlp, self.teacher_mlp = (nn.Sequential(
@@ -53,11 +57,13 @@ class Distillation(Declared, BaseModule):
         return self._teacher[0]
 
     def init_weights(self):
-        """Load the teacher."""
+        """Load the teacher; raises a ``UserError`` where its file leaves some of it random."""
         if self.teacher.pretrained_file is None:
             raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
                             'that of model.distillation.teacher if it has its own.')
+        watch = PretrainedWatch(self.teacher, 'model.distillation.teacher')
         self.teacher.init_weights()
+        watch.close()
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
         """The loss for images (B, 3, height, width), of which the student made ``features`` (B, C, H, W)."""
@@ -94,6 +100,13 @@ class DistillationEncoderDecoder(EncoderDecoder):
         if distillation is not None:
             plain = {key: value for key, value in backbone.items() if key not in ('peft', 'token_reduction')}
             self.distillation = Distillation(self.backbone, **{'teacher': plain, **distillation})
+            self.check_reduction()
+
+    def _check_restoring(self):
+        super()._check_restoring()
+        if getattr(self, 'distillation', None) is not None:
+            raise UserError("token_reduction.restore_at='after_head' leaves no features of patches for "
+                            "model.distillation: set restore_at='before_norm', or distillation=None.")
 
     def loss(self, inputs, data_samples):
         """As stock, and the teacher's."""

@@ -5,7 +5,10 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import encoder_decoder as stock
 from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
 
+from mmtr.errors import UserError
+from mmtr.models.reduced_outputs import ReducedOutputs, takes_reduced_tokens
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.ops.labels import independent_of_channels
 from mmtr.registry import MODELS
@@ -30,10 +33,49 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
 
     On a CPU, ``predict`` compares the logits of one class after the other, of those that can win anywhere. The
     ``seg_logits`` of a sample are computed when they are read. Labels and logits are mmseg's, bit by bit.
+
+    With ``restore_at='after_head'`` of the backbone's reduction, the head runs on the reduced tokens, and its logits
+    are given back to all patches before they are resized, compared with labels or handed on.
+
+    Raises:
+        UserError: As ``ReductionLosses``; with ``after_head`` there is a neck, an auxiliary head, the output of a class
+            token, or a head that looks at neighbours.
     """
 
     def _num_classes(self):
         return self.num_classes
+
+    def _check_restoring(self):
+        way = "token_reduction.restore_at='after_head'{}: set restore_at='before_norm'{}."
+        for part in ('neck', 'auxiliary_head'):
+            if getattr(self, part, None) is not None:
+                raise UserError(way.format(f', and model.{part} needs the full grid of patches', f' or {part}=None'))
+        if getattr(self.backbone, 'output_cls_token', False):
+            raise UserError(way.format(' hands on patch tokens alone, and the backbone has output_cls_token=True', ''))
+        if not takes_reduced_tokens(self.decode_head):
+            raise UserError(way.format(
+                f', and model.decode_head of type {type(self.decode_head).__name__} as it is set needs the full grid '
+                'of patches', ', or use SegmenterMaskTransformerHead without token_reduction, or FCNHead with '
+                'num_convs=0 and concat_input=False'))
+
+    def _logits(self, x):
+        """What the head says of the backbone's outputs."""
+        return x.logits(self.decode_head) if isinstance(x, ReducedOutputs) else self.decode_head.forward(x)
+
+    def encode_decode(self, inputs, batch_img_metas):
+        """As stock."""
+        x = self.extract_feat(inputs)
+        if isinstance(x, ReducedOutputs):
+            return self.decode_head.predict_by_feat(self._logits(x), batch_img_metas)
+        return self.decode_head.predict(x, batch_img_metas, self.test_cfg)
+
+    def _forward(self, inputs, data_samples=None):
+        return self._logits(self.extract_feat(inputs))
+
+    def _decode_head_forward_train(self, inputs, data_samples):
+        if not isinstance(inputs, ReducedOutputs):
+            return super()._decode_head_forward_train(inputs, data_samples)
+        return add_prefix(self.decode_head.loss_by_feat(self._logits(inputs), data_samples), 'decode')
 
     def predict(self, inputs, data_samples=None):
         """As stock, see the class."""
@@ -60,7 +102,7 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
                 and self.test_cfg.get('mode') in ('whole', 'slide')
                 # Otherwise mmseg warns.
                 and (metas is None or all(meta['ori_shape'] == metas[0]['ori_shape'] for meta in metas))
-                and _is_stock(self, stock.EncoderDecoder, _SEGMENTOR)
+                and _is_stock(self, EncoderDecoder, _SEGMENTOR)
                 and _is_stock(self.decode_head, BaseDecodeHead, _HEAD))
 
     def _windows(self, inputs, metas):
@@ -81,7 +123,7 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
         return windows, Canvas((height, width), inputs.dtype)
 
     def _head_logits(self, inputs):
-        logits = self.decode_head.forward(self.extract_feat(inputs))
+        logits = self._logits(self.extract_feat(inputs))
         # Autocast may give what is resized another dtype; when the logits are read it may be off.
         return logits.to(resize(logits[:1, :1, :1, :1], (1, 1), mode='bilinear').dtype)
 

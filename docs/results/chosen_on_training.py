@@ -1,0 +1,113 @@
+"""Choose each method's setting on training images, and report what is chosen on validation images.
+
+python docs/results/chosen_on_training.py CONFIG CHECKPOINT REDUCTIONS.py SPEEDS.json [--images N]
+
+REDUCTIONS.py is as of tools/compare.py, whose SPEEDS.json says how much faster each setting makes the encoder. For each
+speed the setting with the best mIoU on N training images (evenly spaced; the config's training folders, without
+augmentation) is the method's. Beside its mIoU on the config's test data stands the difference from the plain model and
+its 95 % interval by a paired bootstrap over the images. What was computed is kept in work_dirs/chosen_on_training.
+"""
+import argparse
+import copy
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmtr.analysis.compare import build_evaluator
+from mmtr.apis import apply_token_reduction
+from mmtr.engine.model import build_model, load_weights
+
+FASTER = (1.2, 1.4, 1.7, 2., 2.5, 3.)
+KEPT = Path('work_dirs/chosen_on_training')
+
+
+def loader_of(cfg, split, images):
+    """The dataloader of ``split``: test data, or ``images`` training images read as test data are."""
+    loader = copy.deepcopy(cfg.test_dataloader)
+    loader.update(num_workers=0, persistent_workers=False)
+    if split == 'training':
+        loader.dataset.data_prefix = cfg.train_dataloader.dataset.data_prefix
+        total = len(Runner.build_dataloader(loader).dataset)
+        loader.dataset.indices = sorted({i * total // images for i in range(images)})
+    return Runner.build_dataloader(loader)
+
+
+def areas(cfg, model, reduction, split, loader):
+    """(images, 3, classes) pixels of intersection, union and label, computed once."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    key = json.dumps([reduction, split, len(loader.dataset), cfg.filename, sorted(shapes.items())], sort_keys=True)
+    path = KEPT / f'{hashlib.sha1(key.encode()).hexdigest()}.npy'
+    if not path.exists():
+        apply_token_reduction(model, reduction)
+        evaluator = build_evaluator(cfg.test_evaluator, loader.dataset.metainfo)
+        with torch.inference_mode():
+            for batch in loader:
+                evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.stack([[image[i].numpy() for i in (0, 1, 3)] for image in evaluator.metrics[0].results]))
+    return np.load(path)
+
+
+def miou(areas):
+    """Of (..., images, 3, classes), in per cent; a class that is nowhere does not count."""
+    intersect, union, _ = np.moveaxis(areas.sum(-3), -2, 0)
+    with np.errstate(invalid='ignore'):
+        return np.nanmean(intersect / union, -1) * 100
+
+
+def interval(found, plain):
+    """Difference of mIoU from plain, and where 95 % of 2000 bootstrap samples of the images lie."""
+    drawn = np.random.default_rng(0).integers(len(plain), size=(2000, len(plain)))
+    low, high = np.percentile(miou(found[drawn]) - miou(plain[drawn]), (2.5, 97.5))
+    return miou(found) - miou(plain), low, high
+
+
+def main():
+    """Measure what is not kept yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ('config', 'checkpoint', 'reductions', 'speeds'):
+        parser.add_argument(name)
+    parser.add_argument('--images', type=int, default=120, help='training images')
+    args = parser.parse_args()
+    cfg = Config.fromfile(args.config)
+    init_default_scope('mmseg')
+    MMLogger.get_instance('mmengine', log_level=logging.ERROR)
+    model = build_model(cfg)
+    load_weights(model, args.checkpoint)
+    results = json.loads(Path(args.speeds).read_text())['results']
+    faster = {name: results['plain']['encoder_ms'] / r['encoder_ms'] for name, r in results.items()}
+    reductions = {'plain': None, **Config.fromfile(args.reductions).reductions}
+    found = {}
+    for split in ('training', 'validation'):
+        loader = loader_of(cfg, split, args.images)
+        found[split] = {}
+        for name, reduction in reductions.items():
+            found[split][name] = areas(cfg, model, reduction, split, loader)
+            print(f'{split}, {len(found[split][name])} images: {name} {miou(found[split][name]):.2f}', flush=True)
+    plain = found['validation']['plain']
+    print(f'\nplain: {miou(found["training"]["plain"]):.2f} on training, {miou(plain):.2f} on validation images\n')
+    print('| method | encoder | chosen | training | validation | from plain (95 %) |\n|---|---:|---|---:|---:|---:|')
+    methods = dict.fromkeys(name.split(' (')[0].rstrip('0123456789. ') for name in reductions if name != 'plain')
+    for method in methods:
+        before = None
+        for least in FASTER:
+            fast = [name for name in reductions if faster.get(name, 0) >= least
+                    and name.split(' (')[0].rstrip('0123456789. ') == method]
+            best = max(fast, key=lambda name: miou(found['training'][name]), default=None)
+            if best not in (None, before):
+                difference, low, high = interval(found['validation'][best], plain)
+                print(f'| {method} | {faster[best]:.2f}x | {best.removeprefix(method).strip()} | '
+                      f'{miou(found["training"][best]):.2f} | {miou(found["validation"][best]):.2f} | '
+                      f'{difference:+.2f} ({low:+.2f} to {high:+.2f}) |')
+            before = best
+
+
+main()

@@ -1,0 +1,40 @@
+"""What a reducer does, in one line."""
+from torch import nn
+
+from mmtr.errors import UserError
+
+from .base import TokenReducer
+from .windowed import Windowed
+
+
+def in_words(reducer: TokenReducer) -> str:
+    """Such as ``TokenAdapter: 690 -> 336 patch tokens from layer 5, in images of 23x30 patches``.
+
+    The images are those of training; of a Swin, what is said is of a window, whatever the image.
+    """
+    backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
+    height, width = backbone.grid
+    if backbone.stage is None:
+        tokens, layer, where = 'patch tokens', 'layer', f', in images of {height}x{width} patches'
+    else:
+        tokens, layer, where = 'tokens of a window', 'block', f', in stage {backbone.stage}'
+    count = height * width
+    try:
+        schedule = acts.token_schedule(backbone.grid, backbone.depth)
+    except UserError as error:  # larger images may fit
+        return f'{reducer.name}{where}: {error}'
+    fewer = [i for i, n in enumerate(schedule) if n < count]
+    if not reducer.fixed_count:
+        start = f' from {layer} {fewer[0]}' if fewer else ''
+        return f'{reducer.name}: how many of {count} {tokens} are computed on depends on the image{start}{where}'
+    if not fewer:
+        return f'{reducer.name}: nothing is reduced by these settings{where}'
+    span = f'from {layer} {fewer[0]}' + (f' to {fewer[-1]}' if fewer[-1] < backbone.depth - 1 else '')
+    steps = ', step by step' if len({schedule[i] for i in fewer}) > 1 else ''
+    return f'{reducer.name}: {count} -> {min(schedule)} {tokens}{steps} {span}{where}'
+
+
+def reductions_in_words(model: nn.Module) -> list[str]:
+    """``in_words`` of each backbone in ``model`` that reduces tokens."""
+    reducers = [module.token_reducer for module in model.modules() if hasattr(module, 'set_token_reduction')]
+    return [in_words(reducer) for reducer in reducers if type(reducer) is not TokenReducer]

@@ -1,0 +1,184 @@
+"""A checkpoint that a training resumes is checked whole: what does not fit is one sentence, before anything is used."""
+import copy
+import math
+import shutil
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.engine.hooks.resume import check_fits, check_state
+from mmtr.errors import UserError
+from tests.conftest import RUNS, draw_data, segmenter_cfg
+
+DAMAGE = dict(none=None, text='x', list=[], dict={}, negative=-1, huge=10 ** 18, nan=math.nan, nested=[[{}]],
+              tensor=torch.zeros(7), true=True)
+
+
+class Ready(Exception):
+    """A runner has built all that it builds before it reads the checkpoint."""
+
+
+class Run:
+    """A short run: its config, the checkpoint that it wrote at iteration 2 of 4, and checkpoints made of that."""
+
+    def __init__(self, folder):
+        draw_data(folder / 'data')
+        self.folder, self.cfg = folder, segmenter_cfg(folder / 'data', folder / 'work')
+        self.cfg.default_hooks.checkpoint = dict(
+            type='mmtr.CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1, save_best='mIoU')
+        self.cfg.custom_hooks = [dict(type='EMAHook'), dict(type='mmtr.ResumeCheckHook')]
+        self.runner(train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)).train()
+        self.checkpoint = read_checkpoint(folder / 'work' / 'iter_2.pth')
+
+    def runner(self, **changed):
+        cfg = copy.deepcopy(self.cfg)
+        cfg.merge_from_dict({**changed, 'experiment_name': f'run_{next(RUNS)}'})
+        return Runner.from_cfg(cfg)
+
+    def ready(self, **changed):
+        """A runner about to read a checkpoint."""
+        runner = self.runner(work_dir=str(self.folder / 'ready'), load_from='a.pth', resume=True, **changed)
+
+        def load_checkpoint(*args, **kwargs):
+            raise Ready
+
+        runner.load_checkpoint = load_checkpoint
+        with pytest.raises(Ready):
+            runner.train()
+        return runner
+
+    def damaged(self, place, damage):
+        """The checkpoint with ``damage`` at a place; None if there is nothing there that can be missing."""
+        checkpoint = node = copy.copy(self.checkpoint)
+        for key in place[:-1]:
+            node[key] = copy.copy(node[key])
+            node = vars(node[key]) if isinstance(node[key], HistoryBuffer) else node[key]
+        if damage != 'missing':
+            node[place[-1]] = DAMAGE[damage]
+        elif isinstance(node, dict):
+            del node[place[-1]]
+        else:
+            return None
+        return checkpoint
+
+    def refusal(self, runner, checkpoint, path='bad.pth'):
+        """What is said about a checkpoint that cannot be resumed, or None."""
+        try:
+            if any(checkpoint.get(key) is not self.checkpoint[key] for key in ('meta', 'state_dict')):
+                torch.save(checkpoint, self.folder / path)
+                checkpoint = read_checkpoint(self.folder / path)
+            check_state(checkpoint, path)
+            check_fits(runner, checkpoint, path)
+        except UserError as error:
+            return str(error)
+
+
+def children(node):
+    """{key: value} of what is in a value."""
+    if isinstance(node, HistoryBuffer):
+        return vars(node)
+    return node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
+
+
+def places(node, way=()):
+    """The places in a checkpoint, two of each kind of weight or moment."""
+    if way:
+        yield way
+    keys = list(children(node))
+    alike = way in (('state_dict',), ('ema_state_dict',), ('optimizer', 'state')) or way[-1:] == ('params',)
+    for key in keys[:2] if alike else keys:
+        yield from places(children(node)[key], (*way, key))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def runner(run):
+    return run.ready()
+
+
+# What may be at a place although it was not: a fresh average, a setting of the optimizer that it says is taken.
+ADMITTED = {
+    ('state_dict',): '', ('state_dict', 'decode_head.cls_emb'): '', ('meta',): '', ('meta', 'iter'): '',
+    ('meta', 'epoch'): '', ('meta', 'seed'): 'missing none', ('meta', 'dataset_meta'): 'missing none dict',
+    ('message_hub',): '', ('message_hub', 'log_scalars'): 'dict', ('message_hub', 'runtime_info'): 'dict',
+    ('message_hub', 'resumed_keys'): '', ('message_hub', 'resumed_keys', 'best_score'): 'true',
+    ('message_hub', 'log_scalars', 'train/loss', '_log_history'): '',
+    ('message_hub', 'log_scalars', 'train/loss', 'max_length'): '',
+    ('message_hub', 'runtime_info', 'keep_ckpt_ids'): 'missing none list',
+    ('message_hub', 'runtime_info', 'best_ckpt'): 'missing none text',
+    ('message_hub', 'runtime_info', 'best_score'): 'missing negative huge',
+    ('optimizer',): '', ('optimizer', 'state'): 'dict', ('optimizer', 'state', 0): 'missing dict',
+    ('optimizer', 'state', 0, 'exp_avg'): '', ('optimizer', 'state', 0, 'step'): 'huge',
+    ('optimizer', 'param_groups'): '', ('optimizer', 'param_groups', 0): '',
+    ('optimizer', 'param_groups', 0, 'params'): '', ('optimizer', 'param_groups', 0, 'lr'): 'huge',
+    ('optimizer', 'param_groups', 0, 'betas'): '', ('optimizer', 'param_groups', 0, 'amsgrad'): 'missing none true',
+    ('param_schedulers',): '', ('param_schedulers', 0): '', ('param_schedulers', 1, 'power'): '',
+    ('param_schedulers', 0, '_global_step'): '', ('param_schedulers', 1, 'last_step'): 'negative',
+    ('param_schedulers', 1, '_last_value'): '', ('ema_state_dict',): 'missing none',
+    ('ema_state_dict', 'steps'): '', ('ema_state_dict', 'module.decode_head.cls_emb'): '',
+}
+
+
+@pytest.mark.parametrize('place', ADMITTED, ids=lambda place: '.'.join(map(str, place)))
+def test_what_is_damaged_is_one_sentence(run, runner, place):
+    for damage in ('missing', *DAMAGE):
+        checkpoint = run.damaged(place, damage)
+        if checkpoint is None:
+            continue
+        said = run.refusal(runner, checkpoint)
+        if damage in ADMITTED[place].split():
+            assert said is None, (damage, said)
+        else:
+            assert said is not None and "bad.pth'" in said and said.count('\n') == 0 and len(said) < 400, (damage, said)
+
+
+def test_the_whole_checkpoint_is_resumed(run, runner):
+    assert run.refusal(runner, copy.copy(run.checkpoint)) is None
+
+
+def test_a_config_in_it_is_not_run(run, tmp_path):
+    checkpoint = run.damaged(('meta', 'config'), 'none')
+    checkpoint['meta']['config'] = f'open({str(tmp_path / "executed")!r}, "w")'  # mmengine runs what mmcv wrote there
+    torch.save(checkpoint, tmp_path / 'evil.pth')
+    run.runner(work_dir=str(tmp_path / 'work'), load_from=str(tmp_path / 'evil.pth'), resume=True).train()
+    assert (tmp_path / 'work' / 'iter_4.pth').exists() and not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.slow
+def test_any_damage_is_refused_or_does_not_stop_the_training(run, runner):
+    damages = [(place, damage) for place in places(run.checkpoint) for damage in ('missing', *DAMAGE)]
+    checkpoints = ((case, run.damaged(*case)) for case in damages)
+    admitted = [case for case, checkpoint in checkpoints
+                if checkpoint is not None and run.refusal(runner, checkpoint) is None]
+    assert 100 < len(admitted) < len(damages) / 2
+    path = run.folder / 'admitted.pth'
+    for case in admitted[::len(admitted) // 12]:
+        torch.save(run.damaged(*case), path)
+        run.runner(work_dir=str(run.folder / 'resumed'), load_from=str(path), resume=True).train()
+        assert read_checkpoint(run.folder / 'resumed' / 'iter_4.pth')['meta']['iter'] == 4, case
+        shutil.rmtree(run.folder / 'resumed')
+
+
+@pytest.mark.parametrize('changed, words', [
+    ({'train_cfg.max_iters': 1}, r'its meta\.iter is 2, and this run ends at 1\.'),
+    ({'model.backbone.num_layers': 3}, r'of another model than this config: 12 missing \(backbone\.layers\.2\.ln1'),
+    ({'model.backbone.mlp_ratio': 3}, r'of another model .* of another shape'),
+    ({'optim_wrapper.optimizer': dict(type='SGD', lr=1e-3, momentum=0.9, _delete_=True)},
+     r"its optimizer has nothing for the momentum of the SGD of this config, where 0\.9 is"),
+    ({'optim_wrapper.optimizer.weight_decay': 0.1, 'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.)},
+     r'its optimizer is of 1 groups of 50 parameters, and the AdamW of this config has 50 of 1, 1, 1, 1, \.\.\.'),
+    ({'param_scheduler': [dict(type='PolyLR', end=4, by_epoch=False)]}, r'are 2, and the .* of this config are 1'),
+    ({'param_scheduler.1.power': 0.5}, r'has power=0\.9, and the PolyLR of this config 0\.5, .* no effect'),
+    ({'param_scheduler': [dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False)] * 2},
+     r'its param_schedulers\[1\] is not of the LinearLR'),
+], ids=['shorter', 'deeper', 'wider', 'SGD', 'groups', 'fewer schedules', 'another power', 'another schedule'])
+def test_another_run_is_told_apart(run, changed, words):
+    with pytest.raises(UserError, match=words):
+        check_fits(run.ready(**changed), copy.copy(run.checkpoint), 'iter_2.pth')
