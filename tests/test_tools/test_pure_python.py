@@ -98,7 +98,8 @@ def _train(run, folder):
 def _test(run, folder):
     run('hook.py', 'hook.pth', '--tta', '--out', 'maps', '--show-dir', 'shown', '--work-dir', 'out')
     assert len(list((folder / 'maps').glob('*.png'))) == 6 and list((folder / 'shown').rglob('test_*.png'))
-    assert isinstance(load_config('out/hook.py').tta_model, dict)
+    record, = (folder / 'out').glob('*/hook.py')
+    assert isinstance(load_config(str(record)).tta_model, dict)
 
 
 def _benchmark(run, folder):

@@ -173,7 +173,7 @@ def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_
                   pretrain_img_size, **_):
     count = len(depths)
     for key, values in dict(num_heads=num_heads, strides=strides).items():
-        if len(values) != count:
+        if len(values) < count:  # stock does not look at those beyond
             raise UserError(f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give '
                             'one for each.')
     for key, last, most in (('out_indices', out_indices[-1], count - 1), ('frozen_stages', frozen_stages, count)):
