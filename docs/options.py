@@ -6,8 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
+from mmtr.declared import declarations
 from mmtr.registry import PEFTS, TOKEN_REDUCERS
-from mmtr.settings import declarations
 
 PAGES = {'token_reduction.md': TOKEN_REDUCERS, 'peft.md': PEFTS}
 HEAD = '| option | default | allowed | what it is |\n|---|---|---|---|\n'

@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 
 from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
+from mmtr.declared import Declared, declarations
 from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
 from mmtr.models.backbones.keys import Initialisation
 from mmtr.peft import build_peft
@@ -19,7 +20,7 @@ from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.reducers.expediting import Expediting
 from mmtr.reducers.tome import Merging
 from mmtr.registry import MODELS, PEFTS, TOKEN_REDUCERS
-from mmtr.settings import Declared, Listed, Maybe, Number, Pair, Whole, declarations
+from mmtr.settings import Listed, Maybe, Number, Pair, Whole
 
 TOKEN_REDUCERS.import_from_location()
 PEFTS.import_from_location()

@@ -7,9 +7,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from mmtr.declared import Declared, build_from_key
 from mmtr.errors import UserError
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import Declared, build_from_key
 from mmtr.tokens import Tokens
 
 

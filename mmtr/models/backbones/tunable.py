@@ -6,12 +6,12 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import nn
 
+from mmtr.declared import Declared
 from mmtr.peft import build_peft
 from mmtr.peft.checkpoint import complete
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape
 from mmtr.reducers.words import in_words
-from mmtr.settings import Declared
 
 from .keys import STOCK
 
