@@ -173,7 +173,7 @@ def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_
                   pretrain_img_size, **_):
     count = len(depths)
     for key, values in dict(num_heads=num_heads, strides=strides).items():
-        if len(values) != count:
+        if len(values) < count:  # the defaults are of four stages
             raise UserError(f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give '
                             'one for each.')
     for key, last, most in (('out_indices', out_indices[-1], count - 1), ('frozen_stages', frozen_stages, count)):
@@ -181,7 +181,7 @@ def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_
             raise UserError(f'{key} goes to {last}, but depths={depths} are {count} stages: choose up to {most}.')
     if strides[0] != patch_size:
         raise UserError(f'strides={strides} must begin with patch_size={patch_size}: patches do not overlap.')
-    for i, heads in enumerate(num_heads):
+    for i, heads in enumerate(num_heads[:count]):
         check_heads(embed_dims * 2**i, heads)
     if int(embed_dims * mlp_ratio) < 1:
         raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
