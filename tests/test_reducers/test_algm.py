@@ -234,6 +234,7 @@ def test_the_global_layer_is_the_same_share_of_any_depth():
     (dict(window=1), r'window=1 must be a whole number from 2'),
     (dict(variant='paper'), r"variant='paper' must be one of training_free, released"),
     (dict(variant='released', local_layer=0), r'local_layer=0 must be a whole number from 1 to 5'),
+    (dict(variant='released', local_layer=None, global_layer=0), r'global_layer=0 must be a whole number from 1 to 5'),
     (dict(variant='released', global_layer=6), r'global_layer=6 must be a whole number from 0 to 5'),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):

@@ -181,7 +181,7 @@ def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_
             raise UserError(f'{key} goes to {last}, but depths={depths} are {count} stages: choose up to {most}.')
     if strides[0] != patch_size:
         raise UserError(f'strides={strides} must begin with patch_size={patch_size}: patches do not overlap.')
-    for i, heads in enumerate(num_heads):
+    for i, heads in enumerate(num_heads[:count]):
         check_heads(embed_dims * 2**i, heads)
     if int(embed_dims * mlp_ratio) < 1:
         raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
