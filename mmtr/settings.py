@@ -1,6 +1,6 @@
 """What a setting may be: declared once, as the annotation of its argument.
 
-``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Span() | None = None)`` in a ``Declared`` class is
+``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Maybe(Span()) = None)`` in a ``Declared`` class is
 all: values are checked when a thing is built, the tables of the docs are written from it, and tests draw from it.
 """
 import difflib
@@ -20,7 +20,7 @@ class Unfit(ValueError):
 
 
 class Setting:
-    """What a setting may be. ``a | b`` is either, the first that takes the value; ``a | None`` may be left out.
+    """What a setting may be.
 
     ``depth`` is the number of layers of what the setting is for, where that is known.
     """
@@ -47,36 +47,37 @@ class Setting:
         except Unfit:
             return ''
 
-    def __or__(self, other):
-        return Either(self, other)
-
-    def __ror__(self, other):
-        return Either(other, self)
-
 
 class Either(Setting):
-    """One of several settings, or None."""
+    """The first of several that takes the value."""
 
     def __init__(self, *options):
-        self.options = [each for option in options
-                        for each in (option.options if isinstance(option, Either) else [option])]
+        self.options = options
 
     def words(self, depth=None):
         """See ``Setting``."""
-        return ', or '.join('None' if option is None else option.words(depth) for option in self.options)
+        return ', or '.join(option.words(depth) for option in self.options)
 
     def take(self, value, depth=None):
         """See ``Setting``."""
         for option in self.options:
-            if option is None:
-                if value is None:
-                    return None
-                continue
             try:
                 return option.take(value, depth)
             except Unfit:
                 pass
         raise Unfit
+
+
+class Maybe(Either):
+    """As ``Either``, or None."""
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'{super().words(depth)}, or None'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        return None if value is None else super().take(value, depth)
 
 
 class Number(Setting):
@@ -93,10 +94,10 @@ class Number(Setting):
 
     def words(self, depth=None):
         """See ``Setting``."""
-        low = f'above {self.above:g}' if self.least is None else f'of at least {self.least:g}'
-        high = f'below {self.below:g}' if self.most is None else f'up to {self.most:g}'
+        low = f'above {self.above:.10g}' if self.least is None else f'of at least {self.least:.10g}'
+        high = f'below {self.below:.10g}' if self.most is None else f'up to {self.most:.10g}'
         both = self.least is not None and self.most is not None
-        return f'{self.noun} ' + (f'from {self.least:g} to {self.most:g}' if both else f'{low}, {high}')
+        return f'{self.noun} ' + (f'from {self.least:.10g} to {self.most:.10g}' if both else f'{low}, {high}')
 
     def take(self, value, depth=None):
         """See ``Setting``."""
@@ -277,20 +278,38 @@ class Listed(Setting):
         return items
 
 
-class Config(Setting):
-    """``dict(type=..., ...)`` of something that ``registry`` knows."""
-
-    def __init__(self, registry: Registry):
-        self.registry = registry
+class OneOrMore(Listed):
+    """One, or a list or tuple; code gets either."""
 
     def words(self, depth=None):
         """See ``Setting``."""
-        return f"dict(type='...', ...) of a {self.registry.name} that is known"
+        return f'{self.of.words(depth)}, or a list of these'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        return super().take(value, depth) if isinstance(value, (list, tuple)) else self.of.take(value, depth)
+
+
+class Config(Setting):
+    """``dict(type=..., ...)`` of something that ``registry`` knows.
+
+    Args:
+        fits: Of the class that is named.
+        noun: What it is, for words.
+    """
+
+    def __init__(self, registry: Registry, fits: Callable[[type], bool], noun: str):
+        self.registry, self.fits, self.noun = registry, fits, noun
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f"dict(type='...', ...) of {self.noun}"
 
     def take(self, value, depth=None):
         """See ``Setting``."""
         kind = value.get('type') if isinstance(value, dict) else None
-        if not isinstance(kind, type) and (not isinstance(kind, str) or not kind or self.registry.get(kind) is None):
+        kind = self.registry.get(kind) if isinstance(kind, str) and kind else kind
+        if not isinstance(kind, type) or not self.fits(kind):
             raise Unfit
         return value
 

@@ -60,11 +60,12 @@ def read_checkpoint(path, map_location=None):
         raise _corrupt(path, str(error).split('. ')[0] or 'it ends too early') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"Checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict of weights.")
-    _check(checkpoint, path)
+    check_checkpoint(checkpoint, path)
     return checkpoint
 
 
-def _check(checkpoint, path):
+def check_checkpoint(checkpoint, path):
+    """Check what every reader of a checkpoint takes for granted; see :func:`read_checkpoint`."""
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict):
         raise UserError(f"Checkpoint '{path}' has a state_dict that is a {type(weights).__name__}, not a dict.")

@@ -40,6 +40,9 @@ def check_config(cfg, loaders):
         UserError: A setting cannot work, or would have no effect.
     """
     _check_names(cfg, loaders)
+    if loaders and cfg.get(loaders[0]) is None:
+        needed = next(', '.join(keys) for keys in TOGETHER if loaders[0] in keys)
+        raise UserError(f'The config has no {loaders[0]}: this run needs {needed}.')
     for keys in TOGETHER:
         _check_together(cfg, keys)
     for name in loaders:

@@ -221,7 +221,7 @@ def test_weights_that_are_none_are_said_in_words(tmp_path, held, words):
 def test_weights_that_are_no_numbers_are_said_once(tmp_path, monkeypatch, dtype):
     said = []
     monkeypatch.setattr(mmtr.engine.checkpoint, 'print_log', lambda text, **kwargs: said.append(text))
-    large = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)  # whose sum is infinite
+    large = torch.ones(100, dtype=dtype) * torch.finfo(dtype).max  # whose sum is infinite
     weights = dict(large=large, count=torch.tensor(3), nan=large.clone(), inf=large.clone(), none=large[:0])
     torch.save(dict(state_dict=dict(large=large)), tmp_path / 'good.pth')
     read_checkpoint(tmp_path / 'good.pth')

@@ -171,8 +171,8 @@ def content(folder):
 
 
 @pytest.mark.parametrize('saved, linked', [
-    (dict(), True), (dict(save_best=['score', 'also/score']), False), (dict(published_keys=['state_dict']), False)],
-    ids=['one best', 'several', 'published'])
+    (dict(), True), (dict(save_best=['score', 'also/score'], published_keys=['state_dict']), False)],
+    ids=['one best', 'several, published'])
 def test_a_run_that_is_resumed_elsewhere_is_left_as_it_is(
         run, tmp_path, saved, linked):
     one, other = tmp_path / 'one', tmp_path / 'other'

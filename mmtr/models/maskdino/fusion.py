@@ -7,7 +7,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
-from mmtr.settings import check_choice
+from mmtr.settings import Choice
 
 from .head import Prediction
 
@@ -32,7 +32,7 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
                  iou_thr=0.8, temperature=0.06, enlarged='masks'), **(test_cfg or {}))
         if test_cfg['panoptic_on'] and test_cfg['temperature'] is None:
             raise UserError('test_cfg.panoptic_on=True needs a test_cfg.temperature, such as 0.06.')
-        check_choice('test_cfg.enlarged', test_cfg['enlarged'], ('masks', 'classes'))
+        Choice('masks', 'classes').check('test_cfg.enlarged', test_cfg['enlarged'])
         # The stock map thresholds sharpened scores; here the queries were chosen before.
         super().__init__(num_things_classes, num_stuff_classes,
                          test_cfg=dict(test_cfg, object_mask_thr=0.0, filter_low_score=True), **kwargs)
