@@ -21,6 +21,9 @@ PATCH = 2  # pixels of a patch, in place of 14 or 16: as many patches in a small
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'img_scale', 'test_size')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
+#: Configs that a tool writes, beside those in work folders: what is as good.
+WRITTEN = {'my_faster_model.py': 'segmenter_vit-t_tadapter_ade20k.py'}
+
 
 def smaller(value, factor):
     """A size, or sizes within lists, divided by ``factor``."""
@@ -170,9 +173,10 @@ def config_of(argv):
     config = next((word for word in argv if word.endswith('.py') and 'tools/' not in word), None)
     if config is None:
         return None
-    if config.startswith('work_dirs/') and not Path(config).exists():  # which a training writes
-        Path(config).parent.mkdir(parents=True)
-        Path(config).write_text(f"_base_ = 'mmtr::{Path(config).name}'\n")
+    name = WRITTEN.get(config, Path(config).name if config.startswith('work_dirs/') else None)
+    if name and not Path(config).exists():
+        Path(config).parent.mkdir(parents=True, exist_ok=True)
+        Path(config).write_text(f"_base_ = 'mmtr::{name}'\n")
     cfg = load_config(config)
     merge_options(cfg, parse_settings(values(argv, '--cfg-options')))
     reduction = values(argv, '--token-reduction')
@@ -190,8 +194,8 @@ def values(argv, option):
     return after[:next((i for i, word in enumerate(after) if word.startswith('--')), len(after))]
 
 
-def write_checkpoints(argv):
-    """Write what a command line reads and nothing has written: weights that fit its config."""
+def write_checkpoints(argv, empty=False):
+    """Write what a command line reads and nothing has written: weights that fit its config, or none."""
     for word in argv:
         key, _, path = word.rpartition('=')
         if not path.endswith('.pth') or '/' in key or (Path(path).exists() and 'demo/' in path):
@@ -199,11 +203,17 @@ def write_checkpoints(argv):
         cfg = config_of(argv)
         if cfg is None:
             continue
+        teacher = cfg.model.get('teacher')
+        if isinstance(teacher, str):  # in the work folder that has the name of its config
+            write_checkpoints([f'configs/{Path(teacher).parent.name}.py', teacher])
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if empty:
+            torch.save(dict(state_dict={}, meta={}), path)
+            continue
         cfg.model.pop('pretrained', None)
         model = build_model(Config(dict(model=without_pretrained(cfg.model), default_scope=cfg.get('default_scope'),
                                         custom_hooks=cfg.get('custom_hooks') or [])))
         model = model.backbone if key.endswith('pretrained') else model
         state = {name: value for name, value in model.state_dict().items()
                  if not (key and name.removeprefix('backbone.').startswith(('peft.', 'token_reducer.')))}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(dict(state_dict=state, meta={}), path)

@@ -18,7 +18,7 @@ SECTION = (ROOT / 'docs/deploy.md').read_text().split('## torch.compile')[1]
 
 @pytest.fixture
 def graphs(tmp_path, monkeypatch):
-    """The graphs that are compiled from now on, by a backend that counts and runs them: none needs a compiler."""
+    """The graphs that are compiled from now on, by a backend that counts and runs them and needs no compiler."""
     if not torch._dynamo.is_dynamo_supported():
         pytest.skip(f'torch {torch.__version__} compiles nothing in this Python')
     for name in ('configs', 'demo'):

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -19,12 +18,10 @@ from packaging.requirements import Requirement
 
 import mmtr
 from mmtr.apis import apply_token_reduction
-from mmtr.engine import launch
 from mmtr.engine.config_check import check_config
 from mmtr.engine.configs import load_config
 from mmtr.engine.model import build_model
 
-from .conftest import draw_scenes
 from .stand_ins import ROOT, StandIns, shrink, write_checkpoints
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -56,13 +53,20 @@ ELSEWHERE = {
 BASES = {'analysis.md': 'segmenter_vit_demo', 'maskdino.md': 'maskdino_r50_coco-instance', 'get_started.md':
          'segmenter_vit-t_ade20k', 'peft.md': 'dinov2-b_dar_duts', 'token_reduction.md': 'segmenter_vit-l_ade20k'}
 SWIN = 'maskdino_swin-l_coco-instance'
-#: Where a tool stops when a line is read only: what it imports, and calls once models are built and weights loaded.
-STOPS = dict(train='launch.runner', test='launch.runner', benchmark='measure', compare='compare_on_test_data',
-             predict='build_inferencer', export='export.export_onnx', tune_reduction='open_study',
-             analyze_tokens='backbone_inputs', model_zoo='Zoo', update_benchmarks='refresh')
-#: The page measures for hours; and what has tests that run it as its page does, which take long.
-ONLY_READ = ('benchmarks.md',)
-ONLY_READ_TOOLS = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
+#: Where a tool stops, of what it imports or calls: once configs are read, and once models are built and filled.
+STOPS = dict(
+    analyze_tokens=('build_model', 'backbone_inputs'), benchmark=('build_all', 'measure'),
+    compare=('measuring.load', 'compare_on_test_data'), deploy_model=('build_model', 'difference'),
+    export=('build_model', 'export.export_onnx'), model_zoo=('Zoo', 'Zoo'), predict=('build_model', 'build_inferencer'),
+    test=('launch.runner', 'launch.runner'), train=('launch.runner', 'launch.runner'),
+    tune_reduction=('measuring.load', 'open_study'), update_benchmarks=('refresh', 'refresh'))
+#: How far a line goes: its configs are read, its models are built, it is run.
+READ, BUILD, RUN = range(3)
+#: The page measures for hours; and tools whose own tests run them as pages do, for long.
+NOT_RUN = ('benchmarks.md',)
+TOOLS_NOT_RUN = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
+
+RESERVED = set('for in do done while if then else fi case esac function select time until coproc'.split())
 
 
 class Built(BaseException):
@@ -87,8 +91,7 @@ def commands(block, page):
     block = re.sub(r'\bCONFIG\b', CONFIGS.get(page.name, 'configs/segmenter_vit-t_tadapter_ade20k.py'), block)
     block = re.sub(r'\bCHECKPOINT\b', 'ckpt.pth', block)
     # No command is found, so that bash gives each to a function; those with a slash must be functions themselves.
-    names = set(re.findall(r'(?<![\w./=:-])(?:[\w.-]+/)+[\w.-]+', block)) | set(re.findall(r'\w+|^[\w.]+', block, re.M)) - set(
-        'for in do done while if then else fi case esac function select time until coproc'.split())
+    names = set(re.findall(r'(?<![\w./=:-])(?:[\w.-]+/)+[\w.-]+|^[\w.]+|\w+', block, re.M)) - RESERVED
     functions = '\n'.join(f'function {name} {{ record {name} "$@"; }}' for name in sorted(names)
                           if not name[0].isdigit() and name not in ('record', 'printf'))
     script = f'record() {{ printf "%s\\0" "${{PYTHONPATH-}}" "$@"; printf "\\1"; }}\n{functions}\n{block}'
@@ -111,7 +114,15 @@ for _page in PAGES:
 def data(tmp_path_factory):
     """Drawn data of each kind, and scenes of the demo."""
     stand_ins = StandIns(tmp_path_factory.mktemp('data'))
-    stand_ins.scenes = draw_scenes(tmp_path_factory.mktemp('drawn'), 2)
+    stand_ins.scenes = tmp_path_factory.mktemp('scenes')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / 'demo'))
+        draw = module_of(ROOT / 'demo/draw_scenes.py').write_scene
+    for split, number in (('training', 0), ('validation', 1)):
+        for kind in ('images', 'annotations'):
+            (stand_ins.scenes / kind / split).mkdir(parents=True)
+        for i in range(2):
+            draw(stand_ins.scenes, (split, number, i, 0))
     return stand_ins
 
 
@@ -134,8 +145,7 @@ def workplace(tmp_path, monkeypatch, data):
     (tmp_path / 'images').mkdir()
     for name in ('photo.jpg', 'images/a.jpg', 'images/b.jpg'):
         cv2.imwrite(str(tmp_path / name), np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
-    for name in ('mine.py', 'my_faster_model.py'):
-        (tmp_path / name).write_text("_base_ = 'mmtr::segmenter_vit-t_tadapter_ade20k.py'\n")
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmtr::segmenter_vit-t_tadapter_ade20k.py'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # which the tools set for good
     read = Config.fromfile
@@ -151,14 +161,12 @@ def module_of(path):
     return module
 
 
-@contextmanager
 def runner(cfg, loaders, folders=()):
     """In place of that of ``mmtr.engine.launch``: all that a run is made of, but no run."""
     check_config(cfg, loaders)
     build_model(cfg)
     build_hooks(cfg)
     raise Built
-    yield
 
 
 def build_hooks(cfg):
@@ -176,23 +184,23 @@ def built(*args, **kwargs):
 
 
 class Commands:
-    """The commands that a page may have: a method for each first word, with whether the line is run."""
+    """The commands that a page may have: a method for each first word, with how far it goes."""
 
     def __init__(self, monkeypatch):
         self.monkeypatch = monkeypatch
 
-    def __call__(self, words, run):
+    def __call__(self, words, far):
         first = Path(words[0]).name
         method = {'python3.9': 'python'}.get(first, first.replace('.sh', ''))
         assert hasattr(self, method), f'no test knows the command {words[0]}: say in tests/test_docs_commands.py how'
-        getattr(self, method)(words, run)
+        getattr(self, method)(words, far)
 
-    def python(self, words, run):
+    def python(self, words, far):
         script, *args = words[1:]
         if script == '-W':
             exec(args[args.index('-c') + 1], {})
         elif script == '-m' and args[0] in ('mmtr', 'pytest', 'venv'):
-            getattr(self, f'm_{args[0]}')(args[1:], run)
+            getattr(self, f'm_{args[0]}')(args[1:], far)
         elif script.startswith('docs/results/'):
             check_imports(Path(script).read_text())
         elif script == 'demo/draw_scenes.py':  # tests/test_demo draws some
@@ -202,25 +210,27 @@ class Commands:
             self.tool(ROOT / script, args, 'subprocess.run')
         else:
             assert script.startswith('tools/'), script
-            self.m_mmtr([Path(script).stem, *args], run)
+            self.m_mmtr([Path(script).stem, *args], far)
 
-    def m_mmtr(self, args, run):
+    def m_mmtr(self, args, far):
         name, *args = args
-        stop = None if run and name not in ONLY_READ_TOOLS else STOPS.get(name)
+        far = min(far, BUILD) if name in TOOLS_NOT_RUN else far
+        stop = STOPS.get(name, (None, None, None))[far] if far < RUN else None
         if name == 'convert_checkpoint':
             self.monkeypatch.syspath_prepend(str(ROOT / 'tests/test_converters'))
             importlib.import_module('releases').write(args[args.index('--source') + 1], Path(args[-2]))
-        elif name not in ('model_zoo', 'update_benchmarks'):
-            write_checkpoints(args)
-        self.tool(ROOT / f'tools/{name}.py', args, stop)
+        else:
+            # What is only read does not look into its checkpoint, nor does a training or test that does not start.
+            write_checkpoints(args, empty=far == READ or stop == 'launch.runner')
+        stopped = runner if far == BUILD and stop == 'launch.runner' else built
+        self.tool(ROOT / f'tools/{name}.py', args, stop, stopped)
 
-    def tool(self, path, args, stop):
+    def tool(self, path, args, stop, stopped=built):
         module = module_of(path)
         with self.monkeypatch.context() as patch:
             patch.setattr(sys, 'argv', [str(path), *args])
             if stop:
                 holder, _, name = stop.rpartition('.')
-                stopped = runner if stop == 'launch.runner' else built
                 patch.setattr(getattr(module, holder) if holder else module, name, stopped)
             try:
                 module.main()
@@ -230,16 +240,16 @@ class Commands:
             except SystemExit as status:
                 assert not status.code, f'exit status {status.code} of {path.name} {" ".join(args)}'
 
-    def m_pytest(self, args, run):
+    def m_pytest(self, args, far):
         for path in [arg for arg in args if arg.startswith('tests/')]:
             assert (ROOT / path).exists(), path
             if '-k' in args and path.endswith('.py'):
                 assert args[args.index('-k') + 1] in (ROOT / path).read_text()
 
-    def m_venv(self, args, run):
+    def m_venv(self, args, far):
         """There is nothing of ours in it."""
 
-    def pip(self, words, run):
+    def pip(self, words, far):
         assert words[1] in ('install', 'wheel')
         for option, word in zip(words[1:], words[2:]):
             if option == '-r':
@@ -249,40 +259,40 @@ class Commands:
             elif not word.startswith('dist/'):
                 Requirement(word)
 
-    def make(self, words, run):
+    def make(self, words, far):
         for target in words[1:]:
             assert re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), re.M), target
 
-    def git(self, words, run):
+    def git(self, words, far):
         assert words[1] == 'clone'
 
-    def cd(self, words, run):
+    def cd(self, words, far):
         """Into the clone."""
 
-    def mkdir(self, words, run):
+    def mkdir(self, words, far):
         Path(words[-1]).mkdir(parents=True, exist_ok=True)
 
-    def measure(self, words, run):
+    def measure(self, words, far):
         """It makes what docs/benchmarks.md shows: see that page's commands."""
         subprocess.run(['bash', '-n', ROOT / words[0]], check=True)
 
-    def torchrun(self, words, run):
-        self.python(['python', *words[words.index('-m'):]], run=False)
+    def torchrun(self, words, far):
+        self.python(['python', *words[words.index('-m'):]], min(far, BUILD))
 
-    def mim(self, words, run):
+    def mim(self, words, far):
         """tests/test_packaging.py looks at what mim finds in a wheel."""
         package, *args = words[2:]
         assert package in ('mmtr', f'mmtr=={mmtr.__version__}')
         if words[1] == 'run':
-            self.m_mmtr(args, run=False)
+            self.m_mmtr(args, min(far, BUILD))
         elif words[1] in ('train', 'test'):
             gpus = args.index('--gpus') if '--gpus' in args else len(args)
             args[0] = args[0] if args[0] == 'mine.py' else f'configs/{args[0]}'  # where mim finds it
-            self.m_mmtr([words[1], *[arg for arg in args[:gpus] if arg != '-C']], run=False)
+            self.m_mmtr([words[1], *[arg for arg in args[:gpus] if arg != '-C']], min(far, BUILD))
         else:
             assert words[1] == 'search'
 
-    def dist_train(self, words, run):
+    def dist_train(self, words, far):
         """What the script would start, once."""
         Path('bin').mkdir(exist_ok=True)
         Path('bin/srun').write_text('#!/bin/sh\necho "$@"\n')
@@ -290,7 +300,7 @@ class Commands:
         env = {**os.environ, 'PYTHON': 'echo', 'PATH': f'bin:{os.environ["PATH"]}'}
         started = subprocess.run(['bash', *words], check=True, env=env, capture_output=True, text=True).stdout.split()
         tool = next(i for i, word in enumerate(started) if word.endswith(('/train.py', '/test.py')))
-        self.m_mmtr([Path(started[tool]).stem, *started[tool + 1:]], run=False)
+        self.m_mmtr([Path(started[tool]).stem, *started[tool + 1:]], min(far, BUILD))
 
     dist_test = slurm_train = slurm_test = dist_train
 
@@ -308,7 +318,18 @@ def check_imports(text):
 
 
 @pytest.mark.parametrize('page, block', SHELL)
-def test_lines_of_shell(page, block, workplace, monkeypatch, request, run=False):
+def test_lines_of_shell(page, block, workplace, monkeypatch):
+    follow(page, block, monkeypatch, READ if page.name in NOT_RUN else BUILD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page, block', SHELL)
+def test_lines_of_shell_run(page, block, workplace, monkeypatch):
+    follow(page, block, monkeypatch, BUILD if page.name in NOT_RUN else RUN)
+
+
+def follow(page, block, monkeypatch, far):
+    """Do what a block of shell says."""
     known, found = Commands(monkeypatch), list(commands(block, page))
     assert found, 'no command: label the block with what it is, text for an output'
     for path, words in found:
@@ -316,13 +337,7 @@ def test_lines_of_shell(page, block, workplace, monkeypatch, request, run=False)
         with monkeypatch.context() as patch:
             for folder in filter(None, path.split(':')):
                 patch.syspath_prepend(str(ROOT / folder))
-            known(words, run)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('page, block', [case for case in SHELL if case.values[0].name not in ONLY_READ])
-def test_lines_of_shell_run(page, block, workplace, monkeypatch, request):
-    test_lines_of_shell(page, block, workplace, monkeypatch, request, run=True)
+            known(words, far)
 
 
 def is_config(block):
