@@ -18,7 +18,7 @@ from .conftest import TOOLS, subclasses
 from .drawn_coco import draw_coco
 
 PAGE = (TOOLS.parent / 'docs/own_data.md').read_text()
-FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)  # novm
 #: What a test has no time for.
 SMALLER = {
     'size = (512, 512)': 'size = (64, 64)', 'scale = (2048, 512)': 'scale = (96, 64)', '=(480, 480)': '=(48, 48)',
