@@ -51,6 +51,8 @@ ELSEWHERE = {
     ('predict.md', 'show_result_pyplot'): 'tests/test_stock_inferencers.py::test_the_documented_lines_run',
     ('deploy.md', 'backbone.compile'): 'tests/test_compiled_pages.py::test_what_the_page_says_compiles',
 }
+#: Pages that a test of their own runs from top to bottom.
+OWN_TESTS = {'own_data.md': 'tests/test_own_data.py'}
 #: The config that a fragment, whose page speaks of any, is added to.
 BASES = {'analysis.md': 'segmenter_vit_demo', 'maskdino.md': 'maskdino_r50_coco-instance', 'get_started.md':
          'segmenter_vit-t_ade20k', 'peft.md': 'dinov2-b_dar_duts', 'token_reduction.md': 'segmenter_vit-l_ade20k'}
@@ -106,6 +108,9 @@ def commands(block, page):
 
 SHELL, PYTHON = [], []
 for _page in PAGES:
+    if _page.name in OWN_TESTS:
+        assert f'docs/{_page.name}' in (ROOT / OWN_TESTS[_page.name]).read_text()
+        continue
     for _number, _language, _block in blocks_of(_page):
         _kind = {'': SHELL, 'bash': SHELL, 'python': PYTHON}.get(_language)
         if _kind is not None:
