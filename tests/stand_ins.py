@@ -14,7 +14,7 @@ from mmtr.engine.options import parse_settings
 from mmtr.types import type_name
 
 from .conftest import draw_data
-from .drawn_coco import STUFF, THINGS, draw_coco
+from .drawn_coco import STUFF, draw_coco
 
 ROOT = Path(__file__).parents[1]
 PATCH = 2  # pixels of a patch, in place of 14 or 16: as many patches in a smaller image
@@ -100,15 +100,19 @@ class StandIns:
         return root
 
     def coco(self, things, stuff):
-        """A COCO set whose objects have the names ``things``, one or two, and the ground the names ``stuff``."""
+        """A COCO set with all these classes, whose objects are of the first two, and its ground of two others."""
         root = self.folder / f'coco-{things[0]}'
         if not root.exists():
             draw_coco(root, counts=(1, 2))
-            names = dict(zip(THINGS + STUFF, (*(2 * things)[:2], *(2 * stuff)[:2])))
             for path in root.glob('*.json'):
                 content = json.loads(path.read_text())
-                for each in content['categories']:
-                    each['name'] = names.get(each['name'], each['name'])
+                names = (*things, *stuff) if path.stem == 'panoptic' else things
+                ids = {name: i for i, name in enumerate(names)}
+                drawn = [ids[(2 * things)[0]], ids[(2 * things)[1]], *(ids.get(name) for name in stuff[:2])]
+                for each in every_dict([content['annotations']]):
+                    if 'category_id' in each:
+                        each['category_id'] = drawn[each['category_id'] // 10 - 1]
+                content['categories'] = [dict(id=i, name=name, isthing=int(name in things)) for name, i in ids.items()]
                 path.write_text(json.dumps(content))
         return root
 
@@ -132,7 +136,7 @@ class StandIns:
                 panoptic = 'Panoptic' in data.type
                 meta = data.get('metainfo') or (CocoPanopticDataset if panoptic else CocoDataset).METAINFO
                 things = meta.get('thing_classes', meta['classes'])
-                root = self.coco(things[:2], meta.get('stuff_classes', STUFF)[:2])
+                root = self.coco(things, meta.get('stuff_classes', STUFF))
                 data.update(data_root=str(root), ann_file='panoptic.json' if panoptic else 'instances.json')
                 data.data_prefix = dict(img='images/', **(dict(seg='panoptic/') if panoptic else {}))
         for each in every_dict([cfg.get('val_evaluator'), cfg.get('test_evaluator')]):

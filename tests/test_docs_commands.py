@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, VISUALIZERS, DefaultScope
 from packaging.requirements import Requirement
 
@@ -69,8 +70,10 @@ READ, BUILD, RUN = range(3)
 #: The page measures for hours; and tools whose own tests run them as pages do, for long.
 NOT_RUN = ('benchmarks.md',)
 TOOLS_NOT_RUN = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
-
+#: Words that no function of bash can have as its name.
 RESERVED = set('for in do done while if then else fi case esac function select time until coproc'.split())
+#: What a run is told besides, to take less time.
+LESS = dict(analyze_tokens=['--num-images', '1', '--repeats', '1'], compare=['--num-images', '1'])
 
 
 class Built(BaseException):
@@ -171,8 +174,10 @@ def module_of(path):
 def runner(cfg, loaders, folders=()):
     """In place of that of ``mmtr.engine.launch``: all that a run is made of, but no run."""
     check_config(cfg, loaders)
-    build_model(cfg)
+    model = build_model(cfg)
     build_hooks(cfg)
+    if cfg.get('optim_wrapper'):
+        build_optim_wrapper(model, cfg.optim_wrapper)
     raise Built
 
 
@@ -230,7 +235,7 @@ class Commands:
             # What is only read does not look into its checkpoint, nor does a training or test that does not start.
             write_checkpoints(args, empty=far == READ or stop == 'launch.runner')
         stopped = runner if far == BUILD and stop == 'launch.runner' else built
-        self.tool(ROOT / f'tools/{name}.py', args, stop, stopped)
+        self.tool(ROOT / f'tools/{name}.py', [*args, *LESS.get(name, [])], stop, stopped)
 
     def tool(self, path, args, stop, stopped=built):
         module = module_of(path)
