@@ -126,6 +126,7 @@ def test_only_the_original_collapses(stop_gradient):
         assert max(after) < 0.1 * min(before)
 
 
+@pytest.mark.slow
 def test_deployed_model_has_neither_teacher_nor_mlps(formatted, distilled, tool, tmp_path):
     config = tmp_path / 'distilled.py'
     distilled.model.distillation = dict()
