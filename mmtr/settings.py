@@ -1,18 +1,16 @@
 """What a setting may be: declared once, as the annotation of its argument.
 
-``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Span() | None = None)`` in a ``Declared`` class is
-all: values are checked when a thing is built, the tables of the docs are written from it, and tests draw from it.
+``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Maybe(Span()) = None)`` in a ``Declared`` class (see
+``mmtr/declared.py``) is all: values are checked when a thing is built, the tables of the docs are written from it, and
+tests draw from it.
 """
 import difflib
-import functools
-import inspect
 from numbers import Integral, Real
 from typing import Callable, Optional
 
 from mmengine.registry import Registry
 
 from mmtr.errors import UserError
-from mmtr.types import full_name, is_type, type_name
 
 
 class Unfit(ValueError):
@@ -20,7 +18,7 @@ class Unfit(ValueError):
 
 
 class Setting:
-    """What a setting may be. ``a | b`` is either, the first that takes the value; ``a | None`` may be left out.
+    """What a setting may be.
 
     ``depth`` is the number of layers of what the setting is for, where that is known.
     """
@@ -47,36 +45,37 @@ class Setting:
         except Unfit:
             return ''
 
-    def __or__(self, other):
-        return Either(self, other)
-
-    def __ror__(self, other):
-        return Either(other, self)
-
 
 class Either(Setting):
-    """One of several settings, or None."""
+    """The first of several that takes the value."""
 
     def __init__(self, *options):
-        self.options = [each for option in options
-                        for each in (option.options if isinstance(option, Either) else [option])]
+        self.options = options
 
     def words(self, depth=None):
         """See ``Setting``."""
-        return ', or '.join('None' if option is None else option.words(depth) for option in self.options)
+        return ', or '.join(option.words(depth) for option in self.options)
 
     def take(self, value, depth=None):
         """See ``Setting``."""
         for option in self.options:
-            if option is None:
-                if value is None:
-                    return None
-                continue
             try:
                 return option.take(value, depth)
             except Unfit:
                 pass
         raise Unfit
+
+
+class Maybe(Either):
+    """As ``Either``, or None."""
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f'{super().words(depth)}, or None'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        return None if value is None else super().take(value, depth)
 
 
 class Number(Setting):
@@ -93,10 +92,10 @@ class Number(Setting):
 
     def words(self, depth=None):
         """See ``Setting``."""
-        low = f'above {self.above:g}' if self.least is None else f'of at least {self.least:g}'
-        high = f'below {self.below:g}' if self.most is None else f'up to {self.most:g}'
+        low = f'above {self.above:.10g}' if self.least is None else f'of at least {self.least:.10g}'
+        high = f'below {self.below:.10g}' if self.most is None else f'up to {self.most:.10g}'
         both = self.least is not None and self.most is not None
-        return f'{self.noun} ' + (f'from {self.least:g} to {self.most:g}' if both else f'{low}, {high}')
+        return f'{self.noun} ' + (f'from {self.least:.10g} to {self.most:.10g}' if both else f'{low}, {high}')
 
     def take(self, value, depth=None):
         """See ``Setting``."""
@@ -277,20 +276,38 @@ class Listed(Setting):
         return items
 
 
-class Config(Setting):
-    """``dict(type=..., ...)`` of something that ``registry`` knows."""
-
-    def __init__(self, registry: Registry):
-        self.registry = registry
+class OneOrMore(Listed):
+    """One, or a list or tuple; code gets either."""
 
     def words(self, depth=None):
         """See ``Setting``."""
-        return f"dict(type='...', ...) of a {self.registry.name} that is known"
+        return f'{self.of.words(depth)}, or a list of these'
+
+    def take(self, value, depth=None):
+        """See ``Setting``."""
+        return super().take(value, depth) if isinstance(value, (list, tuple)) else self.of.take(value, depth)
+
+
+class Config(Setting):
+    """``dict(type=..., ...)`` of something that ``registry`` knows.
+
+    Args:
+        fits: Of the class that is named.
+        noun: What it is, for words.
+    """
+
+    def __init__(self, registry: Registry, fits: Callable[[type], bool], noun: str):
+        self.registry, self.fits, self.noun = registry, fits, noun
+
+    def words(self, depth=None):
+        """See ``Setting``."""
+        return f"dict(type='...', ...) of {self.noun}"
 
     def take(self, value, depth=None):
         """See ``Setting``."""
         kind = value.get('type') if isinstance(value, dict) else None
-        if not isinstance(kind, type) and (not isinstance(kind, str) or not kind or self.registry.get(kind) is None):
+        kind = self.registry.get(kind) if isinstance(kind, str) and kind else kind
+        if not isinstance(kind, type) or not self.fits(kind):
             raise Unfit
         return value
 
@@ -323,77 +340,6 @@ COSINE = Number(least=-1, most=1, noun='a cosine similarity')
 SEED = Whole(0, 2**31 - 1)
 
 
-class Declared:
-    """Mixin: what the annotations of ``__init__`` declare holds for every value that it gets, defaults included.
-
-    Arguments that ``**kwargs`` hands on count as its own. A name that there is none of is a ``UserError``.
-    """
-    #: Before the name of a setting in errors: where users write it.
-    setting_prefix = ''
-    #: What arguments may be that come from a class of another library.
-    inherited: dict[str, Setting] = {}
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if '__init__' not in vars(cls):
-            return
-        init, parameters = cls.__init__, _parameters(cls.__mro__, cls.inherited)
-        own = next(iter(inspect.signature(init).parameters.values()))
-        signature = inspect.Signature(parameters)
-
-        @functools.wraps(init)
-        def checked(self, *args, **given):
-            refuse_unknown(cls.__name__, given, signature.parameters)
-            bound = signature.bind(*args, **given)
-            bound.apply_defaults()
-            depth = getattr(bound.arguments.get('backbone'), 'depth', None)
-            for name, declared in declarations(signature).items():
-                bound.arguments[name] = declared.check(cls.setting_prefix + name, bound.arguments[name], depth)
-            init(self, **bound.arguments)
-
-        checked.__signature__ = inspect.Signature([own, *parameters])
-        cls.__init__ = checked
-
-
-def declarations(of) -> dict[str, Setting]:
-    """What each setting of a ``Declared`` class, or of a signature, may be; of those that say so."""
-    signature = of if isinstance(of, inspect.Signature) else inspect.signature(of)
-    return {name: parameter.annotation for name, parameter in signature.parameters.items()
-            if isinstance(parameter.annotation, Setting)}
-
-
-def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
-    """Build what ``cfg``, the value of ``key``, names in ``registry``.
-
-    Args:
-        check: Told the type that is named, before its settings are looked at.
-        given: Arguments that are no settings.
-
-    Raises:
-        UserError: The type or one of its settings does not exist, or a setting cannot work.
-    """
-    registry.import_from_location()
-    known = sorted(registry.module_dict)
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise UserError(f"{key}={shown(cfg)} must be None or dict(type='...', ...) with one of: {', '.join(known)}.")
-    settings = dict(cfg)
-    name = settings.pop('type')
-    kind = registry.module_dict.get(type_name(name))
-    if kind is None or not (is_type(name, f'mmtr.{kind.__name__}') or is_type(name, full_name(kind))):
-        raise UserError(f'{key}.type={shown(name)} is unknown{nearest(name, known)}: choose one of {", ".join(known)}.')
-    check(kind)
-    refuse_unknown(f'{key} of type {type_name(name)}', settings,
-                   [setting for setting in inspect.signature(kind).parameters if setting not in given])
-    return kind(**given, **settings)
-
-
-def refuse_unknown(what: str, names, allowed) -> None:
-    """Raise a ``UserError`` that names the nearest setting unless all ``names`` are ``allowed``."""
-    for name in names:
-        if name not in allowed:
-            raise UserError(f'{what} has no setting {name!r}{nearest(name, allowed)}: it has {", ".join(allowed)}.')
-
-
 def nearest(name, names) -> str:
     """What to say after a misspelt name; nothing where none of ``names`` is like it."""
     like = difflib.get_close_matches(str(name), names, 1)
@@ -407,25 +353,6 @@ def shown(value) -> str:
     except ValueError:  # Python writes no number of thousands of digits
         text = f'a {type(value).__name__}'
     return text if len(text) <= 80 else f'{text[:77]}...'
-
-
-def _parameters(mro, inherited):
-    """Those of the first ``__init__`` in ``mro``, and those that it hands on, each by its name."""
-    while mro and ('__init__' not in vars(mro[0]) or mro[0] is object):
-        mro = mro[1:]
-    if not mro:
-        return []
-    found = list(inspect.signature(vars(mro[0])['__init__']).parameters.values())[1:]
-    kinds = {parameter.kind for parameter in found}
-    own = [parameter for parameter in found if parameter.kind not in (
-        parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
-    names = {parameter.name for parameter in own}
-    handed_on = [] if inspect.Parameter.VAR_KEYWORD not in kinds else [
-        parameter.replace(annotation=inherited.get(parameter.name, parameter.annotation))
-        for parameter in _parameters(mro[1:], inherited) if parameter.name not in names]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return handed_on + own
-    return own + [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in handed_on]
 
 
 def _items(value, least, most, of, depth=None):

@@ -1,9 +1,11 @@
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
+from mmtr import UserError
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import PEFTS, TOKEN_REDUCERS
 
@@ -34,6 +36,8 @@ def documented_method():
 def test_the_documented_method_keeps_every_promise(documented_method):
     assert build_token_reducer(documented_method, BackboneShape(24, 64, 1)).token_schedule((4, 5), 24) == (
         [20] * 10 + [12] * 14)
+    with pytest.raises(UserError, match='token_reduction.start=24 must be a whole number from 0 to 23, or None'):
+        build_token_reducer(dict(documented_method, start=24), BackboneShape(24, 64, 1))
     cfg = dict(type='DropColumns')
     for depth in (2, 4):
         contract.test_whatever_a_search_draws_works('DropColumns', depth)
@@ -67,5 +71,14 @@ def test_every_option_is_documented_with_its_default(page, registry, method):
     section = next(part for part in sections if part.startswith(f'{method}\n'))
     options = {name: p for name, p in inspect.signature(registry.get(method)).parameters.items()
                if name != 'backbone'}
-    rows = dict(re.findall(r'^\| `(\w+)` \| `(.*?)` \|', section, re.M))
-    assert rows == {name: repr(parameter.default) for name, parameter in options.items()}
+    rows = re.findall(r'^\| `(\w+)` \| `(.*?)` \| (.+?) \| (.+) \|$', section, re.M)
+    assert {name: default for name, default, *_ in rows} == {name: repr(p.default) for name, p in options.items()}
+
+
+def test_option_tables_are_those_of_the_declarations():
+    tables = runpy.run_path(str(ROOT / 'docs/options.py'))
+    for page, registry in tables['PAGES'].items():
+        text = (ROOT / 'docs' / page).read_text()
+        assert tables['written'](text, registry) == text, 'python docs/options.py writes them'
+        changed = text.replace(' | one of ', ' | all of ')
+        assert changed != text and tables['written'](changed, registry) == text

@@ -25,7 +25,9 @@ from mmtr.engine.model import build_model
 
 from .stand_ins import ROOT, StandIns, shrink, write_checkpoints
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# docs/own_data.md is a story from its first line to its last: tests/test_own_data.py runs it as that.
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md',
+         *(page for page in sorted((ROOT / 'docs').glob('*.md')) if page.name != 'own_data.md')]
 #: Words of the pages that stand for something: in the order of replacement.
 PLACEHOLDERS = {
     r'<this repository>': 'https://github.com/none/mmtr',
@@ -50,6 +52,8 @@ ELSEWHERE = {
     ('predict.md', 'show_result_pyplot'): 'tests/test_stock_inferencers.py::test_the_documented_lines_run',
     ('deploy.md', 'backbone.compile'): 'tests/test_compiled_pages.py::test_what_the_page_says_compiles',
 }
+#: Pages that a test of their own runs from top to bottom.
+OWN_TESTS = {'own_data.md': 'tests/test_own_data.py'}
 #: The config that a fragment, whose page speaks of any, is added to.
 BASES = {'analysis.md': 'segmenter_vit_demo', 'maskdino.md': 'maskdino_r50_coco-instance', 'get_started.md':
          'segmenter_vit-t_ade20k', 'peft.md': 'dinov2-b_dar_duts', 'token_reduction.md': 'segmenter_vit-l_ade20k'}
@@ -80,7 +84,7 @@ class Built(BaseException):
 
 def blocks_of(page):
     """Line number, language and text of each fenced block."""
-    for match in re.finditer(r'^( *)```(\w*)\n(.*?)^ *```$', page.read_text(), re.M | re.S):
+    for match in re.finditer(r'^( *)```(\w*)\n(.*?)^ *```$', page.read_text(), re.M | re.S):  # novm
         number = page.read_text()[:match.start()].count('\n') + 1
         yield number, match[2], textwrap.dedent(match[3])
 
@@ -109,6 +113,9 @@ def commands(block, page):
 
 SHELL, PYTHON = [], []
 for _page in PAGES:
+    if _page.name in OWN_TESTS:
+        assert f'docs/{_page.name}' in (ROOT / OWN_TESTS[_page.name]).read_text()
+        continue
     for _number, _language, _block in blocks_of(_page):
         _kind = {'': SHELL, 'bash': SHELL, 'python': PYTHON}.get(_language)
         if _kind is not None:

@@ -42,6 +42,7 @@ pickle.dump((scores, refused), open('found.pkl', 'wb'))
 
 
 @pytest.mark.skipif(not PACKAGES.is_dir(), reason=f'mmpretrain is not in {PACKAGES}, where `make test` puts it')
+@pytest.mark.slow
 def test_a_classifier(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'photo.jpg'), pixels)

@@ -71,6 +71,7 @@ def test_the_wheel_holds_what_is_in_configs_and_tools(wheel, tmp_path):
         assert (mim / _get_cfg_metainfo(tmp_path / 'mmtr', config.name)['Config']).samefile(config)
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_works_in_another_folder(wheel, tmp_path):
     run(*PIP, 'install', '--no-index', '--no-deps', '--no-compile', '--target', tmp_path / 'site', wheel, cwd=tmp_path)
     (tmp_path / 'mine.py').write_text(f"_base_ = 'mmtr::{BASE}'\nmodel = dict(backbone=dict(num_layers=3))\n")

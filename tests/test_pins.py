@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 STACKS = {path.name.removesuffix('-pins.txt'): path for path in (ROOT / 'requirements').glob('*-pins.txt')}
 # Packages that ask for others, which pip may then move; these alone ask for none or leave all others as they are.
-HARMLESS = {'detail', 'cityscapesscripts', 'tensorboard', 'xformers', 'openmim', 'wheel', 'setuptools'}
+HARMLESS = {'detail', 'seaborn', 'cityscapesscripts', 'tensorboard', 'xformers', 'openmim', 'wheel', 'setuptools'}
 
 
 def requirements(path):

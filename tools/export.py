@@ -2,6 +2,7 @@
 import argparse
 import logging
 import os.path as osp
+import sys
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def main():
         images, what = [*images, images[0].flip(-1)], 'An image and its mirror image'
     load_weights(model, args.checkpoint)
     for line in reductions_in_words(model):
-        print(line)
+        print(line, file=sys.stderr)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     # The file gets its name when it has passed the check.
     unchecked = Path(f'{args.out}.part')

@@ -69,7 +69,7 @@ def main():
     source = open_source(args.input)
     cfg, model, drawn_with = load(args)
     for line in reductions_in_words(model):
-        print(line)
+        print(line, file=sys.stderr)
     reducers = plain_and_own(model) if args.compare else None
     inferencer = build_inferencer(cfg, model, drawn_with)
     if args.compare:

@@ -8,7 +8,7 @@ from mmengine.registry.build_functions import build_from_cfg
 
 from mmtr.errors import UserError
 
-from .config_check import nearest, type_name
+from .config_check import nearest, type_of
 
 _UNEXPECTED = re.compile(r"got an unexpected keyword argument '(\w+)'")
 _MISSING = re.compile(r'(?:(\w+)\.)?\w+\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)')
@@ -71,7 +71,7 @@ def _unexpected(cfg, built, name):
     given, (known, open_ended) = built['cfg'], _settings(built['obj_cls'])
     if name not in given or name in known:
         return None
-    path, kind = _path(cfg, given, name), type_name(given)
+    path, kind = _path(cfg, given, name), type_of(given)
     names = [name] if open_ended else [key for key in given if key not in known and key not in ('type', '_scope_')]
     listed = ' and '.join(map(repr, names))
     if name == '_delete_':
@@ -90,7 +90,7 @@ def _missing(cfg, built, owner, names):
     if (owner and owner not in owners) or not set(names) <= set(_settings(built['obj_cls'])[0]):
         return None
     path = _path(cfg, built['cfg'])
-    return f"{path} of type {type_name(built['cfg'])} needs {' and '.join(names)}, which is not given."
+    return f"{path} of type {type_of(built['cfg'])} needs {' and '.join(names)}, which is not given."
 
 
 def _unknown(cfg, built):
@@ -118,7 +118,7 @@ def _path(cfg, built, *keys):
     found = [path for path, node in _dicts(cfg) if node.get('type') == built.get('type')
              and all(key in node for key in keys)]
     same = [path for path, node in _dicts(cfg) if path in found and dict(node) == dict(built)]
-    return (same or found or [f'The config of a {type_name(built)}'])[0]
+    return (same or found or [f'The config of a {type_of(built)}'])[0]
 
 
 def _dicts(node, path=''):
@@ -137,8 +137,8 @@ def _type_in_base(cfg, path, name):
         node = base
         for key in path.split('.'):
             node = node.get(key) if isinstance(node, (dict, Config)) else None
-        if isinstance(node, dict) and name in node and type_name(node) != type_name(_at(cfg, path)):
-            return type_name(node)
+        if isinstance(node, dict) and name in node and type_of(node) != type_of(_at(cfg, path)):
+            return type_of(node)
     return None
 
 

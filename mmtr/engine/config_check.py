@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmtr.errors import UserError
+from mmtr.types import type_name
 
 # What a run needs all of, or none.
 TOGETHER = (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -40,6 +41,9 @@ def check_config(cfg, loaders):
         UserError: A setting cannot work, or would have no effect.
     """
     _check_names(cfg, loaders)
+    if loaders and cfg.get(loaders[0]) is None:
+        needed = next(', '.join(keys) for keys in TOGETHER if loaders[0] in keys)
+        raise UserError(f'The config has no {loaders[0]}: this run needs {needed}.')
     for keys in TOGETHER:
         _check_together(cfg, keys)
     for name in loaders:
@@ -55,14 +59,13 @@ def check_config(cfg, loaders):
         _check_head(key, head, model)
     if model.get('decode_head'):
         _check_test_cfg(model)
-    if 'train_dataloader' in loaders and type_name(model.get('data_preprocessor')) == 'SegDataPreProcessor':
+    if 'train_dataloader' in loaders and type_of(model.get('data_preprocessor')) == 'SegDataPreProcessor':
         _check_sizes(model['data_preprocessor'])
 
 
-def type_name(cfg) -> str:
-    """The name of the class that a config's ``type`` is, without its scope; '' where there is none."""
-    kind = cfg.get('type') if isinstance(cfg, dict) else None
-    return getattr(kind, '__name__', None) or str(kind or '').split('.')[-1]
+def type_of(cfg) -> str:
+    """The name of the class of a config, or of None: ''."""
+    return type_name(cfg['type']) if isinstance(cfg, dict) and cfg.get('type') else ''
 
 
 def inner_model(model) -> dict:
@@ -131,7 +134,7 @@ def _check_loader(name, loader):
             if loader.get(key):
                 raise UserError(f"{name}.{key}={loader[key]} needs worker processes, and num_workers is "
                                 f"{loader.get('num_workers', 0)}: set num_workers above 0 or {key}={off}.")
-    last = type_name((loader['dataset'].get('pipeline') or [None])[-1])
+    last = type_of((loader['dataset'].get('pipeline') or [None])[-1])
     if last in PACK_NOTHING:
         raise UserError(f"{name}.dataset.pipeline ends with {last}, which packs nothing for the model: append "
                         "dict(type='PackSegInputs'), of mmdet dict(type='PackDetInputs').")
@@ -142,9 +145,9 @@ def _check_loop(cfg):
     if not loop:
         return
     if 'type' in loop and 'by_epoch' in loop:
-        raise UserError(f"train_cfg has both type={type_name(loop)!r} and by_epoch={loop['by_epoch']}: leave one out.")
-    kind = type_name(loop) or ('EpochBasedTrainLoop' if loop.get('by_epoch') else 'IterBasedTrainLoop')
-    sampler = type_name((cfg.get('train_dataloader') or {}).get('sampler'))
+        raise UserError(f"train_cfg has both type={type_of(loop)!r} and by_epoch={loop['by_epoch']}: leave one out.")
+    kind = type_of(loop) or ('EpochBasedTrainLoop' if loop.get('by_epoch') else 'IterBasedTrainLoop')
+    sampler = type_of((cfg.get('train_dataloader') or {}).get('sampler'))
     if kind == 'EpochBasedTrainLoop' and sampler == 'InfiniteSampler':
         raise UserError("train_cfg counts epochs, and with train_dataloader.sampler.type='InfiniteSampler' the first "
                         "one never ends: set sampler=dict(type='DefaultSampler', shuffle=True).")
@@ -154,7 +157,7 @@ def _check_loop(cfg):
     for i, scheduler in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
         if isinstance(scheduler, dict) and scheduler.get('by_epoch', True) and not scheduler.get(
                 'convert_to_iter_based'):
-            raise UserError(f"param_scheduler.{i}, a {type_name(scheduler)}, counts epochs, and train_cfg counts "
+            raise UserError(f"param_scheduler.{i}, a {type_of(scheduler)}, counts epochs, and train_cfg counts "
                             'iterations, so it would never act: set by_epoch=False, and begin and end in iterations.')
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if hook.get('by_epoch', True) and hook.get('interval', -1) > 0:
@@ -184,7 +187,7 @@ def _check_scores(cfg):
 
 def _scores_of(metric):
     """The names of what a metric gives, or None where that is not known."""
-    kind, prefix = type_name(metric), metric.get('prefix')
+    kind, prefix = type_of(metric), metric.get('prefix')
     if kind == 'IoUMetric':
         chosen = metric.get('iou_metrics', ['mIoU'])
         chosen = [chosen] if isinstance(chosen, str) else chosen
@@ -204,7 +207,7 @@ def _check_annotations(cfg, name):
     """What scores label maps must be given some."""
     evaluator = name.replace('dataloader', 'evaluator')
     for metric in _evaluators(cfg, evaluator):
-        if type_name(metric) == 'IoUMetric' and not metric.get('format_only') and (
+        if type_of(metric) == 'IoUMetric' and not metric.get('format_only') and (
                 'Annotations' not in str((cfg.get(name) or {}).get('dataset', 'Annotations'))):
             raise UserError(f"{evaluator} is an IoUMetric, and {name}.dataset.pipeline loads no label maps: put "
                             "dict(type='LoadAnnotations') after Resize, or set format_only=True.")
@@ -220,7 +223,7 @@ def _check_head(key, head, model):
         raise UserError(f"{key}.out_channels={out} must be num_classes={count}, or 1 for background and foreground.")
     losses = head.get('loss_decode') or {}
     for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
-        if type_name(loss) != 'CrossEntropyLoss':
+        if type_of(loss) != 'CrossEntropyLoss':
             continue
         weights, sigmoid = loss.get('class_weight'), loss.get('use_sigmoid', False)
         if out == 1 and not sigmoid:
@@ -233,7 +236,7 @@ def _check_head(key, head, model):
                             'mmsegmentation takes for weights of the columns of a picture: set use_sigmoid=False.')
     ignored = head.get('ignore_index', 255)
     preprocessor = model.get('data_preprocessor') or {}
-    if type_name(preprocessor) == 'SegDataPreProcessor' and preprocessor.get('seg_pad_val', 255) != ignored:
+    if type_of(preprocessor) == 'SegDataPreProcessor' and preprocessor.get('seg_pad_val', 255) != ignored:
         raise UserError(f"model.data_preprocessor.seg_pad_val={preprocessor.get('seg_pad_val', 255)} pads label maps "
                         f'with what {key}.ignore_index={ignored} does not ignore: set both to one value.')
 

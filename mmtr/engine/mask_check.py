@@ -7,7 +7,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 
 from mmtr.errors import UserError
 
-from .config_check import segmentation_heads, type_name
+from .config_check import segmentation_heads, type_of
 from .hooks.labels import check_labels, check_shape
 
 # Whose transforms turn no colours into labels.
@@ -28,7 +28,7 @@ def check_reduction(kind, settings) -> None:
     """Raise a ``UserError`` if data set and pipeline differ in ``reduce_zero_label``, which mmseg says in a worker."""
     own = settings.get('reduce_zero_label')
     for step in steps_in(settings.get('pipeline')):
-        given = step.get('reduce_zero_label') if type_name(step) == 'LoadAnnotations' else None
+        given = step.get('reduce_zero_label') if type_of(step) == 'LoadAnnotations' else None
         if own is not None and given is not None and given != own:
             raise UserError(f'The pipeline of {kind.__name__} has LoadAnnotations with reduce_zero_label={given}, but '
                             f'the data set has reduce_zero_label={own}: set it in the data set alone, True where 0 in '

@@ -60,7 +60,7 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
         model = check_operators(MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model)))
     for hook in hooks_of(cfg):
-        hook.apply(model)
+        hook.put_into(model)
     model.to(device).eval()
     return model
 

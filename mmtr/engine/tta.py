@@ -26,7 +26,7 @@ def use_tta(cfg: Config) -> None:
     """Change a config to test-time augmentation, as its ``tta_model`` and ``tta_pipeline`` say, or by default.
 
     The default of a segmentor is that of mmseg's configs: ``RATIOS`` and flips, probabilities averaged. That of a
-    detector is that of mmdet's tools/test.py: flips, boxes joined by non-maximum suppression.
+    detector is that of mmdet's tools/test.py: flips, boxes joined by non-maximum suppression, here with their masks.
 
     Raises:
         UserError: The model has no default, or the config measures what is not merged.
@@ -36,7 +36,10 @@ def use_tta(cfg: Config) -> None:
     tta_model, tta_pipeline = cfg.get('tta_model'), cfg.get('tta_pipeline')
     if not tta_model:
         joined = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-        tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=joined) if detects else dict(type='mmseg.SegTTAModel')
+        tta_model = dict(type='DetTTAModel', tta_cfg=joined) if detects else dict(type='mmseg.SegTTAModel')
+    if name_of(tta_model) == 'DetTTAModel':  # mmdet's stops at masks
+        from mmtr.models import detectors  # noqa: F401  takes long to import
+        tta_model = {**tta_model, 'type': 'mmtr.DetTTAModel'}
     check_metrics(tta_model, cfg.test_evaluator)
     augmented = flipped if detects else scaled_and_flipped
     # All before any is changed: two of them may be one object.
@@ -66,10 +69,10 @@ def check_metrics(tta_model: dict, evaluator) -> None:
     """
     kind = name_of(tta_model)
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-        name, measured = name_of(metric), metric.get('metric') or ()
-        if kind == 'DetTTAModel' and ('Panoptic' in name or 'Seg' in name or 'segm' in measured):
-            raise UserError(f'--tta with DetTTAModel merges boxes alone, and {name} measures masks: measure boxes, as '
-                            'by --cfg-options test_evaluator.metric=bbox, or give a tta_model of your own.')
+        name = name_of(metric)
+        if kind == 'DetTTAModel' and ('Panoptic' in name or 'Seg' in name):
+            raise UserError(f'--tta with DetTTAModel merges instances alone, and {name} measures maps: measure '
+                            'instances by CocoMetric, or give a tta_model of your own.')
         if kind == 'SegTTAModel' and name == 'BinaryMetric':
             raise UserError('--tta with SegTTAModel merges labels, and mmtr.BinaryMetric measures probabilities: test '
                             "without --tta, or with test_evaluator=dict(type='IoUMetric').")

@@ -4,10 +4,10 @@ from typing import Optional
 
 from torch import Tensor, nn
 
+from mmtr.declared import build_from_key
 from mmtr.errors import UserError
 from mmtr.reducers import BackbonePart, BackboneShape, TokenReducer
 from mmtr.registry import PEFTS
-from mmtr.settings import build_from_key
 from mmtr.tokens import Tokens
 
 

@@ -4,7 +4,7 @@ from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from mmtr.registry import PEFTS
-from mmtr.settings import PROBABILITY
+from mmtr.settings import PROBABILITY, Whole
 
 from .adapter import HIDDEN, NORM, SCALE, Adapter, norm_at
 
@@ -58,7 +58,7 @@ class DAR(Adapter):
     """
     needs_grid = True
 
-    def __init__(self, backbone, bottleneck: HIDDEN = 72, compensator: HIDDEN = 48, norm: NORM = 'none',
+    def __init__(self, backbone, bottleneck: HIDDEN = 72, compensator: Whole(1, 2**12) = 48, norm: NORM = 'none',
                  dropout: PROBABILITY = 0., scale: SCALE = 2.):
         super().__init__(backbone, bottleneck, norm, dropout, scale)
         self.compensators = nn.ModuleList(

@@ -7,11 +7,9 @@ from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import PEFTS
-from mmtr.settings import PROBABILITY, Listed, Number, Text, Whole
+from mmtr.settings import PROBABILITY, Maybe, Number, OneOrMore, Text, Whole
 
 from .base import PEFT
-
-_PATTERN = Text('a regular expression')
 
 
 class LowRank(nn.Module):
@@ -61,8 +59,8 @@ class LoRA(PEFT):
         UserError: A setting cannot work, or one of ``targets`` is no linear layer.
     """
 
-    def __init__(self, backbone, rank: Whole(1, 2**12) = 8, alpha: Number(above=0) | None = None,
-                 dropout: PROBABILITY = 0., targets: _PATTERN | Listed(_PATTERN, least=1) = ('qkv', )):
+    def __init__(self, backbone, rank: Whole(1, 2**12) = 8, alpha: Maybe(Number(above=0)) = None,
+                 dropout: PROBABILITY = 0., targets: OneOrMore(Text('a regular expression'), least=1) = ('qkv', )):
         super().__init__(backbone)
         self.rank, self.alpha, self.dropout = rank, rank if alpha is None else alpha, dropout
         self.targets = (targets, ) if isinstance(targets, str) else targets

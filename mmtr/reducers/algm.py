@@ -7,7 +7,7 @@ from mmtr.ops.bipartite import adaptive_matching, threshold_matching
 from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import COSINE, Choice, Layer, Number, Whole
+from mmtr.settings import COSINE, Choice, Layer, Maybe, Number, Whole
 
 from .merging import MergingReducer
 from .restoring import RESTORE, RESTORE_AT
@@ -42,10 +42,10 @@ class ALGM(MergingReducer):
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Layer(-1) | None = 1,
-                 global_layer: Layer(-1) | Number(above=0, below=1, noun='a share of the depth') | None = 0.4,
+    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Maybe(Layer(-1)) = 1,
+                 global_layer: Maybe(Layer(-1), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
                  window: Whole(2, 64) = 2, variant: Choice('training_free', 'released') = 'training_free',
-                 restore: RESTORE | None = None, restore_at: RESTORE_AT | None = None):
+                 restore: Maybe(RESTORE) = None, restore_at: Maybe(RESTORE_AT) = None):
         released = variant == 'released'
         if restore is None:
             restore = 'copy' if released else 'residual'

@@ -1,13 +1,15 @@
 """The contract that every token reducer keeps."""
+import logging
 from dataclasses import dataclass
 from typing import Callable, Optional
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from mmtr.declared import Declared, build_from_key
 from mmtr.errors import UserError
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import Declared, build_from_key
 from mmtr.tokens import Tokens
 
 
@@ -76,6 +78,8 @@ class TokenReducer(BackbonePart):
     needs_class_token = False
     #: Whether it has parameters of its own, so that a model must be trained with it.
     trained = False
+    #: Whether its parameters are as they were drawn, while it learns: neither filled nor trained since.
+    untaught = False
     #: Where the tokens of an output are given back: ``before_norm``, as (B, C, H, W) for any head, or ``after_head``.
     restore_at = 'before_norm'
     #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
@@ -89,11 +93,29 @@ class TokenReducer(BackbonePart):
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                             'backbone has none: build it with with_cls_token=True, or choose another method.')
+        self.untaught = self.trained
 
     @property
     def name(self) -> str:
         """Of the method, for tables."""
         return type(self).__name__
+
+    @property
+    def caution(self) -> str:
+        """What is known to speak against these settings in this backbone, in a sentence; mostly nothing."""
+        return ''
+
+    def train(self, mode=True):
+        """As torch; one that learns says so where it is used before it has learnt."""
+        if self.untaught and not mode:
+            print_log(f'{self.name} learns which tokens matter and has not: it chooses at random until the model is '
+                      'trained with it, or a checkpoint of such a training is loaded.', 'current', logging.WARNING)
+        self.untaught = False  # it is taught now, or it has been said
+        return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.untaught = self.untaught and not any(name.startswith(prefix) for name in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def search_space(cls, trial, backbone: BackboneShape) -> dict:

@@ -6,7 +6,7 @@ from mmtr.errors import UserError
 from mmtr.ops.attention import attention
 from mmtr.ops.query_scores import NORM_EPS, query_scores, within_regions
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import Choice, Flag, Letters, Number, Whole
+from mmtr.settings import Choice, Flag, Letters, Maybe, Number, Whole
 
 from .auxiliary import TASKS, note_output
 from .dropping import RESTORE_DROPPED
@@ -98,7 +98,7 @@ class Cropr(PruneReducer):
     trained = True
 
     def __init__(self, backbone, r: LEAVING = None, layers: LAYERS = None, multiple_of: MULTIPLE = None,
-                 fusion: FUSION = 'llf', restore: RESTORE_DROPPED = 'last', region: Whole(1, 1024) | None = None,
+                 fusion: FUSION = 'llf', restore: RESTORE_DROPPED = 'last', region: Maybe(Whole(1, 1024)) = None,
                  task: Choice(*TASKS) = 'semantic', num_classes: Whole(1, 2**16) = 150, num_heads: Whole(1, 1024) = 1,
                  projections: Letters('qkv') = (), pre_norm: Flag() = False,
                  mlp_ratio: Number(least=0, most=64) = 4., deploy: Flag() = False):

@@ -5,7 +5,7 @@ from mmtr.ops.attention import class_attention
 from mmtr.ops.dropping import fuse_tokens
 from mmtr.ops.matching import gather_tokens
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import Flag, Layer, Listed, Number
+from mmtr.settings import Flag, Layer, Listed, Maybe, Number
 
 from .dropping import RESTORE_DROPPED, DropReducer
 
@@ -34,7 +34,7 @@ class EViT(DropReducer):
     needs_class_token = True
 
     def __init__(self, backbone, keep_rate: Number(above=0, most=1, noun='a share') = 0.8,
-                 layers: Listed(Layer()) | None = None, fuse: Flag() = True, restore: RESTORE_DROPPED = 'residual'):
+                 layers: Maybe(Listed(Layer())) = None, fuse: Flag() = True, restore: RESTORE_DROPPED = 'residual'):
         super().__init__(backbone, restore)
         self.keep_rate, self.fuse = keep_rate, fuse
         if layers is None:

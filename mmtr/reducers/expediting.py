@@ -6,7 +6,7 @@ from mmtr.ops.clustering import cluster_tokens, reconstruction
 from mmtr.ops.pooling import cell_centres
 from mmtr.ops.rows_columns import eject
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import Choice, Layer, Number, Pair, Whole
+from mmtr.settings import Choice, Either, Layer, Maybe, Number, Pair, Whole
 
 from .base import default_start
 from .restoring import RESTORE, RESTORE_AT, RestoringReducer
@@ -44,11 +44,11 @@ class Expediting(RestoringReducer):
     table_interpolation = 'bilinear'  # as the released code
     expansion = 'assignment'
 
-    def __init__(self, backbone, layer: Layer() | None = None,
-                 grid: Pair(Number(above=0, most=1, noun='a fraction', fraction=True) | Whole(1, 4096)) = 0.7,
+    def __init__(self, backbone, layer: Maybe(Layer()) = None,
+                 grid: Pair(Either(Number(above=0, most=1, noun='a fraction', fraction=True), Whole(1, 4096))) = 0.7,
                  n_iters: Whole(1, 100) = 5, window: Whole(1, 255, odd=True) = 5, temperature: Number(above=0) = 0.02,
                  k: Whole(1, 4096) = 20, recon_temperature: Number(above=0) = 0.02,
-                 normalize: Choice('l2', 'l1') | None = None, restore: RESTORE = 'residual',
+                 normalize: Maybe(Choice('l2', 'l1')) = None, restore: RESTORE = 'residual',
                  restore_at: RESTORE_AT = 'before_norm'):
         super().__init__(backbone, restore, restore_at)
         self.layer = default_start(backbone.depth) if layer is None else layer

@@ -3,7 +3,7 @@ import torch
 
 from mmtr.ops.pooling import average_pool, cell_centres, upsample
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import SHARE, Pair, Span
+from mmtr.settings import SHARE, Maybe, Pair, Span
 
 from .base import default_span
 from .restoring import RESTORE, RestoringReducer
@@ -28,7 +28,7 @@ class GridPool(RestoringReducer):
     within_windows = True
     expansion = 'cells'
 
-    def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Span() | None = None,
+    def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Maybe(Span()) = None,
                  restore: RESTORE = 'residual'):
         super().__init__(backbone, restore)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.query_scores import highest
-from mmtr.settings import SHARE, Choice, Layer, Listed, Whole
+from mmtr.settings import SHARE, Choice, Either, Layer, Listed, Maybe, OneOrMore, Whole
 from mmtr.tokens import Tokens
 
 from .dropping import DropReducer
@@ -13,10 +13,9 @@ from .dropping import DropReducer
 #: Token Cropr's share for EVA-02-L: 880 of 1024 patches leave, 40 after each of 22 layers.
 PUBLISHED_SHARE = 55 / 64
 # What the settings of the schedule may be.
-_LEAVING = SHARE | Whole(1, 2**20)
-LEAVING = _LEAVING | Listed(_LEAVING) | None
-LAYERS = Listed(Layer(spared=1), rising=True) | None
-MULTIPLE = Whole(1, 1024) | None
+LEAVING = Maybe(OneOrMore(Either(SHARE, Whole(1, 2**20))))
+LAYERS = Maybe(Listed(Layer(spared=1), rising=True))
+MULTIPLE = Maybe(Whole(1, 1024))
 FUSION = Choice('llf', 'none')
 
 

@@ -7,7 +7,7 @@ from mmtr.errors import UserError
 from mmtr.ops.dropping import pseudo_random
 from mmtr.ops.query_scores import highest
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import SEED, SHARE, Layer, Whole
+from mmtr.settings import SEED, SHARE, Layer, Maybe, Whole
 
 from .base import default_start
 from .dropping import RESTORE_DROPPED
@@ -38,8 +38,8 @@ class Random(PruneReducer):
     within_windows = True
     every = None
 
-    def __init__(self, backbone, ratio: SHARE | None = None, layer: Layer() | None = None,
-                 every: Whole(1, 2**20) | None = None, seed: SEED = 0, restore: RESTORE_DROPPED = 'residual',
+    def __init__(self, backbone, ratio: Maybe(SHARE) = None, layer: Maybe(Layer()) = None,
+                 every: Maybe(Whole(1, 2**20)) = None, seed: SEED = 0, restore: RESTORE_DROPPED = 'residual',
                  r: LEAVING = None, layers: LAYERS = None, multiple_of: MULTIPLE = None, fusion: FUSION = 'none'):
         if ratio is not None and every is not None:
             raise UserError(f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: '

@@ -22,7 +22,7 @@ from mmtr.ops.rows_columns import (
     row_column_scores,
 )
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import COSINE, SEED, SHARE, Choice, Number, Pair, Span, Whole
+from mmtr.settings import COSINE, SEED, SHARE, Choice, Maybe, Number, Pair, Span, Whole
 from mmtr.tokens import Tokens
 
 from .base import default_span
@@ -70,8 +70,8 @@ class TokenAdapter(RestoringReducer):
     within_windows = True
     expansion = 'levels'
 
-    def __init__(self, backbone, ratio: Pair(SHARE) | None = None, unique: Pair(SHARE) = 0.,
-                 layers: Span() | None = None, per_layer: Pair(Whole(0, 1024)) | None = None,
+    def __init__(self, backbone, ratio: Maybe(Pair(SHARE)) = None, unique: Pair(SHARE) = 0.,
+                 layers: Maybe(Span()) = None, per_layer: Maybe(Pair(Whole(0, 1024))) = None,
                  score: Choice(*SCORES) = 'alternating', metric: Choice(*METRICS) = 'cosine',
                  merge: Choice(*MERGES) = 'average', reference: Choice(*REFERENCES) = 'reduced_merged',
                  mode: Choice('max', 'threshold') = 'max', tau: Number(least=-1e6) = 0.995,

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmtr.errors import UserError
 from mmtr.ops.bipartite import Matching, merge, soft_matching, unmerge
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import Choice, Flag, Number, Setting, Span, Whole
+from mmtr.settings import Choice, Either, Flag, Maybe, Number, Setting, Span, Whole
 
 from .merging import MergingReducer
 from .restoring import RESTORE
@@ -16,7 +16,7 @@ from .restoring import RESTORE
 
 class Merging(Setting):
     """How many tokens merge in each layer of a span: ``r`` of ``ToMe``."""
-    _each = Number(least=0, most=0.5, noun='a share', fraction=True) | Whole(0, 2**20)
+    _each = Either(Number(least=0, most=0.5, noun='a share', fraction=True), Whole(0, 2**20))
     _inflect = Number(least=-1, most=1)
 
     def words(self, depth=None):
@@ -57,9 +57,9 @@ class ToMe(MergingReducer):
     """
     nothing = dict(r=0)
 
-    def __init__(self, backbone, mode: Choice('sublayer', 'progressive') = 'sublayer', r: Merging() | None = None,
-                 layers: Span() | None = None, proportional_attention: Flag() | None = None,
-                 restore: RESTORE | None = None):
+    def __init__(self, backbone, mode: Choice('sublayer', 'progressive') = 'sublayer', r: Maybe(Merging()) = None,
+                 layers: Maybe(Span()) = None, proportional_attention: Maybe(Flag()) = None,
+                 restore: Maybe(RESTORE) = None):
         super().__init__(backbone, 'residual' if restore is None else restore)
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:
@@ -70,6 +70,14 @@ class ToMe(MergingReducer):
             r = 8 if self.progressive else 0.3
         self.r = _schedule(r, self.layers[1] - self.layers[0])
         self.proportional = self.progressive if proportional_attention is None else proportional_attention
+
+    @property
+    def caution(self):
+        """See ``TokenReducer``."""
+        if self.backbone.embed_dims >= 384 or not any(self.r):
+            return ''
+        return (f'ToMe matches tokens in every layer, which costs a backbone of {self.backbone.embed_dims} channels '
+                'about what it saves, or more: see tools/benchmark.py, or reduce once, as GridPool does.')
 
     @classmethod
     def search_space(cls, trial, backbone):

@@ -135,7 +135,8 @@ def test_what_rounding_explains(token_reduction, largest, median, same_label, pa
 @pytest.mark.parametrize('model, sentence', [
     (lambda: segmentor(dict(type='ALGM', global_layer=None)), 'ALGM cannot be exported'),
     (lambda: segmentor().backbone, 'A VisionTransformer cannot be exported'),
-    (lambda: segmentor(dict(type='TokenAdapter', metric='manhattan')), 'uses the operator aten._cdist_forward')])
+    pytest.param(lambda: segmentor(dict(type='TokenAdapter', metric='manhattan')),
+                 'uses the operator aten._cdist_forward', marks=pytest.mark.slow)])
 def test_what_cannot_be_exported_is_said(model, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         export.export_onnx(model(), tmp_path / 'a.onnx', SHAPE)

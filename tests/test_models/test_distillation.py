@@ -126,6 +126,7 @@ def test_only_the_original_collapses(stop_gradient):
         assert max(after) < 0.1 * min(before)
 
 
+@pytest.mark.slow
 def test_deployed_model_has_neither_teacher_nor_mlps(formatted, distilled, tool, tmp_path):
     config = tmp_path / 'distilled.py'
     distilled.model.distillation = dict()
@@ -135,7 +136,7 @@ def test_deployed_model_has_neither_teacher_nor_mlps(formatted, distilled, tool,
     assert tool('test', config, checkpoint)[0] == 0
     runpy.run_path(str(TOOLS / 'deploy_model.py'))['main']([str(config), str(checkpoint), str(out)])
     written = out.with_suffix('.py')
-    assert written.read_text() == "_base_ = 'distilled.py'\nmodel = dict(distillation=None)\n"
+    assert '_base_' not in written.read_text() and Config.fromfile(written).model.distillation is None
     models = [build_model(Config.fromfile(file)) for file in (config, written)]
     for model, file in zip(models, (checkpoint, out)):
         load_weights(model, str(file))

@@ -52,7 +52,7 @@ def check_start(reducer):
 @pytest.mark.parametrize('init_cfg', [None, dict(type='Normal', layer='Linear', std=3.)], ids=['own', 'init_cfg'])
 def test_a_learned_method_starts_as_released(host, method, init_cfg):
     torch.manual_seed(0)
-    backbone = MODELS.build(dict(type=host, **HOSTS[host], token_reduction=method, init_cfg=init_cfg))
+    backbone = MODELS.build(dict(type=f'mmtr.{host}', **HOSTS[host], token_reduction=method, init_cfg=init_cfg))
     check_start(backbone.token_reducer)
     backbone.init_weights()
     check_start(backbone.token_reducer)
@@ -72,7 +72,7 @@ def test_the_host_starts_as_without_a_reducer(host):
     drawn = []
     for reduction in (None, dict(type='Cropr', num_classes=5)):
         torch.manual_seed(0)
-        backbone = MODELS.build(dict(type=host, **HOSTS[host], token_reduction=reduction))
+        backbone = MODELS.build(dict(type=f'mmtr.{host}', **HOSTS[host], token_reduction=reduction))
         torch.manual_seed(1)
         backbone.init_weights()
         drawn.append(backbone.state_dict())
@@ -82,7 +82,7 @@ def test_the_host_starts_as_without_a_reducer(host):
 
 
 def test_a_file_that_brings_the_learned_weights_keeps_them(tmp_path):
-    cfg = dict(type='VisionTransformer', **HOSTS['VisionTransformer'], token_reduction=dict(type='DAR'))
+    cfg = dict(type='mmtr.VisionTransformer', **HOSTS['VisionTransformer'], token_reduction=dict(type='DAR'))
     trained = MODELS.build(cfg)
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
     backbone = MODELS.build(dict(cfg, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'trained.pth'))))

@@ -151,7 +151,7 @@ def test_sums_of_classes_are_enlarged_where_the_release_does_so():
         assert torch.equal(kinds[0], classes_then_size(prediction))
         differing += int((kinds[0] != kinds[1]).sum())
     assert differing > 0
-    with pytest.raises(UserError, match="test_cfg.enlarged='queries' is unknown: choose one of masks, classes"):
+    with pytest.raises(UserError, match="test_cfg.enlarged='queries' must be one of masks, classes"):
         head(enlarged='queries')
 
 

@@ -195,7 +195,7 @@ PLAIN = {key: value for key, value in LATE.items() if not key.startswith('restor
     (dict(neck=dict(type='FPN', in_channels=[32], out_channels=32, num_outs=1)), 'model.neck needs the full grid'),
     (dict(backbone=dict(output_cls_token=True)), 'output_cls_token=True'),
     (dict(reduction={**PLAIN, 'restore_at': 'after_head'}), "restore='residual': set restore='copy'"),
-    (dict(reduction={**LATE, 'restore_at': 'later'}), "restore_at='later' is unknown: choose one of before_norm"),
+    (dict(reduction={**LATE, 'restore_at': 'later'}), "restore_at='later' must be one of before_norm"),
     (dict(kind=DistillationEncoderDecoder, distillation=dict(channels=8)), 'no features of patches for'),
     (dict(kind=DistillationEncoderDecoder, reduction=None, distillation=dict(
         channels=8, teacher=dict(type='mmtr.VisionTransformer', **VIT, token_reduction=LATE))),

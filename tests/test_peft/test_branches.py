@@ -13,7 +13,7 @@ from mmtr.peft import build_peft
 from mmtr.peft.freezing import table
 from mmtr.reducers import BackboneShape
 
-from ..test_reducers.test_contract import BACKBONES, CASES, defaults_first, eva02, images, train_step, vit
+from ..test_reducers.test_contract import BACKBONES, CASES, eva02, images, train_step, vit
 
 SELECT = dict(type='DAR')
 ALL = dict(type='DAR', threshold=0.)
@@ -101,7 +101,8 @@ def test_dtype_in_is_dtype_out(peft, dtype):
     assert all(out.dtype == dtype and out.isfinite().all() for out in outs)
 
 
-@pytest.mark.parametrize('peft', defaults_first(PEFTS), ids=str)
+@pytest.mark.parametrize('peft', [
+    pytest.param(peft, marks=[pytest.mark.slow] * (peft != dict(type='DAR'))) for peft in PEFTS], ids=str)
 def test_compiles_without_a_graph_break(peft):
     model = vit(None, peft=peft)
     torch.compiler.reset()

@@ -161,6 +161,7 @@ def test_trained_on_from_a_checkpoint_of_what_was_tuned(config, tool, tmp_path):
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name.startswith('backbone.'))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_one_sentence(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     checkpoint = tmp_path / 'work' / 'iter_4.pth'
@@ -192,6 +193,7 @@ def test_what_does_not_fit_is_one_sentence(config, tool, tmp_path):
         assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_start_from_a_whole_model_of_other_weights(config, tool, tmp_path):
     plain = changed(config, 'plain.py', 'model = dict(backbone=dict(token_reduction=None, peft=None))\n'
                     f"work_dir = '{tmp_path / 'plain'}'")
@@ -254,7 +256,8 @@ def deploy(*args):
     runpy.run_path(str(TOOLS / 'deploy_model.py'))['main'](list(map(str, args)))
 
 
-@pytest.mark.parametrize('peft', [dict(type='LoRA', targets='.*'), DAR], ids=str)
+@pytest.mark.parametrize('peft', [
+    dict(type='LoRA', targets='.*'), pytest.param(DAR, marks=pytest.mark.slow)], ids=str)
 def test_deployed_file_is_whole_and_needs_no_base(formatted, tuned, tool, tmp_path, peft):
     tuned.model.backbone.peft = peft
     tuned.custom_hooks = []

@@ -69,6 +69,8 @@ def test_what_is_tested_and_resumed_is_what_was_trained(tuned, make_runner, tmp_
     tuned.optim_wrapper.optimizer.lr = 0.1
     tuned.val_cfg = tuned.val_dataloader = tuned.val_evaluator = None
     tuned.default_hooks.checkpoint.pop('save_best')
+    for loader in (tuned.train_dataloader, tuned.test_dataloader):
+        loader.dataset.serialize_data = False  # or it collects garbage, for a second
     trained = run(make_runner, tuned)
     file = read_checkpoint(tmp_path / 'work' / 'iter_4.pth')
     assert all(name.startswith(TUNED) for name in file['state_dict'])

@@ -306,6 +306,7 @@ def test_only_what_is_tuned_changes_is_kept_and_loads_with_its_base(config, make
         assert torch.equal(loaded(x), model(x))
 
 
+@pytest.mark.slow
 def test_tools_train_resume_test_and_refuse_another_base(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     checkpoint = tmp_path / 'work' / 'iter_2.pth'

@@ -229,12 +229,13 @@ def test_the_global_layer_is_the_same_share_of_any_depth():
     (dict(threshold=88), r'threshold=88 must be a cosine similarity from -1 to 1'),
     (dict(threshold='high'), r"threshold='high' must be a cosine"),
     (dict(local_layer=5), r'local_layer=5 must be a whole number from 0 to 4'),
-    (dict(global_layer=1.5), r'global_layer=1.5 must be a whole number from 0 to 4'),
+    (dict(global_layer=1.5), r'global_layer=1.5 must be a whole number from 0 to 5, or a share of the depth'),
     (dict(local_layer=3, global_layer=3), r'local_layer=3 must be less than global_layer=3'),
     (dict(window=1), r'window=1 must be a whole number from 2'),
-    (dict(variant='paper'), r"variant='paper' is unknown: choose one of training_free, released"),
+    (dict(variant='paper'), r"variant='paper' must be one of training_free, released"),
     (dict(variant='released', local_layer=0), r'local_layer=0 must be a whole number from 1 to 5'),
-    (dict(variant='released', global_layer=6), r'global_layer=6 must be a whole number from 1 to 5'),
+    (dict(variant='released', local_layer=None, global_layer=0), r'global_layer=0 must be a whole number from 1 to 5'),
+    (dict(variant='released', global_layer=6), r'global_layer=6 must be a whole number from 0 to 5'),
 ])
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):

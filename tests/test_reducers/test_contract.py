@@ -252,7 +252,9 @@ def test_two_threads_share_a_model(cfg, backbone):
                     torch.testing.assert_close(out, alone, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize('cfg', defaults_first(CASES), ids=str)
+@pytest.mark.parametrize('cfg', [
+    pytest.param(cfg, marks=[pytest.mark.slow] * (cfg not in (dict(type='TokenAdapter'), dict(type='ToMe'))))
+    for cfg in CASES], ids=str)
 @pytest.mark.parametrize(
     'backbone', [vit, *(pytest.param(each, marks=pytest.mark.slow) for each in BACKBONES[1:])],
     ids=lambda build: build.__name__)

@@ -42,11 +42,10 @@ def test_as_a_vit(cfg, check):
     check(cfg, swin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cfg', [
-    dict(type='TokenAdapter', layers=(1, 3)),
-    pytest.param(dict(type='GridPool', layers=(1, 3)), marks=pytest.mark.slow),
-    pytest.param(dict(type='Expediting', layer=2), marks=pytest.mark.slow),
-    pytest.param(dict(type='Random', layer=2), marks=pytest.mark.slow)], ids=str)
+    dict(type='TokenAdapter', layers=(1, 3)), dict(type='GridPool', layers=(1, 3)), dict(type='Expediting', layer=2),
+    dict(type='Random', layer=2)], ids=str)
 def test_compiles_without_a_graph_break(cfg):
     contract.test_compiles_without_a_graph_break(cfg, swin)
 

@@ -190,7 +190,7 @@ def test_packaged_config_is_read_by_name(benchmark):
     (['{ours}', '--checkpoint', 'nowhere.pth'], 'nowhere.pth'),
     (['{ours}', '--checkpoint', '{other}'], 'are missing or of another shape, such as backbone.cls_token'),
     (['{ours}@model.backbone.token_reducton.type=ToMe'],
-     "model.backbone of type VisionTransformer has no setting 'token_reducton'; did you mean 'token_reduction'?"),
+     "VisionTransformer has no setting 'token_reducton', the nearest is 'token_reduction': it has"),
     (['{ours}', '--json', 'nowhere/out.json'], '--json nowhere/out.json cannot be written'),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(run, configs, tmp_path, capsys, args, sentence):

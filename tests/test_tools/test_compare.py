@@ -173,6 +173,7 @@ def test_a_journal_of_something_else_is_refused(files, tmp_path, monkeypatch, ca
     assert (tmp_path / 'out.partial').read_text().startswith('my notes')
 
 
+@pytest.mark.slow
 def test_all_leaves_out_what_the_backbone_cannot_take_and_draws_a_figure(files, tmp_path, monkeypatch, capsys):
     text = files[0].read_text()
     assert 'drop_path_rate=0.2,' in text

@@ -72,6 +72,7 @@ def test_images_that_are_not_there_are_said(run, tmp_path, capsys, name, words):
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_of_four_channels_is_exported_and_told_of_images_of_three(run, tmp_path, drawn_data, capsys):
     channels = 'model.backbone.in_channels=4', 'model.data_preprocessor.mean=[9,9,9,9]', (
         'model.data_preprocessor.std=[64,64,64,64]')

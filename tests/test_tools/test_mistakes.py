@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
 
+from mmtr.engine import config_check
 from mmtr.engine.build_errors import in_words_of
 from mmtr.engine.config_check import check_config
 from mmtr.errors import UserError
@@ -120,6 +121,8 @@ MISTAKES = {
         "val_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]))",
         'val_evaluator is an IoUMetric, and val_dataloader.dataset.pipeline loads no label maps'),
     'half a validation': ('val_evaluator = None', 'The config has val_dataloader and val_cfg but no val_evaluator'),
+    'nothing to train on': (
+        'train_dataloader = None', 'The config has no train_dataloader: this run needs train_dataloader, train_cfg, '),
     'no model': ('model = None', 'The config has no model, model=None'),
 }
 
@@ -142,16 +145,24 @@ def test_a_mistake_is_one_sentence(train, tmp_path, lines, words):
     assert not (tmp_path / 'work').exists()
 
 
-def test_a_key_that_nothing_reads_is_said(tiny_segmenter, capsys):
+def test_a_key_that_nothing_reads_is_said(tiny_segmenter, monkeypatch):
+    said = []
+    monkeypatch.setattr(config_check, 'print_log', lambda text, *_: said.append(text))
     check_config(Config({**tiny_segmenter, 'optim_wraper': dict(clip_grad=None)}), LOADERS)
-    said = "The config has 'optim_wraper', which nothing reads; did you mean 'optim_wrapper'?"
-    assert said in capsys.readouterr().out
+    assert said == ["The config has 'optim_wraper', which nothing reads; did you mean 'optim_wrapper'?"]
 
 
 def test_a_config_of_the_time_before_is_told_apart():
     old = Config(dict(model=dict(type='EncoderDecoder'), data=dict(samples_per_gpu=2), runner=dict(max_iters=4)))
     with pytest.raises(UserError, match='is one of mmsegmentation 0.x or mmdetection 2.x, it has data and runner'):
         check_config(old, LOADERS)
+
+
+class Part:
+    """What a faulty model calls in a wrong way."""
+
+    def __init__(self, width, height=1):
+        pass
 
 
 @MODELS.register_module(force=True)
@@ -161,9 +172,9 @@ class Faulty(torch.nn.Module):
     def __init__(self, fault, padding_mod=None):
         super().__init__()
         if fault == 'unexpected':
-            torch.nn.Conv2d(1, 1, 1, padding_mod=padding_mod)
+            Part(1, padding_mod=padding_mod)
         elif fault == 'missing':
-            torch.nn.Conv2d(1)
+            Part(height=2)
         raise KeyError('gone')
 
 

@@ -67,6 +67,7 @@ def scenes(tmp_path_factory):
     return draw_scenes(tmp_path_factory.mktemp('drawn'), 4)
 
 
+@pytest.mark.slow
 def test_the_config_that_is_written_reaches_the_target_and_is_tested_as_any(tune, scenes, tmp_path, monkeypatch):
     out = tmp_path / 'tuned.py'
     options = [f'test_dataloader.dataset.data_root={scenes}', 'test_dataloader.num_workers=0',

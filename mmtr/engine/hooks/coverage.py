@@ -4,6 +4,7 @@ import logging
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
 
 from mmtr.errors import UserError
 from mmtr.models.fitting import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, some, start_from
@@ -61,12 +62,13 @@ class CheckpointCoverageHook(Hook):
     def before_run(self, runner):
         """Go to the end of the hooks; where the run is a training, look at what its parts start from."""
         put_last(runner, self)
-        if runner._train_loop is not None:
+        if isinstance(runner._train_loop, BaseLoop):  # built by then if the run is a training
             self.watch = PretrainedWatch(unwrap(runner.model), allow_partial=self.allow_partial)
 
     def before_train(self, runner):
         """All that is loaded has been."""
-        self.watch.close()
+        if self.watch is not None:
+            self.watch.close()
 
     def after_load_checkpoint(self, runner, checkpoint):
         """Compare names and shapes."""

@@ -1,10 +1,11 @@
 """Pruning that sets in slowly."""
 from mmengine.hooks import Hook
 
+from mmtr.declared import Declared
 from mmtr.errors import UserError
 from mmtr.reducers.pruning import PruneReducer
 from mmtr.registry import HOOKS
-from mmtr.settings import Declared, Flag, Number
+from mmtr.settings import Flag, Number
 
 from .coverage import unwrap
 

@@ -33,11 +33,11 @@ class TokenReductionHook(Hook):
 
     def before_run(self, runner):
         """Put the reducer in; weights are loaded afterwards."""
-        if self.apply(runner.model) and runner._train_loop is not None:
+        if self.put_into(runner.model) and runner._train_loop is not None:
             raise UserError(f'{type_name(self.token_reduction["type"])} has parameters to train, which a hook adds too '
                             'late for the optimizer: set model.backbone.token_reduction instead.')
 
-    def apply(self, model: nn.Module) -> bool:
+    def put_into(self, model: nn.Module) -> bool:
         """Put the reducer into ``model``, unless this has been done and it is there; whether that added parameters."""
         given = [self.token_reduction, self.attn_backend]
         if vars(model).get('_reduced_by_hook') == [*given, *_reducers(model)]:
@@ -70,7 +70,7 @@ def _follows_config(name):
     def put(model, cfg):
         vars(model)[name] = cfg
         for hook in hooks_of(cfg) if isinstance(cfg, (Config, dict)) else ():
-            if hook.apply(model):
+            if hook.put_into(model):
                 raise UserError(f'{type_name(hook.token_reduction["type"])} has parameters, which a hook may add too '
                                 'late for the checkpoint: use mmtr.init_model, or set model.backbone.token_reduction.')
 

@@ -8,7 +8,7 @@ from mmtr.models.layers import MultiheadAttention
 from mmtr.models.twins import share
 from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
-from mmtr.settings import SHARE, Flag, Number, Whole
+from mmtr.settings import SHARE, Flag, Maybe, Number, Whole
 
 from .keys import NORM, OUTPUTS, PATCH, PIXELS
 from .vit import VisionTransformer
@@ -61,8 +61,8 @@ class DINOv2(VisionTransformer):
     norm_every_output = True
 
     def __init__(self, img_size: PIXELS = 518, patch_size: PATCH = 14, num_registers: Whole(0, 1024) = 0,
-                 layer_scale_init_value: Number(above=0, most=1000) = 1e-5, interpolate_antialias: Flag() | None = None,
-                 interpolate_offset: SHARE | None = None, out_indices: OUTPUTS = -1, norm_cfg: NORM | None = None,
+                 layer_scale_init_value: Number(above=0, most=1000) = 1e-5, interpolate_antialias: Maybe(Flag()) = None,
+                 interpolate_offset: Maybe(SHARE) = None, out_indices: OUTPUTS = -1, norm_cfg: Maybe(NORM) = None,
                  patch_bias: Flag() = True, final_norm: Flag() = True, token_reduction=None, peft=None,
                  **kwargs):
         super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,

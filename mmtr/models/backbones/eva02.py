@@ -12,7 +12,7 @@ from mmtr.models.rotary import RotaryEncoderLayer
 from mmtr.ops.attention import check_backend
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
-from mmtr.settings import PROBABILITY, Flag, Listed, Whole
+from mmtr.settings import PROBABILITY, Flag, Listed, Maybe, OneOrMore, Whole
 
 from .base import ReducibleBackbone
 from .keys import (
@@ -76,8 +76,8 @@ class EVA02(ReducibleBackbone, BaseModule):
                  embed_dims: CHANNELS = 768, num_layers: DEPTH = 12, num_heads: HEADS = 12, mlp_ratio: RATIO = 8 / 3,
                  ffn_norm: Flag() = True, attn_norm: Flag() = False, out_indices: OUTPUTS = -1,
                  with_cls_token: Flag() = True, final_norm: Flag() = True,
-                 drop_path_rate: PROBABILITY | Listed(PROBABILITY) = 0., norm_cfg: NORM | None = None,
-                 rope_grid: Whole(1, 2**12) = 16, window_size: Whole(1, 2**12) | None = None,
+                 drop_path_rate: OneOrMore(PROBABILITY) = 0., norm_cfg: Maybe(NORM) = None,
+                 rope_grid: Whole(1, 2**12) = 16, window_size: Maybe(Whole(1, 2**12)) = None,
                  window_layers: Listed(Whole(-256, 255)) = (), with_cp: Flag() = False, token_reduction=None,
                  peft=None, attn_backend: ATTN_BACKEND = 'auto', pretrained: FILE = None, init_cfg: INIT = None):
         check_start(pretrained, init_cfg)

@@ -1,9 +1,29 @@
 """What the arguments of backbones may be, stock ones included, and how they must fit each other."""
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
+from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.ops.attention import BACKENDS
-from mmtr.settings import PROBABILITY, Choice, Config, Flag, Listed, Number, Pair, Setting, Text, Unfit, Whole
+from mmtr.settings import (
+    PROBABILITY,
+    Choice,
+    Config,
+    Flag,
+    Listed,
+    Maybe,
+    Number,
+    OneOrMore,
+    Pair,
+    Setting,
+    Text,
+    Unfit,
+    Whole,
+)
+
+
+def is_norm(kind: type) -> bool:
+    """Whether it normalises the last axis, as tokens have their channels there."""
+    return issubclass(kind, nn.LayerNorm) or 'RMSNorm' in kind.__name__
 
 
 class Initialisation(Setting):
@@ -43,11 +63,12 @@ PIXELS = Pair(Whole(1, 2**13), '(height, width)')
 HEADS = Whole(1, 256)
 RATIO = Number(above=0, most=64)
 #: Negative ones are counted from the end; ``which_layers`` knows the depth.
-OUTPUTS = Whole(-256, 255) | Listed(Whole(-256, 255), least=1)
-NORM = Config(MODELS)
+OUTPUTS = OneOrMore(Whole(-256, 255), least=1)
+NORM = Config(MODELS, is_norm, 'a norm of tokens, such as LN')
+ACTIVATION = Config(MODELS, lambda kind: not is_norm(kind), 'an activation')
 ATTN_BACKEND = Choice(*BACKENDS)
-FILE = Text('the path of a checkpoint') | None
-INIT = Initialisation() | None
+FILE = Maybe(Text('the path of a checkpoint'))
+INIT = Maybe(Initialisation())
 
 #: Of the arguments that mmseg's backbones have, by name.
 STOCK = dict(
@@ -57,7 +78,7 @@ STOCK = dict(
     **{name: PROBABILITY for name in ('drop_rate', 'attn_drop_rate', 'drop_path_rate')},
     img_size=PIXELS, pretrain_img_size=PIXELS, patch_size=PATCH, patch_pad=Choice('corner', 'same'),
     in_channels=Whole(1, 1024), embed_dims=CHANNELS, num_layers=DEPTH, num_fcs=Whole(2, 16), out_indices=OUTPUTS,
-    norm_cfg=NORM, act_cfg=Config(MODELS), interpolate_mode=Choice('bicubic', 'bilinear'),
+    norm_cfg=NORM, act_cfg=ACTIVATION, interpolate_mode=Choice('bicubic', 'bilinear'),
     frozen_exclude=Listed(Text()), pretrained=FILE, init_cfg=INIT)
 
 

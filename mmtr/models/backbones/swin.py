@@ -15,7 +15,7 @@ from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.reducers.base import NOTHING
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
-from mmtr.settings import Flag, Listed, Number, Whole
+from mmtr.settings import Flag, Listed, Maybe, Number, Whole
 
 from .keys import ATTN_BACKEND, HEADS, RATIO, STOCK, Initialisation, check_heads, check_patches, check_start
 from .tunable import TunableBackbone
@@ -47,8 +47,8 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     inherited = dict(
         STOCK, window_size=Whole(1, 256), mlp_ratio=RATIO, depths=Listed(Whole(1, 256), **_STAGES),
         num_heads=Listed(HEADS, **_STAGES), strides=Listed(Whole(1, 64), **_STAGES),
-        out_indices=Listed(Whole(0, 7), rising=True, **_STAGES), qk_scale=Number(above=0) | None,
-        frozen_stages=Whole(-1, 8), init_cfg=Initialisation(of_file=True) | None)
+        out_indices=Listed(Whole(0, 7), rising=True, **_STAGES), qk_scale=Maybe(Number(above=0)),
+        frozen_stages=Whole(-1, 8), init_cfg=Maybe(Initialisation(of_file=True)))
 
     def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
                  convert_weights: Flag() = False, **kwargs):
@@ -173,7 +173,7 @@ def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_
                   pretrain_img_size, **_):
     count = len(depths)
     for key, values in dict(num_heads=num_heads, strides=strides).items():
-        if len(values) != count:
+        if len(values) < count:  # stock does not look at those beyond
             raise UserError(f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give '
                             'one for each.')
     for key, last, most in (('out_indices', out_indices[-1], count - 1), ('frozen_stages', frozen_stages, count)):
@@ -181,7 +181,7 @@ def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_
             raise UserError(f'{key} goes to {last}, but depths={depths} are {count} stages: choose up to {most}.')
     if strides[0] != patch_size:
         raise UserError(f'strides={strides} must begin with patch_size={patch_size}: patches do not overlap.')
-    for i, heads in enumerate(num_heads):
+    for i, heads in enumerate(num_heads[:count]):
         check_heads(embed_dims * 2**i, heads)
     if int(embed_dims * mlp_ratio) < 1:
         raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')

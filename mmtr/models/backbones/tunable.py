@@ -1,16 +1,17 @@
 """The keys ``token_reduction`` and ``peft``, as every backbone has them."""
+import logging
 from typing import Optional
 
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import nn
 
+from mmtr.declared import Declared
 from mmtr.peft import build_peft
 from mmtr.peft.checkpoint import complete
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneShape
 from mmtr.reducers.words import in_words
-from mmtr.settings import Declared
 
 from .keys import STOCK
 
@@ -44,9 +45,13 @@ class TunableBackbone(Declared):
         if getattr(self, 'peft', None) is not None:
             self.peft.check_reducer(reducer)
         # As the rest of the backbone, which may be in use already.
-        self.token_reducer = reducer.train(self.training).to(next(self.parameters()).device)
+        if not self.training:
+            reducer.eval()
+        self.token_reducer = reducer.to(next(self.parameters()).device)
         if token_reduction is not None:
             print_log(in_words(reducer), 'current')
+        if reducer.caution:
+            print_log(reducer.caution, 'current', logging.WARNING)
 
     def set_peft(self, peft) -> None:
         """Train what ``dict(type=..., **settings)`` says, and freeze all but ``trained_parts``; None: train all.

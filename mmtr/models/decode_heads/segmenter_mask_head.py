@@ -4,13 +4,13 @@ import torch.nn.functional as F
 from mmengine.model import ModuleList
 from mmseg.models.decode_heads import segmenter_mask_head as stock
 
+from mmtr.declared import Declared
 from mmtr.errors import UserError
 from mmtr.models.layers import reducible, run_layer
 from mmtr.models.twins import replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import MODELS
-from mmtr.settings import Declared
 from mmtr.tokens import Tokens
 
 

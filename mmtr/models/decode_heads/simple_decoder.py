@@ -4,8 +4,9 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from mmtr.declared import Declared
 from mmtr.registry import MODELS
-from mmtr.settings import Declared, Whole
+from mmtr.settings import Whole
 
 
 @MODELS.register_module()

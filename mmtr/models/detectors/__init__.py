@@ -3,5 +3,6 @@ from mmtr.models import maskdino  # noqa: F401  registers its heads
 
 from .cascade_rcnn import CascadeRCNN
 from .mask_dino import MaskDINO
+from .tta import DetTTAModel
 
-__all__ = ['CascadeRCNN', 'MaskDINO']
+__all__ = ['CascadeRCNN', 'DetTTAModel', 'MaskDINO']

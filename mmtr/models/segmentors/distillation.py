@@ -4,10 +4,11 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmtr.declared import Declared
 from mmtr.errors import UserError
 from mmtr.models.fitting import PretrainedWatch
 from mmtr.registry import MODELS
-from mmtr.settings import Declared, Flag, Kind, Number, Whole
+from mmtr.settings import Flag, Kind, Number, Whole
 
 from .encoder_decoder import EncoderDecoder
 

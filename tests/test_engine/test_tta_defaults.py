@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -53,8 +55,7 @@ def detector(metric):
 
 
 @pytest.mark.parametrize('changes, words', [
-    (detector(dict(_delete_=True, type='CocoMetric', metric=['bbox', 'segm'])), 'boxes alone, and CocoMetric measures'),
-    (detector(dict(_delete_=True, type='CocoPanopticMetric')), 'boxes alone, and CocoPanopticMetric measures masks'),
+    (detector(dict(_delete_=True, type='CocoPanopticMetric')), 'instances alone, and CocoPanopticMetric measures maps'),
     (dict(test_evaluator=dict(_delete_=True, type='mmtr.BinaryMetric')), 'mmtr.BinaryMetric measures probabilities'),
     (dict(test_dataloader=dict(dataset=dict(pipeline=[LOAD, LABELS]))), "pipeline that ends in 'LoadAnnotations'"),
     (dict(model=dict(_delete_=True, type='SegDataPreProcessor')), 'there is no default for a SegDataPreProcessor'),
@@ -64,7 +65,11 @@ def test_what_cannot_be_augmented_is_one_sentence(tiny_segmenter, changes, words
         use_tta(cfg_of(tiny_segmenter, **changes))
 
 
-def test_boxes_alone_are_augmented(tiny_segmenter):
-    cfg = cfg_of(tiny_segmenter, **detector(dict(_delete_=True, type='CocoMetric', metric='bbox')))
-    use_tta(cfg)
-    assert cfg.model.type == 'mmdet.DetTTAModel' and cfg.model.module.type == 'MaskRCNN'
+def test_detectors_get_the_model_that_merges_masks_too(tiny_segmenter):
+    cfg = cfg_of(tiny_segmenter, **detector(dict(_delete_=True, type='CocoMetric', metric=['bbox', 'segm'])))
+    given = Config(copy.deepcopy(cfg.to_dict()))
+    given.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='soft_nms'), max_per_img=7))
+    for each, most in ((cfg, 100), (given, 7)):
+        use_tta(each)
+        assert each.model.type == 'mmtr.DetTTAModel' and each.model.module.type == 'MaskRCNN'
+        assert each.model.tta_cfg.max_per_img == most
