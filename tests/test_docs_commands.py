@@ -25,9 +25,7 @@ from mmtr.engine.model import build_model
 
 from .stand_ins import ROOT, StandIns, shrink, write_checkpoints
 
-# docs/own_data.md is a story from its first line to its last: tests/test_own_data.py runs it as that.
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md',
-         *(page for page in sorted((ROOT / 'docs').glob('*.md')) if page.name != 'own_data.md')]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 #: Words of the pages that stand for something: in the order of replacement.
 PLACEHOLDERS = {
     r'<this repository>': 'https://github.com/none/mmtr',
