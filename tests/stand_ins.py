@@ -101,7 +101,7 @@ class StandIns:
 
     def coco(self, things, stuff):
         """A COCO set with all these classes, whose objects are of the first two, and its ground of two others."""
-        root = self.folder / f'coco-{things[0]}'
+        root = self.folder / f'coco-{things[0]}-{len(things)}-{len(stuff)}'
         if not root.exists():
             draw_coco(root, counts=(1, 2))
             for path in root.glob('*.json'):

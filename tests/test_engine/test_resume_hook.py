@@ -123,7 +123,7 @@ ADMITTED = {
     ('optimizer', 'param_groups', 0, 'betas'): '', ('optimizer', 'param_groups', 0, 'amsgrad'): 'missing none true',
     ('param_schedulers',): '', ('param_schedulers', 0): '', ('param_schedulers', 1, 'power'): '',
     ('param_schedulers', 0, '_global_step'): '', ('param_schedulers', 1, 'last_step'): 'negative',
-    ('param_schedulers', 1, '_last_value'): '', ('ema_state_dict',): 'missing none',
+    ('param_schedulers', 1, '_last_value'): '', ('ema_state_dict',): 'missing',
     ('ema_state_dict', 'steps'): '', ('ema_state_dict', 'module.decode_head.cls_emb'): '',
 }
 

@@ -58,6 +58,9 @@ def check_state(checkpoint: dict, path: str) -> None:
             value = functools.reduce(lambda found, key: found[key], place.split('.'), checkpoint)
         except KeyError:
             value = None
+        else:
+            # Hooks ask whether a part is there, not whether it is None.
+            holds = holds if value is not None or '.' in place else _is_there
         if not holds(value):
             _refuse(path, f'its {place} is {_shown(value)}, not {right}')
     hub = checkpoint['message_hub']
@@ -136,6 +139,10 @@ def _is_number(value):
 
 def _names(value):
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _is_there(value):
+    return value is not None
 
 
 def _optional(kind):
