@@ -342,8 +342,13 @@ SEED = Whole(0, 2**31 - 1)
 
 def nearest(name, names) -> str:
     """What to say after a misspelt name; nothing where none of ``names`` is like it."""
-    like = difflib.get_close_matches(str(name), names, 1)
-    return f', the nearest is {like[0]!r}' if like else ''
+    like = closest(name, names)
+    return f', the nearest is {like!r}' if like else ''
+
+
+def closest(name, names) -> Optional[str]:
+    """The one of ``names`` that is most like a misspelt ``name``; None where none is."""
+    return next(iter(difflib.get_close_matches(str(name), list(names), 1)), None)
 
 
 def shown(value) -> str:

@@ -11,9 +11,10 @@ import torch
 from mmengine import Config
 
 from mmtr.engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
-from mmtr.engine.configs import add_options, load_config, merge_options
+from mmtr.engine.configs import add_options, read_config
 from mmtr.engine.model import build_model, has_peft, image_channels, load_weights, without_pretrained
 from mmtr.errors import UserError, command
+from mmtr.types import is_type
 
 # What merging a weight may change of a feature, as a share of the largest.
 TOLERANCE = 1e-4
@@ -30,27 +31,20 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def read_config(path, options):
-    """The config of a model that has a deployed form, with ``options`` merged in.
-
-    Raises:
-        UserError: It has none, or is of the deployed form already.
-    """
-    cfg = load_config(path)
-    merge_options(cfg, options)
+def check_deployable(cfg, path):
+    """Raise a ``UserError`` if the model of ``cfg``, read from ``path``, has no deployed form, or is in it already."""
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
     if reduction.get('deploy'):
         raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
     if not (has_cropr(cfg) or has_peft(cfg) or distills(cfg)):
         raise UserError(f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', no model.backbone.peft"
                         ' and no model.distillation, so there is nothing to take out or to put together.')
-    return cfg
 
 
 def has_cropr(cfg):
     """Whether the backbone of a config has the reducer with auxiliary heads."""
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
-    return str(reduction.get('type')).removeprefix('mmtr.') == 'Cropr'
+    return is_type(reduction, 'mmtr.Cropr')
 
 
 def distills(cfg):
@@ -124,7 +118,8 @@ def main(argv=None):
     for given, written in ((args.checkpoint, out), (args.config, config)):
         if os.path.realpath(given) == os.path.realpath(written):
             raise UserError(f"'{written}' would be overwritten by what is written for OUT: give another name.")
-    cfg = read_config(args.config, args.cfg_options)
+    cfg = read_config(args)
+    check_deployable(cfg, args.config)
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
     small_cfg, small = deployed(cfg, model)

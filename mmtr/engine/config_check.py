@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmtr.errors import UserError
+from mmtr.settings import closest
 from mmtr.types import type_name
 
 # What a run needs all of, or none.
@@ -84,8 +85,8 @@ def segmentation_heads(model):
 
 def nearest(name, known) -> str:
     """How a sentence about ``name`` ends: with the known name that is most like it, if any is."""
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f'; did you mean {found[0]!r}?' if found else '.'
+    found = closest(name, known)
+    return f'; did you mean {found!r}?' if found else '.'
 
 
 def _check_names(cfg, loaders):
