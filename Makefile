@@ -42,6 +42,7 @@ test-all: test
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/vermin .
 
 install: $(VENV)/operators $(VENV)/mmtr

@@ -27,9 +27,12 @@ class BuildWithConfigs(build_py):
             shutil.copytree(ROOT / folder, mim / folder, ignore=shutil.ignore_patterns('__pycache__'))
         shutil.copy(ROOT / 'model-index.yml', mim)
         names = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-        index = dict(Collections=[dict(Name=model) for model in sorted({name.split('_')[0] for name in names})],
-                     Models=[{'Name': name, 'In Collection': name.split('_')[0], 'Config': f'configs/{name}.py'}
-                             for name in names])
+        index = dict(
+            Collections=[dict(Name=model) for model in sorted({name.split('_')[0] for name in names})],
+            Models=[
+                {'Name': name, 'In Collection': name.split('_')[0], 'Config': f'configs/{name}.py'} for name in names
+            ],
+        )
         (mim / 'configs/metafile.yml').write_text(json.dumps(index, indent=1) + '\n')  # which is YAML too
 
 

@@ -12,5 +12,8 @@ model = dict(
             num_classes=80,
             layers=(5, 8, 11, 14, 20),
             r=[0.43, 0.248, 0.137, 0.08, 0.075],
-            multiple_of=8)))
+            multiple_of=8,
+        ),
+    ),
+)
 custom_hooks = [dict(type='EMAHook', momentum=1e-4), dict(type='mmtr.PruningCurriculumHook')]

@@ -5,6 +5,7 @@ model = dict(
     backbone=dict(
         # Windows need the whole grid: later layers attend to all patches that are left.
         window_layers=[0],
-        token_reduction=dict(
-            type='Cropr', task='multilabel', num_classes=1, layers=(1, 3, 5), r=[0.4, 0.25, 0.15])))
+        token_reduction=dict(type='Cropr', task='multilabel', num_classes=1, layers=(1, 3, 5), r=[0.4, 0.25, 0.15]),
+    ),
+)
 custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]

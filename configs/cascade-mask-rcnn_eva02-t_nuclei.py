@@ -18,20 +18,25 @@ model = dict(
         drop_path_rate=0.0,
         window_size=8,
         window_layers=[0, 2, 4, 6],
-        with_cp=False),
+        with_cp=False,
+    ),
     neck=dict(in_channels=192, out_channels=channels),
     rpn_head=dict(
-        in_channels=channels,
-        feat_channels=channels,
-        anchor_generator=dict(scales=[4], strides=[2, 4, 8, 16, 32])),
+        in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4], strides=[2, 4, 8, 16, 32])
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=channels, featmap_strides=[2, 4, 8, 16], finest_scale=28),
-        bbox_head=[{**head, 'type': 'Shared2FCBBoxHead', 'in_channels': channels, 'fc_out_channels': 256,
-                    'num_classes': 1} for head in _base_.model.roi_head.bbox_head],
+        bbox_head=[
+            {**head, 'type': 'Shared2FCBBoxHead', 'in_channels': channels, 'fc_out_channels': 256, 'num_classes': 1}
+            for head in _base_.model.roi_head.bbox_head
+        ],
         mask_roi_extractor=dict(out_channels=channels, featmap_strides=[2, 4, 8, 16], finest_scale=28),
-        mask_head=dict(in_channels=channels, conv_out_channels=channels, num_classes=1)),
+        mask_head=dict(in_channels=channels, conv_out_channels=channels, num_classes=1),
+    ),
     train_cfg=dict(
         rpn_proposal=dict(max_per_img=500),
-        rcnn=[{**stage, 'sampler': {**stage.sampler, 'num': 128}} for stage in _base_.model.train_cfg.rcnn]),
+        rcnn=[{**stage, 'sampler': {**stage.sampler, 'num': 128}} for stage in _base_.model.train_cfg.rcnn],
+    ),
     # Up to 369 nuclei are in one image.
-    test_cfg=dict(rcnn=dict(max_per_img=400)))
+    test_cfg=dict(rcnn=dict(max_per_img=400)),
+)

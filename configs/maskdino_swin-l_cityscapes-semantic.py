@@ -14,6 +14,9 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
-            'swin_large_patch4_window12_384_22k.pth')),
-    panoptic_head=dict(in_channels=[192, 384, 768, 1536]))
+            'swin_large_patch4_window12_384_22k.pth',
+        ),
+    ),
+    panoptic_head=dict(in_channels=[192, 384, 768, 1536]),
+)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))

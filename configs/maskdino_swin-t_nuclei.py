@@ -8,14 +8,16 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32,
-        pad_mask=True),
+        pad_mask=True,
+    ),
     backbone=dict(
         type='mmtr.SwinTransformer',
         embed_dims=48,
         depths=[2, 2, 2, 2],
         num_heads=[3, 6, 12, 24],
         window_size=8,
-        drop_path_rate=0.0),
+        drop_path_rate=0.0,
+    ),
     panoptic_head={
         **_base_.maskdino_head,
         'in_channels': [48, 96, 192, 384],
@@ -26,7 +28,9 @@ model = dict(
         'initial_boxes': 'no',
         'pixel_decoder': dict(num_encoder_levels=3, num_extra_levels=0, num_layers=2, feedforward_channels=256),
         'decoder': dict(num_layers=3, feedforward_channels=256),
-        'loss': dict(num_points=1024)},
+        'loss': dict(num_points=1024),
+    },
     # Up to 369 nuclei are in one image.
-    test_cfg=dict(instance_on=True, max_per_image=150))
+    test_cfg=dict(instance_on=True, max_per_image=150),
+)
 optim_wrapper = dict(clip_grad=dict(max_norm=0.1, norm_type=2))

@@ -1,14 +1,11 @@
 # Images are resized to fit into the crop; in testing they are padded to it and seen once.
-_base_ = [
-    './_base_/models/segmenter_eva02-l.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    './_base_/eva02_162k.py',
-]
+_base_ = ['./_base_/models/segmenter_eva02-l.py', 'mmseg::_base_/datasets/ade20k.py', './_base_/eva02_162k.py']
 crop_size = (512, 512)
 model = dict(
     data_preprocessor=dict(size=crop_size, test_cfg=dict(size=crop_size)),
     backbone=dict(img_size=crop_size),
-    decode_head=dict(num_classes=150))
+    decode_head=dict(num_classes=150),
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),

@@ -1,3 +1,2 @@
 _base_ = './segmenter_vit-b_linear_pascal-context.py'
-model = dict(backbone=dict(token_reduction=dict(
-    type='TokenAdapter', ratio=(0.3, 0.3), score='max', restore='copy')))
+model = dict(backbone=dict(token_reduction=dict(type='TokenAdapter', ratio=(0.3, 0.3), score='max', restore='copy')))

@@ -4,5 +4,6 @@ model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(img_size=crop_size),
     decode_head=dict(num_classes=150),
-    test_cfg=dict(crop_size=crop_size, stride=(480, 480)))
+    test_cfg=dict(crop_size=crop_size, stride=(480, 480)),
+)
 train_dataloader = dict(batch_size=1)

@@ -8,5 +8,6 @@ model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(img_size=crop_size),
     decode_head=dict(num_classes=19),
-    test_cfg=dict(crop_size=crop_size, stride=(512, 512)))
+    test_cfg=dict(crop_size=crop_size, stride=(512, 512)),
+)
 train_dataloader = dict(batch_size=1)

@@ -1,3 +1,4 @@
 _base_ = './segmenter_vit-t_ade20k.py'
-model = dict(backbone=dict(token_reduction=dict(
-    type='ALGM', variant='released', threshold=0.9, local_layer=1, global_layer=5)))
+model = dict(
+    backbone=dict(token_reduction=dict(type='ALGM', variant='released', threshold=0.9, local_layer=1, global_layer=5))
+)

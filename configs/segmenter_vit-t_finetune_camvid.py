@@ -7,4 +7,5 @@ train_cfg = dict(max_iters=iterations)
 optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=100, end=iterations)]
+    dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=100, end=iterations),
+]

@@ -1,4 +1,5 @@
 """Draws the demo's data set: small textured landscapes and streets in the ADE20K folder layout."""
+
 import argparse
 import json
 import os
@@ -31,11 +32,11 @@ def draw_scene(seed):
         afloat = 0 <= x < s.w and s.horizon < y < s.h and s.label[y, x] == LABELS['water']
         if not afloat:
             draw(s, u, z)
-    rgb = cv2.GaussianBlur(s.rgb, (0, 0), rng.uniform(.4, .9))
-    gy, gx = np.ogrid[-1:1:s.h * 1j, -1:1:s.w * 1j]
-    rgb *= (1 - rng.uniform(0, .18) * (gx ** 2 + gy ** 2))[..., None].astype(np.float32)
-    rgb = np.clip(rgb * rng.uniform(.94, 1.06, 3).astype(np.float32), 0, 1) ** rng.uniform(.85, 1.15)
-    rgb += rng.standard_normal(rgb.shape, np.float32) * np.float32(rng.uniform(.005, .03))
+    rgb = cv2.GaussianBlur(s.rgb, (0, 0), rng.uniform(0.4, 0.9))
+    gy, gx = np.ogrid[-1 : 1 : s.h * 1j, -1 : 1 : s.w * 1j]
+    rgb *= (1 - rng.uniform(0, 0.18) * (gx**2 + gy**2))[..., None].astype(np.float32)
+    rgb = np.clip(rgb * rng.uniform(0.94, 1.06, 3).astype(np.float32), 0, 1) ** rng.uniform(0.85, 1.15)
+    rgb += rng.standard_normal(rgb.shape, np.float32) * np.float32(rng.uniform(0.005, 0.03))
     return np.uint8(np.clip(rgb, 0, 1) * 255), s.label
 
 
@@ -45,8 +46,7 @@ def write_scene(root, job):
     cv2.setNumThreads(1)
     image, label = draw_scene([seed, number, index])
     name = f'scene_{index:05d}'
-    cv2.imwrite(str(root / 'images' / split / f'{name}.jpg'), image[..., ::-1],
-                [cv2.IMWRITE_JPEG_QUALITY, 92])
+    cv2.imwrite(str(root / 'images' / split / f'{name}.jpg'), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     cv2.imwrite(str(root / 'annotations' / split / f'{name}.png'), label)
 
 

@@ -1,4 +1,5 @@
 """Keeps of a checkpoint the weights, in half precision, and the classes: what is needed to test it."""
+
 import argparse
 import os
 from pathlib import Path
@@ -18,10 +19,10 @@ def main():
     args = parser.parse_args()
     checkpoint = read_checkpoint(args.checkpoint, map_location='cpu')
     if 'state_dict' not in checkpoint or 'dataset_meta' not in checkpoint.get('meta', {}):
-        raise UserError(f"'{args.checkpoint}' was not written by tools/train.py: "
-                        'it lacks state_dict or dataset_meta.')
-    weights = {name: value.half() if value.is_floating_point() else value
-               for name, value in checkpoint['state_dict'].items()}
+        raise UserError(f"'{args.checkpoint}' was not written by tools/train.py: it lacks state_dict or dataset_meta.")
+    weights = {
+        name: value.half() if value.is_floating_point() else value for name, value in checkpoint['state_dict'].items()
+    }
     # Replaced when whole: a full disk must not cost the file that is there.
     work = args.out.with_name(args.out.name + '.part')
     try:

@@ -1,4 +1,5 @@
 """The main job on drawn scenes: a trained Segmenter, plain and with fewer tokens, compared and pictured."""
+
 import argparse
 import copy
 import logging
@@ -50,14 +51,21 @@ def picture(model, reductions, batch, palette):
     inputs = model.data_preprocessor(copy.deepcopy(batch))['inputs']
     token_map = list(token_maps(model.backbone, inputs).values())[-1][0]
     patch = model.backbone.patch_size
-    return mosaic([
-        [('image', image), ('ground truth', painted(image, sample.gt_sem_seg.data[0].numpy(), palette)),
-         *[(f'prediction, {name}', painted(image, labels, palette)) for name, labels in predicted.items()]],
-        [(group_legend([token_map]), draw_groups(image, token_map, patch)),
-         ('one colour: share a token, that of the dot', draw_matches(image, token_map, patch)),
-         ('mean colour of each token', draw_injected(image, token_map, patch)),
-         ('differs between the predictions', marked(image, predicted[first] != predicted[last]))],
-    ])
+    return mosaic(
+        [
+            [
+                ('image', image),
+                ('ground truth', painted(image, sample.gt_sem_seg.data[0].numpy(), palette)),
+                *[(f'prediction, {name}', painted(image, labels, palette)) for name, labels in predicted.items()],
+            ],
+            [
+                (group_legend([token_map]), draw_groups(image, token_map, patch)),
+                ('one colour: share a token, that of the dot', draw_matches(image, token_map, patch)),
+                ('mean colour of each token', draw_injected(image, token_map, patch)),
+                ('differs between the predictions', marked(image, predicted[first] != predicted[last])),
+            ],
+        ]
+    )
 
 
 @command
@@ -70,8 +78,10 @@ def main():
     parser.add_argument('--out', type=Path, default=ROOT / 'demo/output', help='where to write the pictures')
     args = parser.parse_args()
     print('[1/3] Drawing the scenes to test on', flush=True)
-    subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--train', '0', '--val', str(args.scenes),
-                    '--out', args.data], check=True)
+    subprocess.run(
+        [sys.executable, ROOT / 'demo/draw_scenes.py', '--train', '0', '--val', str(args.scenes), '--out', args.data],
+        check=True,
+    )
     print('[2/3] Testing the Segmenter on them, plain and with Token Adapter, in turns', flush=True)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     cfg, papers, ours = (Config.fromfile(ROOT / path) for path in (PLAIN, PAPERS, OURS))
@@ -79,8 +89,11 @@ def main():
     init_default_scope('mmseg')
     model = build_model(cfg)
     load_weights(model, ROOT / CHECKPOINT)
-    reductions = {'plain': None, 'Token Adapter, paper': papers.model.backbone.token_reduction,
-                  'Token Adapter, ours': ours.model.backbone.token_reduction}
+    reductions = {
+        'plain': None,
+        'Token Adapter, paper': papers.model.backbone.token_reduction,
+        'Token Adapter, ours': ours.model.backbone.token_reduction,
+    }
     results = compare_on_test_data(cfg, model, reductions)
     print_table(model, reductions, results)
 
@@ -91,8 +104,10 @@ def main():
         for step, batch in zip(range(args.pictures), loader):
             drawn = picture(model, reductions, batch, loader.dataset.metainfo['palette'])
             cv2.imwrite(str(args.out / f'scene_{step}.png'), drawn[..., ::-1])
-    print('\nThe same by the tools:\n'
-          f'  python tools/test.py {PLAIN} {CHECKPOINT}\n  python tools/test.py {OURS} {CHECKPOINT}')
+    print(
+        '\nThe same by the tools:\n'
+        f'  python tools/test.py {PLAIN} {CHECKPOINT}\n  python tools/test.py {OURS} {CHECKPOINT}'
+    )
 
 
 def print_table(model, reductions, results):
@@ -104,15 +119,26 @@ def print_table(model, reductions, results):
         model.backbone.set_token_reduction(reductions[name])
         gflops = count_flops(model, torch.zeros(1, 3, height, width)).total / 1e9
         schedule = model.backbone.token_reducer.token_schedule(
-            (height // patch, width // patch), len(model.backbone.layers))
-        rows.append((name, f'{result["metrics"]["mIoU"]:.2f}', f'{result["metrics"]["aAcc"]:.2f}',
-                     f'{result["total_ms"]:.1f}', f'{1e3 / result["total_ms"]:.1f}',
-                     f'{results["plain"]["total_ms"] / result["total_ms"]:.2f}x', f'{gflops:.2f}',
-                     schedule_in_words(schedule)))
+            (height // patch, width // patch), len(model.backbone.layers)
+        )
+        rows.append(
+            (
+                name,
+                f'{result["metrics"]["mIoU"]:.2f}',
+                f'{result["metrics"]["aAcc"]:.2f}',
+                f'{result["total_ms"]:.1f}',
+                f'{1e3 / result["total_ms"]:.1f}',
+                f'{results["plain"]["total_ms"] / result["total_ms"]:.2f}x',
+                f'{gflops:.2f}',
+                schedule_in_words(schedule),
+            )
+        )
     print(aligned_rows(rows, words=(0, 7)))
     used = machine()
-    print(f'Times: median over the images, of the whole test step. GFLOPs: multiply-adds at {width}x{height}.\n'
-          f'Machine: {used["cpu"]}, {used["threads"]} threads, torch {used["torch"]}.')
+    print(
+        f'Times: median over the images, of the whole test step. GFLOPs: multiply-adds at {width}x{height}.\n'
+        f'Machine: {used["cpu"]}, {used["threads"]} threads, torch {used["torch"]}.'
+    )
 
 
 if __name__ == '__main__':

@@ -1,38 +1,54 @@
 """What stands in the scenes of demo/draw_scenes.py; ``u`` and ``z`` are metres to the right and away."""
+
 import cv2
 import numpy as np
 from scene_canvas import KINDS
 
-WALLS = ((.72, .66, .56), (.62, .36, .28), (.80, .78, .74), (.52, .53, .56), (.56, .60, .46), (.70, .58, .42),
-         (.46, .54, .62))
-PAINTS = ((.75, .12, .10), (.85, .85, .86), (.12, .13, .15), (.15, .28, .55), (.55, .57, .60),
-          (.20, .38, .24), (.80, .65, .20), (.42, .30, .24))
+WALLS = (
+    (0.72, 0.66, 0.56),
+    (0.62, 0.36, 0.28),
+    (0.80, 0.78, 0.74),
+    (0.52, 0.53, 0.56),
+    (0.56, 0.60, 0.46),
+    (0.70, 0.58, 0.42),
+    (0.46, 0.54, 0.62),
+)
+PAINTS = (
+    (0.75, 0.12, 0.10),
+    (0.85, 0.85, 0.86),
+    (0.12, 0.13, 0.15),
+    (0.15, 0.28, 0.55),
+    (0.55, 0.57, 0.60),
+    (0.20, 0.38, 0.24),
+    (0.80, 0.65, 0.20),
+    (0.42, 0.30, 0.24),
+)
 
 
 def facade(s, floors, bays, wall):
     """(h, w, 3) front of a house: courses of brick or plaster, windows of which some are lit."""
     rng, cell = s.rng, 16
     h, w = floors * cell, bays * cell
-    front = wall * (.82 + .3 * s.noise(h, w, .7))[..., None]
-    if rng.random() < .5:
-        front[::4] *= .86
+    front = wall * (0.82 + 0.3 * s.noise(h, w, 0.7))[..., None]
+    if rng.random() < 0.5:
+        front[::4] *= 0.86
     y, x = np.arange(h) % cell, np.arange(w) % cell
     tall, wide = rng.uniform(5, 9), rng.uniform(4, 11)
     pane = (y > 3)[:, None] & (y < 3 + tall)[:, None] & (np.abs(x - 8) < wide / 2)
-    glass = s.zenith * .35 + rng.uniform(.02, .2)
-    glass = np.tile(np.float32(glass), (floors, bays, 1)) * rng.uniform(.6, 1.3, (floors, bays, 1))
-    lit = rng.random((floors, bays)) < (.45 if s.light_name in ('night', 'dusk') else .04)
-    glass[lit] = np.array((1., .85, .5)) / s.light * .9
+    glass = s.zenith * 0.35 + rng.uniform(0.02, 0.2)
+    glass = np.tile(np.float32(glass), (floors, bays, 1)) * rng.uniform(0.6, 1.3, (floors, bays, 1))
+    lit = rng.random((floors, bays)) < (0.45 if s.light_name in ('night', 'dusk') else 0.04)
+    glass[lit] = np.array((1.0, 0.85, 0.5)) / s.light * 0.9
     panes = np.kron(glass, np.ones((cell, cell, 1)))
     front[pane] = panes[pane]
-    front[-int(tall) - 3:, w // 2 - 3:w // 2 + 4] = s.colour((.3, .2, .15), .08)
+    front[-int(tall) - 3 :, w // 2 - 3 : w // 2 + 4] = s.colour((0.3, 0.2, 0.15), 0.08)
     return front.astype(np.float32)
 
 
 def draw_building(s, u, z):
     """A house (gabled) or a block (flat), its near corner at (u, z), showing the side towards the road."""
     rng, wall = s.rng, s.colour(WALLS[s.rng.integers(len(WALLS))])
-    gabled = rng.random() < (.75 if s.kind is not KINDS['street'] else .25)
+    gabled = rng.random() < (0.75 if s.kind is not KINDS['street'] else 0.25)
     floors = int(rng.integers(1, 3) if gabled else rng.integers(2, 9))
     width, depth, height = rng.uniform(5, 13), rng.uniform(5, 14), floors * rng.uniform(2.6, 3.4)
     out = 1 if s.at(u, 0, z)[0] > s.vanish else -1
@@ -41,20 +57,25 @@ def draw_building(s, u, z):
     def wall_between(texture, *points):
         s.quad(texture, [s.at(*point) for point in points], 'building', z)
 
-    side = facade(s, floors, max(1, int(depth / 3)), wall * rng.uniform(.6, .8))
-    roof = s.colour(((.50, .24, .18), (.34, .30, .30), (.42, .36, .28))[rng.integers(3)])
+    side = facade(s, floors, max(1, int(depth / 3)), wall * rng.uniform(0.6, 0.8))
+    roof = s.colour(((0.50, 0.24, 0.18), (0.34, 0.30, 0.30), (0.42, 0.36, 0.28))[rng.integers(3)])
     roof = np.tile(roof, (24, 24, 1))
-    roof[::4] *= .8
-    top, middle = height + width * rng.uniform(.25, .5), (inner + outer) / 2
+    roof[::4] *= 0.8
+    top, middle = height + width * rng.uniform(0.25, 0.5), (inner + outer) / 2
     if gabled:
         wall_between(roof, (middle, top, z), (middle, top, back), (inner, height, back), (inner, height, z))
     wall_between(side, (inner, height, z), (inner, height, back), (inner, 0, back), (inner, 0, z))
     front = facade(s, floors, max(1, int(width / 3)), wall)
     wall_between(front, (inner, height, z), (outer, height, z), (outer, 0, z), (inner, 0, z))
     if gabled:
-        tip = out * width * .02  # of no width, the quadrilateral would have no perspective
-        wall_between(np.tile(wall, (16, 16, 1)), (middle - tip, top, z), (middle + tip, top, z),
-                     (outer, height, z), (inner, height, z))
+        tip = out * width * 0.02  # of no width, the quadrilateral would have no perspective
+        wall_between(
+            np.tile(wall, (16, 16, 1)),
+            (middle - tip, top, z),
+            (middle + tip, top, z),
+            (outer, height, z),
+            (inner, height, z),
+        )
 
 
 def draw_tree(s, u, z):
@@ -63,36 +84,39 @@ def draw_tree(s, u, z):
     height = rng.uniform(2.5, 9)
     x, y = s.at(u, 0, z)
     h = min(int(height * scale), 3 * s.h)
-    conifer = rng.random() < .35
-    w = int(h * (rng.uniform(.3, .5) if conifer else rng.uniform(.55, 1.)))
+    conifer = rng.random() < 0.35
+    w = int(h * (rng.uniform(0.3, 0.5) if conifer else rng.uniform(0.55, 1.0)))
     if h < 6 or w < 4:
         return
     v, t = np.mgrid[0:h, 0:w].astype(np.float32)
-    v, t = v / h, (t + .5) / w * 2 - 1
-    n, fine = s.noise(h, w, max(h / 160, .3)), s.noise(h, w, .35)
+    v, t = v / h, (t + 0.5) / w * 2 - 1
+    n, fine = s.noise(h, w, max(h / 160, 0.3)), s.noise(h, w, 0.35)
     if conifer:
-        inside = np.abs(t) < (v - .02) / .9 * (.75 + .25 * np.sin(v * 38)) * (.6 + .7 * n)
-        inside &= v < .9
+        inside = np.abs(t) < (v - 0.02) / 0.9 * (0.75 + 0.25 * np.sin(v * 38)) * (0.6 + 0.7 * n)
+        inside &= v < 0.9
     else:
         crown = np.zeros((h, w), np.float32)
         for _ in range(rng.integers(5, 12)):
-            r, angle = rng.uniform(.13, .24) * min(w, h * .8), rng.uniform(0, 2 * np.pi)
-            out = rng.random() ** .5
-            centre = (.5 + .27 * out * np.cos(angle)) * w, (.37 + .19 * out * np.sin(angle)) * h
+            r, angle = rng.uniform(0.13, 0.24) * min(w, h * 0.8), rng.uniform(0, 2 * np.pi)
+            out = rng.random() ** 0.5
+            centre = (0.5 + 0.27 * out * np.cos(angle)) * w, (0.37 + 0.19 * out * np.sin(angle)) * h
             cv2.circle(crown, [int(c) for c in centre], int(r) + 1, 1, -1)
-        crown = cv2.GaussianBlur(crown, (0, 0), max(w * .035, .5))
-        inside = crown + .9 * (n - .5) + .45 * (fine - .5) > .5
+        crown = cv2.GaussianBlur(crown, (0, 0), max(w * 0.035, 0.5))
+        inside = crown + 0.9 * (n - 0.5) + 0.45 * (fine - 0.5) > 0.5
         inside[0] = inside[:, 0] = inside[:, -1] = False
-    inside &= fine + n > rng.uniform(.4, .68)
-    green = s.colour(((.22, .36, .14), (.30, .42, .16), (.16, .27, .17), (.55, .38, .14), (.48, .46, .20))[
-        rng.choice(5, p=(.3, .25, .25, .1, .1))])
-    clump = s.noise(h, w, max(h / 240, .3))
+    inside &= fine + n > rng.uniform(0.4, 0.68)
+    green = s.colour(
+        ((0.22, 0.36, 0.14), (0.30, 0.42, 0.16), (0.16, 0.27, 0.17), (0.55, 0.38, 0.14), (0.48, 0.46, 0.20))[
+            rng.choice(5, p=(0.3, 0.25, 0.25, 0.1, 0.1))
+        ]
+    )
+    clump = s.noise(h, w, max(h / 240, 0.3))
     # Leaves face the light in clumps.
-    lit = np.clip((clump - np.roll(clump, (-3, -2), (0, 1))) * 3, -.35, .35)
-    patch = green * (.32 + .8 * fine + .4 * n + lit - .3 * v - .2 * t)[..., None]
-    trunk = (np.abs(t + .06 * np.sin(v * 9)) < rng.uniform(.05, .09)) & (v > .5) & ~inside
-    patch[trunk] = s.colour((.32, .24, .17)) * (.6 + .7 * fine[trunk])[:, None]
-    s.shadow(x, y, w * .5, max(h * .05, 2))
+    lit = np.clip((clump - np.roll(clump, (-3, -2), (0, 1))) * 3, -0.35, 0.35)
+    patch = green * (0.32 + 0.8 * fine + 0.4 * n + lit - 0.3 * v - 0.2 * t)[..., None]
+    trunk = (np.abs(t + 0.06 * np.sin(v * 9)) < rng.uniform(0.05, 0.09)) & (v > 0.5) & ~inside
+    patch[trunk] = s.colour((0.32, 0.24, 0.17)) * (0.6 + 0.7 * fine[trunk])[:, None]
+    s.shadow(x, y, w * 0.5, max(h * 0.05, 2))
     s.paste(patch.astype(np.float32), inside | trunk, x - w / 2, y - h, 'tree', z)
 
 
@@ -115,8 +139,8 @@ def draw_shapes(s, u, z, width, height, name, shapes):
             else:
                 cv2.fillPoly(canvas, [np.int32(np.round(points * (w - 1, h - 1)))], value)
     x, y = s.at(u, 0, z)
-    patch *= (.75 + .35 * s.noise(h, w, .5) + .2 * (.5 - np.linspace(0, 1, h)[:, None]))[..., None]
-    s.shadow(x, y, w * .6, max(w * .12, 2))
+    patch *= (0.75 + 0.35 * s.noise(h, w, 0.5) + 0.2 * (0.5 - np.linspace(0, 1, h)[:, None]))[..., None]
+    s.shadow(x, y, w * 0.6, max(w * 0.12, 2))
     s.paste(patch, mask > 0, x - w / 2, y - h + 1, name, z)
 
 
@@ -128,93 +152,178 @@ def box(x0, y0, x1, y1):
 def draw_car(s, u, z):
     """A car or van seen from the side or from behind."""
     rng, paint = s.rng, s.colour(PAINTS[s.rng.integers(len(PAINTS))])
-    glass, tyre = np.array((.16, .20, .25)) + s.zenith * .2, (.06, .06, .07)
-    if rng.random() < .5:
+    glass, tyre = np.array((0.16, 0.20, 0.25)) + s.zenith * 0.2, (0.06, 0.06, 0.07)
+    if rng.random() < 0.5:
         high = rng.uniform(1.4, 2.2)
-        lamp = (.85, .1, .08) if rng.random() < .6 else (.98, .95, .8)
-        draw_shapes(s, u, z, 1.8, high, 'car', [
-            (tyre, box(.06, .75, .24, 1)), (tyre, box(.76, .75, .94, 1)),
-            (paint, ((.14, .06), (.24, 0), (.76, 0), (.86, .06), (.98, .46), (1, .86), (0, .86), (.02, .46))),
-            (glass, ((.22, .1), (.78, .1), (.86, .42), (.14, .42))),
-            (lamp, box(.04, .5, .18, .62)), (lamp, box(.82, .5, .96, .62)),
-            ((.9, .9, .85), box(.38, .62, .62, .72))])
+        lamp = (0.85, 0.1, 0.08) if rng.random() < 0.6 else (0.98, 0.95, 0.8)
+        draw_shapes(
+            s,
+            u,
+            z,
+            1.8,
+            high,
+            'car',
+            [
+                (tyre, box(0.06, 0.75, 0.24, 1)),
+                (tyre, box(0.76, 0.75, 0.94, 1)),
+                (
+                    paint,
+                    (
+                        (0.14, 0.06),
+                        (0.24, 0),
+                        (0.76, 0),
+                        (0.86, 0.06),
+                        (0.98, 0.46),
+                        (1, 0.86),
+                        (0, 0.86),
+                        (0.02, 0.46),
+                    ),
+                ),
+                (glass, ((0.22, 0.1), (0.78, 0.1), (0.86, 0.42), (0.14, 0.42))),
+                (lamp, box(0.04, 0.5, 0.18, 0.62)),
+                (lamp, box(0.82, 0.5, 0.96, 0.62)),
+                ((0.9, 0.9, 0.85), box(0.38, 0.62, 0.62, 0.72)),
+            ],
+        )
     else:
-        back, nose = rng.uniform(.02, .25), rng.uniform(.68, .9)
-        cabin = [(back, .45), (back + .1, .03), (nose - .2, 0), (nose, .45)]
-        panes = [(back + .06, .42), (back + .13, .1), (nose - .22, .1), (nose - .06, .42)]
-        shapes = [(paint, cabin), (glass, panes), (paint, box(.44, .05, .48, .45)),
-                  (paint, ((0, .5), (.04, .42), (.9, .42), (1, .56), (1, .84), (0, .84))),
-                  (tyre, (.2, .82, .32)), (tyre, (.8, .82, .32)), ((.5, .5, .52), (.2, .82, .15)),
-                  ((.5, .5, .52), (.8, .82, .15))]
-        if rng.random() < .5:
-            shapes = [(colour, (1 - points[0], *points[1:]) if np.ndim(points) == 1 else
-                       [(1 - x, y) for x, y in points]) for colour, points in shapes]
+        back, nose = rng.uniform(0.02, 0.25), rng.uniform(0.68, 0.9)
+        cabin = [(back, 0.45), (back + 0.1, 0.03), (nose - 0.2, 0), (nose, 0.45)]
+        panes = [(back + 0.06, 0.42), (back + 0.13, 0.1), (nose - 0.22, 0.1), (nose - 0.06, 0.42)]
+        shapes = [
+            (paint, cabin),
+            (glass, panes),
+            (paint, box(0.44, 0.05, 0.48, 0.45)),
+            (paint, ((0, 0.5), (0.04, 0.42), (0.9, 0.42), (1, 0.56), (1, 0.84), (0, 0.84))),
+            (tyre, (0.2, 0.82, 0.32)),
+            (tyre, (0.8, 0.82, 0.32)),
+            ((0.5, 0.5, 0.52), (0.2, 0.82, 0.15)),
+            ((0.5, 0.5, 0.52), (0.8, 0.82, 0.15)),
+        ]
+        if rng.random() < 0.5:
+            shapes = [
+                (colour, (1 - points[0], *points[1:]) if np.ndim(points) == 1 else [(1 - x, y) for x, y in points])
+                for colour, points in shapes
+            ]
         draw_shapes(s, u, z, rng.uniform(3.8, 4.8), rng.uniform(1.35, 1.7), 'car', shapes)
 
 
 def draw_person(s, u, z):
     """A standing or walking figure."""
     rng = s.rng
-    skin = s.colour(((.86, .68, .55), (.62, .44, .32), (.38, .26, .20))[rng.integers(3)])
-    coat, legs = (s.colour(PAINTS[rng.integers(len(PAINTS))], .1) for _ in range(2))
-    step, height = rng.uniform(0, .28), rng.uniform(1.5, 1.9)
-    draw_shapes(s, u, z, .75, height, 'person', [
-        (legs, ((.34, .5), (.54, .5), (.46 - step, 1), (.26 - step, 1))),
-        (legs, ((.48, .5), (.68, .5), (.76 + step, 1), (.56 + step, 1))),
-        (coat, ((.28, .17), (.72, .17), (.92, .52), (.74, .56),
-                (.72, .6), (.28, .6), (.24, .56), (.08, .52))),
-        (skin, (.5, .085, height * .075)),
-        (s.colour((.2, .15, .1), .06), ((.40, .06), (.44, 0), (.56, 0), (.60, .06)))])
+    skin = s.colour(((0.86, 0.68, 0.55), (0.62, 0.44, 0.32), (0.38, 0.26, 0.20))[rng.integers(3)])
+    coat, legs = (s.colour(PAINTS[rng.integers(len(PAINTS))], 0.1) for _ in range(2))
+    step, height = rng.uniform(0, 0.28), rng.uniform(1.5, 1.9)
+    draw_shapes(
+        s,
+        u,
+        z,
+        0.75,
+        height,
+        'person',
+        [
+            (legs, ((0.34, 0.5), (0.54, 0.5), (0.46 - step, 1), (0.26 - step, 1))),
+            (legs, ((0.48, 0.5), (0.68, 0.5), (0.76 + step, 1), (0.56 + step, 1))),
+            (
+                coat,
+                (
+                    (0.28, 0.17),
+                    (0.72, 0.17),
+                    (0.92, 0.52),
+                    (0.74, 0.56),
+                    (0.72, 0.6),
+                    (0.28, 0.6),
+                    (0.24, 0.56),
+                    (0.08, 0.52),
+                ),
+            ),
+            (skin, (0.5, 0.085, height * 0.075)),
+            (s.colour((0.2, 0.15, 0.1), 0.06), ((0.40, 0.06), (0.44, 0), (0.56, 0), (0.60, 0.06))),
+        ],
+    )
 
 
 def draw_pole(s, u, z):
     """A street lamp, a sign or a wooden post."""
-    rng, thick = s.rng, s.rng.uniform(.14, .3)
-    metal = s.colour(((.35, .36, .38), (.62, .63, .64), (.38, .29, .20), (.16, .18, .17))[rng.integers(4)])
+    rng, thick = s.rng, s.rng.uniform(0.14, 0.3)
+    metal = s.colour(((0.35, 0.36, 0.38), (0.62, 0.63, 0.64), (0.38, 0.29, 0.20), (0.16, 0.18, 0.17))[rng.integers(4)])
     kind = rng.integers(3)
     if kind == 0:
-        bulb = np.array((1., .93, .7)) / (s.light if s.light_name == 'night' else 1)
-        draw_shapes(s, u, z, 2.2, rng.uniform(4, 6.5), 'pole', [
-            (metal, box(.5 - thick / 4.4, 0, .5 + thick / 4.4, 1)), (metal, box(.5, 0, .95, .03)),
-            (bulb, box(.75, .03, .97, .06))])
+        bulb = np.array((1.0, 0.93, 0.7)) / (s.light if s.light_name == 'night' else 1)
+        draw_shapes(
+            s,
+            u,
+            z,
+            2.2,
+            rng.uniform(4, 6.5),
+            'pole',
+            [
+                (metal, box(0.5 - thick / 4.4, 0, 0.5 + thick / 4.4, 1)),
+                (metal, box(0.5, 0, 0.95, 0.03)),
+                (bulb, box(0.75, 0.03, 0.97, 0.06)),
+            ],
+        )
     elif kind == 1:
-        face = s.colour(((.80, .15, .12), (.15, .30, .70), (.92, .80, .20))[rng.integers(3)])
-        draw_shapes(s, u, z, .9, rng.uniform(2.3, 3.2), 'pole', [
-            (metal, box(.5 - thick / 2.4, 0, .5 + thick / 2.4, 1)), ((.93, .93, .93), (.5, .16, .42)),
-            (face, (.5, .16, .34))])
+        face = s.colour(((0.80, 0.15, 0.12), (0.15, 0.30, 0.70), (0.92, 0.80, 0.20))[rng.integers(3)])
+        draw_shapes(
+            s,
+            u,
+            z,
+            0.9,
+            rng.uniform(2.3, 3.2),
+            'pole',
+            [
+                (metal, box(0.5 - thick / 2.4, 0, 0.5 + thick / 2.4, 1)),
+                ((0.93, 0.93, 0.93), (0.5, 0.16, 0.42)),
+                (face, (0.5, 0.16, 0.34)),
+            ],
+        )
     else:
-        draw_shapes(s, u, z, 1.6, rng.uniform(4, 7), 'pole', [
-            (metal, box(.5 - thick / 3.2, 0, .5 + thick / 3.2, 1)), (metal, box(0, .07, 1, .1)),
-            (metal, box(.12, .15, .88, .18))])
+        draw_shapes(
+            s,
+            u,
+            z,
+            1.6,
+            rng.uniform(4, 7),
+            'pole',
+            [
+                (metal, box(0.5 - thick / 3.2, 0, 0.5 + thick / 3.2, 1)),
+                (metal, box(0, 0.07, 1, 0.1)),
+                (metal, box(0.12, 0.15, 0.88, 0.18)),
+            ],
+        )
 
 
 def draw_fence(s, u, z):
     """A picket fence along the road or across the view; the gaps show what is behind."""
-    rng, length, height = s.rng, s.rng.uniform(5, 18), s.rng.uniform(.8, 1.5)
-    paint = s.colour(((.88, .87, .84), (.48, .36, .25), (.34, .34, .36), (.58, .50, .40))[rng.integers(4)])
-    along = rng.random() < .4
-    pitch, solid = rng.uniform(.22, .45), rng.uniform(.55, .85)
+    rng, length, height = s.rng, s.rng.uniform(5, 18), s.rng.uniform(0.8, 1.5)
+    paint = s.colour(((0.88, 0.87, 0.84), (0.48, 0.36, 0.25), (0.34, 0.34, 0.36), (0.58, 0.50, 0.40))[rng.integers(4)])
+    along = rng.random() < 0.4
+    pitch, solid = rng.uniform(0.22, 0.45), rng.uniform(0.55, 0.85)
     for k in range(int(length / pitch)):
         a, b = k * pitch, k * pitch + pitch * solid
         near, far = ((u, z + b), (u, z + a)) if along else ((u + a, z), (u + b, z))
         (ua, za), (ub, zb) = near, far
-        tip = height * (1 + .08 * (k % 2))
-        s.quad(np.tile(paint, (8, 4, 1)),
-               [s.at(ua, tip, za), s.at(ub, tip, zb), s.at(ub, 0, zb), s.at(ua, 0, za)], 'fence', z)
+        tip = height * (1 + 0.08 * (k % 2))
+        s.quad(
+            np.tile(paint, (8, 4, 1)),
+            [s.at(ua, tip, za), s.at(ub, tip, zb), s.at(ub, 0, zb), s.at(ua, 0, za)],
+            'fence',
+            z,
+        )
     ends = ((u, z + length), (u, z)) if along else ((u, z), (u + length, z))
-    for low in (.25, .65):
-        corners = (0, low + .12), (1, low + .12), (1, low), (0, low)
+    for low in (0.25, 0.65):
+        corners = (0, low + 0.12), (1, low + 0.12), (1, low), (0, low)
         rail = [s.at(ends[i][0], y * height, ends[i][1]) for i, y in corners]
-        s.quad(np.tile(paint * .9, (4, 8, 1)).astype(np.float32), rail, 'fence', z)
+        s.quad(np.tile(paint * 0.9, (4, 8, 1)).astype(np.float32), rail, 'fence', z)
 
 
 def draw_rock(s, u, z):
     """A boulder, which has no class: its pixels are unlabelled."""
-    size = s.rng.uniform(.4, 1.4)
+    size = s.rng.uniform(0.4, 1.4)
     angle = np.linspace(0, 2 * np.pi, 9)[:-1]
-    reach = s.rng.uniform(.35, .5, 8)
-    outline = np.stack([.5 + reach * np.cos(angle), .55 + reach * np.sin(angle)], 1)
-    draw_shapes(s, u, z, size * 1.4, size, None, [(s.colour((.48, .46, .44)), outline)])
+    reach = s.rng.uniform(0.35, 0.5, 8)
+    outline = np.stack([0.5 + reach * np.cos(angle), 0.55 + reach * np.sin(angle)], 1)
+    draw_shapes(s, u, z, size * 1.4, size, None, [(s.colour((0.48, 0.46, 0.44)), outline)])
 
 
 def place(s):
@@ -231,21 +340,20 @@ def place(s):
         """Somewhere in view but not on the road."""
         half = s.w / 2 / s.focal * z
         u = (s.w / 2 - s.vanish) * z / s.focal - s.bend * z * z + rng.uniform(-1, 1) * half
-        clear = s.road + .8
+        clear = s.road + 0.8
         return u if abs(u) > clear else np.copysign(clear + rng.uniform(0, 2), u)
 
     for out in (-1, 1):
-        z, u = nearest * rng.uniform(.8, 2.5), s.road + rng.uniform(1.5, 5)
+        z, u = nearest * rng.uniform(0.8, 2.5), s.road + rng.uniform(1.5, 5)
         for _ in range(rng.integers(*kind['blocks'], endpoint=True)):
             things.append((z, draw_building, out * (u + rng.uniform(0, 2))))
             z += rng.uniform(12, 22)
     add(draw_building, kind['skyline'], (6, 25), beside)
     add(draw_tree, kind['trees'], (1, 12), beside)
-    lane = lambda z: rng.choice((-.5, .5)) * s.road
+    lane = lambda z: rng.choice((-0.5, 0.5)) * s.road
     add(draw_car, kind['cars'], (1.1, 6), lane if s.road else beside)
-    add(draw_person, kind['people'], (1.02, 3.5),
-        lambda z: beside(z) if rng.random() < .75 or not s.road else lane(z))
-    kerb = lambda z: np.copysign(s.road + rng.uniform(.5, 1.5), rng.normal()) if s.road else beside(z)
+    add(draw_person, kind['people'], (1.02, 3.5), lambda z: beside(z) if rng.random() < 0.75 or not s.road else lane(z))
+    kerb = lambda z: np.copysign(s.road + rng.uniform(0.5, 1.5), rng.normal()) if s.road else beside(z)
     add(draw_pole, kind['poles'], (1.05, 4.5), kerb)
     add(draw_fence, kind['fences'], (1.2, 3), beside)
     add(draw_rock, (0, 3), (1, 4), beside)

@@ -2,6 +2,7 @@
 
 ``python docs/options.py``: names, defaults and what is allowed come from the code, the last column stays.
 """
+
 import inspect
 import re
 from pathlib import Path
@@ -24,8 +25,11 @@ def written(text: str, registry) -> str:
         kind = registry.get(name)
         prose = {row.split('`')[1]: row.strip('|\n ').split(' | ')[-1] for row in rows.splitlines()}
         declared = declarations(kind)
-        lines = [f'| `{key}` | `{parameter.default!r}` | {declared[key].words()} | {prose.get(key, "")} |\n'
-                 for key, parameter in inspect.signature(kind).parameters.items() if key != 'backbone']
+        lines = [
+            f'| `{key}` | `{parameter.default!r}` | {declared[key].words()} | {prose.get(key, "")} |\n'
+            for key, parameter in inspect.signature(kind).parameters.items()
+            if key != 'backbone'
+        ]
         return f'{name}\n{between}{HEAD}{"".join(lines)}'
 
     return TABLE.sub(table, text)

@@ -3,6 +3,7 @@
 README.md is the home page. A file of the repository that a page links to is part of the site, so that a link that is
 right on a code host is right there too. Each ``api/NAME.md`` of the nav is the reference of the module NAME.
 """
+
 import posixpath
 import re
 from pathlib import Path
@@ -24,8 +25,10 @@ class SharedDescriptions(Extension):
     def on_instance(self, *, obj, **kwargs):
         """See griffe."""
         if obj.docstring:
-            obj.docstring.value = SHARED.sub(lambda found: '\n'.join(
-                f'{found[1]}{name}: {found[3]}' for name in found[2].split(', ')), obj.docstring.value)
+            obj.docstring.value = SHARED.sub(
+                lambda found: '\n'.join(f'{found[1]}{name}: {found[3]}' for name in found[2].split(', ')),
+                obj.docstring.value,
+            )
 
 
 def on_config(config):
@@ -37,7 +40,7 @@ def on_files(files, config):
     """Add the home page, the reference, and what pages link to outside docs/."""
     files.append(File.generated(config, 'index.md', content=(ROOT / 'README.md').read_text(encoding='utf-8')))
     for page in re.findall(r"'(api/\S+\.md)'", repr(config.nav)):
-        files.append(File.generated(config, page, content=reference(page[len('api/'):-len('.md')])))
+        files.append(File.generated(config, page, content=reference(page[len('api/') : -len('.md')])))
     for page in list(files.documentation_pages()):
         for link in LINK.findall(page.content_string):
             path = in_site(page.src_uri, link)

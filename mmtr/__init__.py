@@ -14,5 +14,6 @@ def __getattr__(name):
     # What it needs is not worth the wait for those who never call it.
     if name == 'init_model':
         from .engine.model import init_model
+
         return init_model
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

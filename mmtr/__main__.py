@@ -1,4 +1,5 @@
 """python -m mmtr TOOL [OPTIONS]: run a tool by its name, from any folder, installed or in a checkout."""
+
 import runpy
 import sys
 
@@ -12,7 +13,7 @@ def main():
     tools = {path.stem: str(path) for path in sorted((MIM / 'tools').glob('*.py'))}
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if name in ('-h', '--help'):
-        print(f"{__doc__}\nTools: {', '.join(tools)}. Their options: python -m mmtr TOOL --help")
+        print(f'{__doc__}\nTools: {", ".join(tools)}. Their options: python -m mmtr TOOL --help')
         return
     if name not in tools:
         raise UserError(f"There is no tool '{name}': give one of {', '.join(tools)}.")

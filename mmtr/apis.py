@@ -1,4 +1,5 @@
 """Token reduction, and what is trained beside frozen weights, for a model that already exists."""
+
 from typing import Optional
 
 from mmengine.logging import print_log
@@ -63,8 +64,10 @@ def apply_peft(model: nn.Module, peft: dict, attn_backend: str = 'auto') -> nn.M
     model, backbones = _reducible(model, attn_backend, 'Nothing can be tuned beside the weights')
     for backbone in backbones:
         if backbone.peft is not None:
-            raise UserError(f'The backbone has a peft already, {type(backbone.peft).__name__}: build the model without '
-                            'one to apply another.')
+            raise UserError(
+                f'The backbone has a peft already, {type(backbone.peft).__name__}: build the model without '
+                'one to apply another.'
+            )
     for backbone in backbones:
         backbone.tune(peft)
     print_log(f'Parameters:\n{table(model)}', 'current')
@@ -85,7 +88,8 @@ def _reducible(model, attn_backend, failure):
         raise UserError(
             f'{failure} in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
             'the backbone VisionTransformer of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, mmtr.DINOv2 or '
-            'mmtr.EVA02.')
+            'mmtr.EVA02.'
+        )
     return model, backbones
 
 
@@ -95,6 +99,8 @@ def _check_reduction(model, backbones):
     for owner in owners:
         owner.check_reduction()
     if not owners and any(backbone.token_reducer.restore_at == 'after_head' for backbone in backbones):
-        raise UserError("token_reduction.restore_at='after_head' needs a segmentor that gives logits back, "
-                        f"type='mmtr.EncoderDecoder', and this is a {type(model).__name__} of "
-                        f"{type(model).__module__.partition('.')[0]}: use that, or set restore_at='before_norm'.")
+        raise UserError(
+            "token_reduction.restore_at='after_head' needs a segmentor that gives logits back, "
+            f"type='mmtr.EncoderDecoder', and this is a {type(model).__name__} of "
+            f"{type(model).__module__.partition('.')[0]}: use that, or set restore_at='before_norm'."
+        )

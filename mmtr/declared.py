@@ -1,4 +1,5 @@
 """What is built from settings: checked by what ``mmtr/settings.py`` declares, and found by the ``type`` of a key."""
+
 import functools
 import inspect
 from typing import Callable
@@ -15,6 +16,7 @@ class Declared:
 
     Arguments that ``**kwargs`` hands on count as its own. A name that there is none of is a ``UserError``.
     """
+
     #: Before the name of a setting in errors: where users write it.
     setting_prefix = ''
     #: What arguments may be that come from a class of another library.
@@ -45,8 +47,11 @@ class Declared:
 def declarations(of) -> dict[str, Setting]:
     """What each setting of a ``Declared`` class, or of a signature, may be; of those that say so."""
     signature = of if isinstance(of, inspect.Signature) else inspect.signature(of)
-    return {name: parameter.annotation for name, parameter in signature.parameters.items()
-            if isinstance(parameter.annotation, Setting)}
+    return {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, Setting)
+    }
 
 
 def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
@@ -69,8 +74,11 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
     if kind is None or not (is_type(name, f'mmtr.{kind.__name__}') or is_type(name, full_name(kind))):
         raise UserError(f'{key}.type={shown(name)} is unknown{nearest(name, known)}: choose one of {", ".join(known)}.')
     check(kind)
-    refuse_unknown(f'{key} of type {type_name(name)}', settings,
-                   [setting for setting in inspect.signature(kind).parameters if setting not in given])
+    refuse_unknown(
+        f'{key} of type {type_name(name)}',
+        settings,
+        [setting for setting in inspect.signature(kind).parameters if setting not in given],
+    )
     return kind(**given, **settings)
 
 
@@ -89,12 +97,17 @@ def _parameters(mro, inherited):
         return []
     found = list(inspect.signature(vars(mro[0])['__init__']).parameters.values())[1:]
     kinds = {parameter.kind for parameter in found}
-    own = [parameter for parameter in found if parameter.kind not in (
-        parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+    own = [parameter for parameter in found if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
     names = {parameter.name for parameter in own}
-    handed_on = [] if inspect.Parameter.VAR_KEYWORD not in kinds else [
-        parameter.replace(annotation=inherited.get(parameter.name, parameter.annotation))
-        for parameter in _parameters(mro[1:], inherited) if parameter.name not in names]
+    handed_on = (
+        []
+        if inspect.Parameter.VAR_KEYWORD not in kinds
+        else [
+            parameter.replace(annotation=inherited.get(parameter.name, parameter.annotation))
+            for parameter in _parameters(mro[1:], inherited)
+            if parameter.name not in names
+        ]
+    )
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return handed_on + own
     return own + [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in handed_on]

@@ -1,4 +1,5 @@
 """The one error that a user is meant to read, and how command-line tools show it."""
+
 import functools
 import sys
 

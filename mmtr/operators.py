@@ -2,6 +2,7 @@
 
 mmseg imports ``mmcv.ops``, and that ``mmcv._ext``, whether or not an operator is ever called.
 """
+
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
@@ -12,8 +13,10 @@ from torch import nn
 from mmtr.errors import UserError
 
 _NAME = 'mmcv._ext'
-_REMEDY = ('mmcv is installed without compiled operators (mmcv-lite): run `make install`, or install the full mmcv in '
-           'its place.')
+_REMEDY = (
+    'mmcv is installed without compiled operators (mmcv-lite): run `make install`, or install the full mmcv in '
+    'its place.'
+)
 
 
 class _StandIn(ModuleType):
@@ -63,8 +66,11 @@ def check_operators(model: nn.Module) -> nn.Module:
 def _operators(module):
     for kind in type(module).__mro__:
         # Deformable attention runs without on a CPU.
-        if kind.__module__.startswith('mmcv.ops.') and kind.__module__ != 'mmcv.ops.multi_scale_deform_attn' and (
-                hasattr(sys.modules[kind.__module__], 'ext_module')):
+        if (
+            kind.__module__.startswith('mmcv.ops.')
+            and kind.__module__ != 'mmcv.ops.multi_scale_deform_attn'
+            and (hasattr(sys.modules[kind.__module__], 'ext_module'))
+        ):
             yield kind.__name__
     for cfg in (getattr(module, key, None) for key in ('train_cfg', 'test_cfg')):
         if _suppresses(cfg):

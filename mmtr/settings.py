@@ -4,6 +4,7 @@
 ``mmtr/declared.py``) is all: values are checked when a thing is built, the tables of the docs are written from it, and
 tests draw from it.
 """
+
 import difflib
 from numbers import Integral, Real
 from typing import Callable, Optional
@@ -103,7 +104,8 @@ class Number(Setting):
             raise Unfit
         value = int(value) if isinstance(value, Integral) else float(value)
         fits = (value > self.above if self.least is None else value >= self.least) and (
-            value < self.below if self.most is None else value <= self.most)
+            value < self.below if self.most is None else value <= self.most
+        )
         if not fits:  # as NaN
             raise Unfit
         return value
@@ -121,8 +123,12 @@ class Whole(Setting):
 
     def take(self, value, depth=None):
         """See ``Setting``."""
-        if isinstance(value, bool) or not isinstance(value, Integral) or not self.low <= value <= self.high or (
-                self.odd and value % 2 == 0):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Integral)
+            or not self.low <= value <= self.high
+            or (self.odd and value % 2 == 0)
+        ):
             raise Unfit
         return int(value)
 
@@ -248,7 +254,7 @@ class Pair(Setting):
         """See ``Setting``."""
         if isinstance(value, (list, tuple)):
             return _items(value, 2, 2, self.of, depth)
-        return (self.of.take(value, depth), ) * 2
+        return (self.of.take(value, depth),) * 2
 
 
 class Listed(Setting):

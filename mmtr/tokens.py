@@ -1,4 +1,5 @@
 """``Tokens``: the one value that flows through a backbone."""
+
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Optional
@@ -25,6 +26,7 @@ class Tokens:
             the backbone has no rotary position embedding.
         windows: The windows that the tokens attend within, of the grid that they form now; None: all attend to all.
     """
+
     x: Tensor
     grid: tuple[int, int]
     num_prefix: int = 0
@@ -41,9 +43,9 @@ class Tokens:
     @property
     def prefix(self) -> Tensor:
         """(B, P, C)."""
-        return self.x[:, :self.num_prefix]
+        return self.x[:, : self.num_prefix]
 
     @property
     def patches(self) -> Tensor:
         """(B, N, C)."""
-        return self.x[:, self.num_prefix:]
+        return self.x[:, self.num_prefix :]

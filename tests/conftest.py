@@ -1,4 +1,5 @@
 """Shared fixtures: a data set drawn on the spot and the smallest stock Segmenter that trains on it."""
+
 import copy
 import functools
 import itertools
@@ -27,7 +28,8 @@ utils.load = functools.lru_cache(utils.load)
 find_config = Config._get_cfg_path
 find_packaged = functools.cache(lambda name: find_config(name, ''))
 Config._get_cfg_path = staticmethod(
-    lambda name, file: find_packaged(name) if name.startswith(('mmseg::', 'mmdet::')) else find_config(name, file))
+    lambda name, file: find_packaged(name) if name.startswith(('mmseg::', 'mmdet::')) else find_config(name, file)
+)
 read_config = Config.fromfile
 format_code = config.FormatCode
 config.FormatCode = lambda text, **style: (f'{text.rstrip()}\n', False)
@@ -50,8 +52,19 @@ Config.fromfile = staticmethod(read_once)
 
 def draw_scenes(folder, count):
     """``count`` validation scenes of the demo, drawn as its user draws them, in a process of its own: the data root."""
-    subprocess.run([sys.executable, TOOLS.parent / 'demo/draw_scenes.py', '--out', folder / 'scenes', '--train', '0',
-                    '--val', str(count)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            TOOLS.parent / 'demo/draw_scenes.py',
+            '--out',
+            folder / 'scenes',
+            '--train',
+            '0',
+            '--val',
+            str(count),
+        ],
+        check=True,
+    )
     return folder / 'scenes'
 
 
@@ -75,53 +88,88 @@ def segmenter_cfg(root, work_dir):
 
     def loader(split, pipeline, sampler, batch_size):
         dataset = dict(
-            type='BaseSegDataset', data_root=str(root), img_suffix='.png', seg_map_suffix='.png',
-            metainfo=dict(classes=CLASSES), pipeline=meta + pipeline,
-            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+            type='BaseSegDataset',
+            data_root=str(root),
+            img_suffix='.png',
+            seg_map_suffix='.png',
+            metainfo=dict(classes=CLASSES),
+            pipeline=meta + pipeline,
+            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+        )
         return dict(
-            batch_size=batch_size, num_workers=0, sampler=dict(type=sampler, shuffle=split == 'training'),
-            dataset=dataset)
+            batch_size=batch_size,
+            num_workers=0,
+            sampler=dict(type=sampler, shuffle=split == 'training'),
+            dataset=dataset,
+        )
 
-    augment = [
-        dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]
+    augment = [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]
     val = loader('validation', [dict(type='PackSegInputs')], 'DefaultSampler', 1)
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (0., 1.)]
-    return Config(dict(
-        default_scope='mmseg',
-        work_dir=str(work_dir),
-        model=dict(
-            type='EncoderDecoder',
-            data_preprocessor=dict(
-                type='SegDataPreProcessor', size=(64, 64), mean=[127.5] * 3, std=[64.] * 3, seg_pad_val=255),
-            backbone=dict(
-                type='VisionTransformer', img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2,
-                num_heads=2, mlp_ratio=2, drop_path_rate=0.2, final_norm=True),
-            decode_head=dict(
-                type='SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=len(CLASSES),
-                num_layers=1, num_heads=2, embed_dims=32, dropout_ratio=0.,
-                loss_decode=dict(type='CrossEntropyLoss')),
-            test_cfg=dict(mode='whole')),
-        train_dataloader=loader('training', augment, 'InfiniteSampler', 2),
-        val_dataloader=val, test_dataloader=val,
-        val_evaluator=dict(type='IoUMetric'), test_evaluator=dict(type='IoUMetric'),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
-        val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False),
-            dict(type='PolyLR', eta_min=0., power=0.9, begin=2, end=4, by_epoch=False)],
-        default_hooks=dict(
-            timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=1),
-            param_scheduler=dict(type='ParamSchedulerHook'),
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='mIoU'),
-            visualization=dict(type='SegVisualizationHook')),
-        visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
-        tta_model=dict(type='SegTTAModel'),
-        tta_pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='TestTimeAug',
-                 transforms=[flips, [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]])],
-        log_processor=dict(by_epoch=False, window_size=1)))
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+    return Config(
+        dict(
+            default_scope='mmseg',
+            work_dir=str(work_dir),
+            model=dict(
+                type='EncoderDecoder',
+                data_preprocessor=dict(
+                    type='SegDataPreProcessor', size=(64, 64), mean=[127.5] * 3, std=[64.0] * 3, seg_pad_val=255
+                ),
+                backbone=dict(
+                    type='VisionTransformer',
+                    img_size=(64, 64),
+                    patch_size=16,
+                    embed_dims=32,
+                    num_layers=2,
+                    num_heads=2,
+                    mlp_ratio=2,
+                    drop_path_rate=0.2,
+                    final_norm=True,
+                ),
+                decode_head=dict(
+                    type='SegmenterMaskTransformerHead',
+                    in_channels=32,
+                    channels=32,
+                    num_classes=len(CLASSES),
+                    num_layers=1,
+                    num_heads=2,
+                    embed_dims=32,
+                    dropout_ratio=0.0,
+                    loss_decode=dict(type='CrossEntropyLoss'),
+                ),
+                test_cfg=dict(mode='whole'),
+            ),
+            train_dataloader=loader('training', augment, 'InfiniteSampler', 2),
+            val_dataloader=val,
+            test_dataloader=val,
+            val_evaluator=dict(type='IoUMetric'),
+            test_evaluator=dict(type='IoUMetric'),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+            val_cfg=dict(type='ValLoop'),
+            test_cfg=dict(type='TestLoop'),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+            param_scheduler=[
+                dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False),
+                dict(type='PolyLR', eta_min=0.0, power=0.9, begin=2, end=4, by_epoch=False),
+            ],
+            default_hooks=dict(
+                timer=dict(type='IterTimerHook'),
+                logger=dict(type='LoggerHook', interval=1),
+                param_scheduler=dict(type='ParamSchedulerHook'),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='mIoU'),
+                visualization=dict(type='SegVisualizationHook'),
+            ),
+            visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+            tta_model=dict(type='SegTTAModel'),
+            tta_pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(
+                    type='TestTimeAug', transforms=[flips, [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]]
+                ),
+            ],
+            log_processor=dict(by_epoch=False, window_size=1),
+        )
+    )
 
 
 def subclasses(kind):
@@ -161,20 +209,22 @@ def tiny_segmenter(drawn_data, tmp_path):
 @pytest.fixture
 def make_runner():
     """Function from a config to a ``Runner``; each has a name of its own, by which mmengine keeps state."""
+
     def make(cfg):
         return Runner.from_cfg(Config({**copy.deepcopy(cfg), 'experiment_name': f'run_{next(RUNS)}'}))
+
     return make
 
 
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Function that runs ``tools/NAME.py`` in this process; gives its exit status and what went to stderr."""
+
     def run(name, config, *args):
         options = list(map(str, args))
         options += [] if '--cfg-options' in options else ['--cfg-options']
         monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # which the tools set for good
-        monkeypatch.setattr(
-            sys, 'argv', [name, str(config), *options, f'experiment_name=run_{next(RUNS)}'])
+        monkeypatch.setattr(sys, 'argv', [name, str(config), *options, f'experiment_name=run_{next(RUNS)}'])
         capsys.readouterr()
         try:
             runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
@@ -182,4 +232,5 @@ def tool(monkeypatch, capsys):
         except SystemExit as stop:
             status = stop.code
         return status, capsys.readouterr().err
+
     return run

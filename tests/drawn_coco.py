@@ -1,4 +1,5 @@
 """Small COCO sets of bright rectangles and discs on two kinds of ground, drawn for tests."""
+
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ COLOURS = dict(box=(200, 60, 60), disc=(60, 60, 200), grass=(40, 110, 40), sand=
 def scene(rng, count):
     """Pixels, class index of each pixel's ground, and (class, mask) of ``count`` things that do not overlap."""
     ground = np.full((SIZE, SIZE), 2)
-    ground[:, rng.integers(20, 44):] = 3
+    ground[:, rng.integers(20, 44) :] = 3
     things, free = [], np.ones((SIZE, SIZE), bool)
     y, x = np.mgrid[:SIZE, :SIZE]
     while len(things) < count:
@@ -71,8 +72,9 @@ def draw_coco(root, counts=(0, 1, 2, 3), seed=0):
         labels = ground.copy()
         for number, (label, mask) in enumerate(masks, 1 + 300 * i):
             numbers[mask], labels[mask] = number, label
-            segments.append(dict(id=number, category_id=10 * (label + 1), area=int(mask.sum()), bbox=box_of(mask),
-                                 iscrowd=0))
+            segments.append(
+                dict(id=number, category_id=10 * (label + 1), area=int(mask.sum()), bbox=box_of(mask), iscrowd=0)
+            )
         rgb = np.stack((numbers % 256, numbers // 256 % 256, numbers // 65536), -1)
         Image.fromarray(rgb.astype(np.uint8)).save(root / 'panoptic' / f'{i}.png')
         Image.fromarray(labels.astype(np.uint8)).save(root / 'semantic' / f'{i}.png')
@@ -83,9 +85,17 @@ def draw_coco(root, counts=(0, 1, 2, 3), seed=0):
             things = [*things, (0, pixel), ('crowd', np.ones((SIZE, SIZE), bool))]
         for label, mask in things:
             crowd = label == 'crowd'
-            instances.append(dict(
-                id=len(instances) + 1, image_id=i, category_id=10 * ((0 if crowd else label) + 1), bbox=box_of(mask),
-                area=int(mask.sum()), iscrowd=int(crowd), segmentation=run_lengths(mask)))
+            instances.append(
+                dict(
+                    id=len(instances) + 1,
+                    image_id=i,
+                    category_id=10 * ((0 if crowd else label) + 1),
+                    bbox=box_of(mask),
+                    area=int(mask.sum()),
+                    iscrowd=int(crowd),
+                    segmentation=run_lengths(mask),
+                )
+            )
     write(root / 'instances.json', images, instances, THINGS)
     write(root / 'panoptic.json', images, panoptic, THINGS + STUFF)
     return root

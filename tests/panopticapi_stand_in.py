@@ -1,4 +1,5 @@
 """The part of panopticapi that mmdet calls, from the definition of PQ; PyPI does not have that package."""
+
 import sys
 from collections import defaultdict
 from types import ModuleType
@@ -48,10 +49,11 @@ class PQStat:
             stat = self.pq_per_cat[name]
             count = stat.tp + stat.fp / 2 + stat.fn / 2
             if isthing in (None, category['isthing'] == 1) and count:
-                results[name] = dict(pq=stat.iou / count, sq=stat.iou / stat.tp if stat.tp else 0.0,
-                                     rq=stat.tp / count)
-        mean = {key: float(np.mean([result[key] for result in results.values()])) if results else 0.0
-                for key in ('pq', 'sq', 'rq')}
+                results[name] = dict(pq=stat.iou / count, sq=stat.iou / stat.tp if stat.tp else 0.0, rq=stat.tp / count)
+        mean = {
+            key: float(np.mean([result[key] for result in results.values()])) if results else 0.0
+            for key in ('pq', 'sq', 'rq')
+        }
         return dict(mean, n=len(results)), results
 
 

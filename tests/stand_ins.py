@@ -1,4 +1,5 @@
 """Tiny stand-ins for what documented commands need: shrunk models, drawn data, made-up checkpoints."""
+
 import json
 from pathlib import Path
 
@@ -119,6 +120,7 @@ class StandIns:
     def put_into(self, cfg, factor):
         """Let a config read drawn data of the kind of its own."""
         from mmdet.datasets import CocoDataset, CocoPanopticDataset
+
         root = None
         for loader in [cfg[name] for name in LOADERS if cfg.get(name)]:
             loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.get('batch_size', 1), 2))
@@ -129,9 +131,12 @@ class StandIns:
                 if 'Coco' not in data.type:
                     masks = type_name(data.type) == 'BinaryDataset' and not data.get('foreground')
                     data.update(
-                        data_root=str(self.masks() if masks else self.labels()), ann_file='', img_suffix='.png',
+                        data_root=str(self.masks() if masks else self.labels()),
+                        ann_file='',
+                        img_suffix='.png',
                         seg_map_suffix='.png',
-                        data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+                        data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+                    )
                     continue
                 panoptic = 'Panoptic' in data.type
                 meta = data.get('metainfo') or (CocoPanopticDataset if panoptic else CocoDataset).METAINFO
@@ -194,8 +199,8 @@ def values(argv, option):
     """What follows an option, up to the next."""
     if option not in argv:
         return []
-    after = argv[argv.index(option) + 1:]
-    return after[:next((i for i, word in enumerate(after) if word.startswith('--')), len(after))]
+    after = argv[argv.index(option) + 1 :]
+    return after[: next((i for i, word in enumerate(after) if word.startswith('--')), len(after))]
 
 
 def write_checkpoints(argv, empty=False):
@@ -215,9 +220,19 @@ def write_checkpoints(argv, empty=False):
             torch.save(dict(state_dict={}, meta={}), path)
             continue
         cfg.model.pop('pretrained', None)
-        model = build_model(Config(dict(model=without_pretrained(cfg.model), default_scope=cfg.get('default_scope'),
-                                        custom_hooks=cfg.get('custom_hooks') or [])))
+        model = build_model(
+            Config(
+                dict(
+                    model=without_pretrained(cfg.model),
+                    default_scope=cfg.get('default_scope'),
+                    custom_hooks=cfg.get('custom_hooks') or [],
+                )
+            )
+        )
         model = model.backbone if key.endswith('pretrained') else model
-        state = {name: value for name, value in model.state_dict().items()
-                 if not (key and name.removeprefix('backbone.').startswith(('peft.', 'token_reducer.')))}
+        state = {
+            name: value
+            for name, value in model.state_dict().items()
+            if not (key and name.removeprefix('backbone.').startswith(('peft.', 'token_reducer.')))
+        }
         torch.save(dict(state_dict=state, meta={}), path)

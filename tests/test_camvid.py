@@ -1,4 +1,5 @@
 """A model that stock mmsegmentation trained, on real images; skipped where ../shared is not there."""
+
 from pathlib import Path
 
 import pytest

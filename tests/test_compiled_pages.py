@@ -1,4 +1,5 @@
 """What docs/deploy.md says of torch.compile, counted in graphs."""
+
 import functools
 import re
 from pathlib import Path
@@ -40,8 +41,12 @@ def graphs(tmp_path, monkeypatch):
 @pytest.fixture
 def model(monkeypatch):
     """The page's of two layers, not compiled."""
-    small = mmtr.init_model(str(ROOT / 'configs/segmenter_vit_tadapter_demo.py'), None, 'cpu', {
-        'model.backbone.num_layers': 2, 'model.backbone.token_reduction.layers': (0, 2)})
+    small = mmtr.init_model(
+        str(ROOT / 'configs/segmenter_vit_tadapter_demo.py'),
+        None,
+        'cpu',
+        {'model.backbone.num_layers': 2, 'model.backbone.token_reduction.layers': (0, 2)},
+    )
     monkeypatch.setattr(mmseg.apis, 'init_model', lambda *args, **kwargs: small)
     return small
 
@@ -52,7 +57,7 @@ def labels(model):
 
 def test_what_the_page_says_compiles(graphs, model):
     plain = labels(model)
-    block, = re.findall(r'```python\n(.*?)```', SECTION, re.S)
+    (block,) = re.findall(r'```python\n(.*?)```', SECTION, re.S)
     if not hasattr(torch.nn.Module, 'compile'):
         pytest.skip('Module.compile needs torch 2.2')
     exec(block, names := {})
@@ -64,14 +69,14 @@ def test_what_the_page_says_compiles(graphs, model):
 
 def test_what_the_page_says_of_torch_2_1_compiles(graphs, model):
     plain = labels(model)
-    line, = re.findall(r'`(model\.backbone\.forward = torch\.compile\(.*?\))`', SECTION)
+    (line,) = re.findall(r'`(model\.backbone\.forward = torch\.compile\(.*?\))`', SECTION)
     exec(line, dict(torch=torch, model=model))
     assert np.array_equal(labels(model), plain)
     assert len(graphs) == 1
 
 
 def test_the_whole_model_would_compile_nothing(graphs, model):
-    line, = re.findall(r'`(model = torch\.compile\(model\))` would compile nothing', SECTION)
+    (line,) = re.findall(r'`(model = torch\.compile\(model\))` would compile nothing', SECTION)
     exec(line, names := dict(torch=torch, model=model))
     labels(names['model'])
     assert graphs == []

@@ -36,13 +36,25 @@ SEGMENTERS = sorted((ROOT / 'configs').glob('segmenter_*.py'))
 DINOV2 = sorted((ROOT / 'configs').glob('dinov2-*.py'))
 DETECTORS = sorted((ROOT / 'configs').glob('cascade-mask-rcnn_*.py'))
 UPERNETS = sorted((ROOT / 'configs').glob('upernet_*.py'))
-METHODS = dict(algm=ALGM, cropr=Cropr, evit=EViT, expediting=Expediting, gridpool=GridPool, tadapter=TokenAdapter,
-               random=Random, tome=ToMe)
+METHODS = dict(
+    algm=ALGM,
+    cropr=Cropr,
+    evit=EViT,
+    expediting=Expediting,
+    gridpool=GridPool,
+    tadapter=TokenAdapter,
+    random=Random,
+    tome=ToMe,
+)
 #: Methods of a training on its own, and the floor of one: not in the table of every size and data set.
 TRAINED = ('cropr', 'random')
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
-STOCK = dict(t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py', s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
-             b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py', l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py')
+STOCK = dict(
+    t='segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py',
+    s='segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py',
+    b='segmenter_vit-b_mask_8xb1-160k_ade20k-512x512.py',
+    l='segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py',
+)
 
 
 def read(name):
@@ -58,9 +70,15 @@ def without_weights(cfg):
 
 def reducer_of(cfg):
     backbone = cfg.model.backbone
-    return build_token_reducer(backbone.get('token_reduction'), BackboneShape(
-        backbone.num_layers, backbone.embed_dims, num_prefix=int(backbone.get('with_cls_token', True)),
-        grid=tuple(n // backbone.get('patch_size', 16) for n in backbone.img_size)))
+    return build_token_reducer(
+        backbone.get('token_reduction'),
+        BackboneShape(
+            backbone.num_layers,
+            backbone.embed_dims,
+            num_prefix=int(backbone.get('with_cls_token', True)),
+            grid=tuple(n // backbone.get('patch_size', 16) for n in backbone.img_size),
+        ),
+    )
 
 
 def method_of(path):
@@ -129,15 +147,22 @@ def test_dinov2_config_is_its_full_twin_and_what_its_name_says(path):
     size, tuning, task = path.stem.split('_', 2)
     cfg = Config.fromfile(path).to_dict()
     model, backbone = cfg['model'], cfg['model']['backbone']
-    found = [(backbone.pop('peft', None) or {}).pop('type', None),
-             (backbone.pop('token_reduction', None) or {}).pop('type', None), model.pop('type'),
-             model.pop('distillation', None)]
-    assert found == {
-        'full': [None, None, 'mmtr.EncoderDecoder', None],
-        'lora': ['LoRA', None, 'mmtr.EncoderDecoder', None],
-        'adapter': ['Adapter', None, 'mmtr.EncoderDecoder', None],
-        'dar': ['DAR', 'DAR', 'mmtr.EncoderDecoder', None],
-        'dar-distill': ['DAR', 'DAR', 'mmtr.DistillationEncoderDecoder', dict(loss_weight=0.1)]}[tuning]
+    found = [
+        (backbone.pop('peft', None) or {}).pop('type', None),
+        (backbone.pop('token_reduction', None) or {}).pop('type', None),
+        model.pop('type'),
+        model.pop('distillation', None),
+    ]
+    assert (
+        found
+        == {
+            'full': [None, None, 'mmtr.EncoderDecoder', None],
+            'lora': ['LoRA', None, 'mmtr.EncoderDecoder', None],
+            'adapter': ['Adapter', None, 'mmtr.EncoderDecoder', None],
+            'dar': ['DAR', 'DAR', 'mmtr.EncoderDecoder', None],
+            'dar-distill': ['DAR', 'DAR', 'mmtr.DistillationEncoderDecoder', dict(loss_weight=0.1)],
+        }[tuning]
+    )
     twin = read(f'{size}_full_{task}.py').to_dict()
     del twin['model']['type']
     assert cfg == twin
@@ -162,8 +187,10 @@ def test_dinov2_learning_rate_is_that_of_the_paper(path):
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, weight_decay=1e-4)
     optimizer = torch.optim.AdamW([parameter], lr=lr)
     with DefaultScope.overwrite_default_scope('mmengine'):
-        schedulers = [PARAM_SCHEDULERS.build({**step, 'optimizer': optimizer}, default_args=dict(epoch_length=epoch))
-                      for step in cfg.param_scheduler]
+        schedulers = [
+            PARAM_SCHEDULERS.build({**step, 'optimizer': optimizer}, default_args=dict(epoch_length=epoch))
+            for step in cfg.param_scheduler
+        ]
     warm_up, end = cfg.param_scheduler[0].end * epoch, cfg.train_cfg.max_epochs * epoch
     for step in range(end):
         if step < warm_up:
@@ -186,8 +213,12 @@ def test_detector_config_is_consistent(path):
     assert model.rpn_head.anchor_generator.strides == strides
     for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
         assert extractor.featmap_strides == strides[:4]
-    channels = {model.neck.out_channels, model.rpn_head.in_channels, model.roi_head.mask_head.in_channels,
-                *(head.in_channels for head in model.roi_head.bbox_head)}
+    channels = {
+        model.neck.out_channels,
+        model.rpn_head.in_channels,
+        model.roi_head.mask_head.in_channels,
+        *(head.in_channels for head in model.roi_head.bbox_head),
+    }
     assert len(channels) == 1 and size[0] % model.data_preprocessor.pad_size_divisor == 0
     data = cfg.test_dataloader.dataset
     classes = data.metainfo.classes if 'metainfo' in data else CocoDataset.METAINFO['classes']
@@ -198,8 +229,10 @@ def test_detector_config_is_consistent(path):
 
 
 @pytest.mark.parametrize(
-    'path', [p for p in SEGMENTERS + DETECTORS + UPERNETS
-             if method_of(p) is not TokenReducer and 'regions' not in p.stem], ids=lambda path: path.stem)
+    'path',
+    [p for p in SEGMENTERS + DETECTORS + UPERNETS if method_of(p) is not TokenReducer and 'regions' not in p.stem],
+    ids=lambda path: path.stem,
+)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("_base_ = '")[1].split("'")[0])
@@ -255,14 +288,22 @@ def test_plain_config_is_the_stock_one(size):
     ours, stock = read(f'segmenter_vit-{size}_ade20k.py'), get_config(f'mmseg::segmenter/{STOCK[size]}')
     assert ours.model.backbone.pop('type') == 'mmtr.VisionTransformer'
     assert ours.model.decode_head.pop('type') == 'mmtr.SegmenterMaskTransformerHead'
-    assert ours.model.pop('type') == f"mmtr.{stock.model.pop('type')}"
+    assert ours.model.pop('type') == f'mmtr.{stock.model.pop("type")}'
     stock.model.backbone.pop('type')
     stock.model.decode_head.pop('type')
     # The two OpenMMLab stacks name different hosts for the same file.
     assert Path(ours.model.pop('pretrained')).name == Path(stock.model.pop('pretrained')).name
     assert tuple(ours.model.backbone.pop('img_size')) == tuple(stock.model.backbone.pop('img_size'))
-    for key in ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg',
-                'test_evaluator', 'default_hooks'):
+    for key in (
+        'model',
+        'train_dataloader',
+        'test_dataloader',
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'test_evaluator',
+        'default_hooks',
+    ):
         assert without_scope(ours[key]) == without_scope(stock[key]), key
 
 
@@ -271,7 +312,7 @@ def test_swin_config_is_the_stock_one():
     stock = get_config('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py')
     assert ours.model.backbone.pop('type') == 'mmtr.SwinTransformer' and ours.pop('custom_imports').imports == ['mmtr']
     assert stock.model.backbone.pop('type') == 'SwinTransformer'
-    assert ours.model.pop('type') == f"mmtr.{stock.model.pop('type')}"
+    assert ours.model.pop('type') == f'mmtr.{stock.model.pop("type")}'
     assert without_scope(ours.to_dict()) == without_scope(stock.to_dict())
 
 
@@ -284,7 +325,7 @@ def test_swin_lora_config_is_the_plain_one_and_a_key():
 def test_mask2former_config_is_the_stock_one_and_a_hook():
     ours = read('mask2former_swin-l_tadapter_coco-panoptic.py')
     stock = get_config('mmdet::mask2former/mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic.py')
-    hook, = ours.pop('custom_hooks')
+    (hook,) = ours.pop('custom_hooks')
     assert ours.pop('custom_imports').imports == ['mmtr'] and 'custom_hooks' not in stock
     assert without_scope(ours.to_dict()) == without_scope(stock.to_dict())
     # Four channels a head in place of 32.
@@ -295,8 +336,10 @@ def test_mask2former_config_is_the_stock_one_and_a_hook():
     apply_token_reduction(model, hook.token_reduction)
     assert list(model.state_dict()) == keys
     # 800x1344 pixels: in the last 12 of 18 blocks of stage 3, 50x84 tokens, 4x7 windows and 2 rows of 7, are 33x56.
-    assert model.backbone.token_schedule((800, 1344)) == [67200] * 2 + [16800] * 2 + [4200] * 6 + [33 * 56] * 12 + [
-        1050] * 2
+    assert (
+        model.backbone.token_schedule((800, 1344))
+        == [67200] * 2 + [16800] * 2 + [4200] * 6 + [33 * 56] * 12 + [1050] * 2
+    )
 
 
 @pytest.mark.parametrize('depth', [12, 24])
@@ -304,7 +347,8 @@ def test_compare_all_holds_every_method_at_settings_that_work_at_any_depth(depth
     reductions = Config.fromfile(ROOT / 'configs/reductions/all_methods.py').reductions
     reducers = [build_token_reducer(cfg.to_dict(), BackboneShape(depth, 64, 1)) for cfg in reductions.values()]
     assert {type(reducer) for reducer in reducers} == {
-        method for method in TOKEN_REDUCERS.module_dict.values() if not method.trained}
+        method for method in TOKEN_REDUCERS.module_dict.values() if not method.trained
+    }
     assert all(min(reducer.token_schedule((23, 30), depth)) < 690 for reducer in reducers)
 
 
@@ -315,8 +359,9 @@ def test_paper_config_keeps_10_layers_whole_and_49_percent_of_the_tokens_in_the_
     assert (reducer.score, reducer.metric, reducer.merge, reducer.restoration) == ('max', 'cosine', 'average', 'copy')
 
 
-@pytest.mark.parametrize('data, side, layer, clusters', [
-    ('ade20k', 40, 10, 28), ('cityscapes', 48, 12, 32), ('pascal-context', 30, 14, 20)])
+@pytest.mark.parametrize(
+    'data, side, layer, clusters', [('ade20k', 40, 10, 28), ('cityscapes', 48, 12, 32), ('pascal-context', 30, 14, 20)]
+)
 def test_expediting_configs_have_the_clusters_of_the_release(data, side, layer, clusters):
     # Its location is the index of the layer after which tokens are clustered: 9, 11, 13.
     reducer = reducer_of(read(f'segmenter_expediting_{data}.py'))
@@ -375,9 +420,15 @@ def test_detector_has_the_reported_gflops(name, published):
         assert schedule[5] == schedule[-1] == 9216 and schedule[-2] / 9216 == pytest.approx(0.03, abs=0.005)
 
 
-@pytest.mark.parametrize('name', [
-    'segmenter_eva02-s_ade20k.py', 'segmenter_vit-t_tadapter_ade20k.py', 'segmenter_vit-t_linear_tadapter_ade20k.py',
-    'upernet_swin-t_tadapter_ade20k.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'segmenter_eva02-s_ade20k.py',
+        'segmenter_vit-t_tadapter_ade20k.py',
+        'segmenter_vit-t_linear_tadapter_ade20k.py',
+        'upernet_swin-t_tadapter_ade20k.py',
+    ],
+)
 def test_config_builds_and_runs(name):
     grid = (16, 24) if 'swin' in name else (4, 6)
     with torch.no_grad():

@@ -35,7 +35,8 @@ def documented_method():
 
 def test_the_documented_method_keeps_every_promise(documented_method):
     assert build_token_reducer(documented_method, BackboneShape(24, 64, 1)).token_schedule((4, 5), 24) == (
-        [20] * 10 + [12] * 14)
+        [20] * 10 + [12] * 14
+    )
     with pytest.raises(UserError, match='token_reduction.start=24 must be a whole number from 0 to 23, or None'):
         build_token_reducer(dict(documented_method, start=24), BackboneShape(24, 64, 1))
     cfg = dict(type='DropColumns')
@@ -43,11 +44,17 @@ def test_the_documented_method_keeps_every_promise(documented_method):
         contract.test_whatever_a_search_draws_works('DropColumns', depth)
     for backbone in contract.BACKBONES:
         contract.test_heads_receive_the_full_grid(cfg, backbone, 57, 130, 16, False)
-    for check in (contract.test_positions_are_in_raster_order, contract.test_prefix_tokens_are_never_reduced,
-                  contract.test_an_image_does_not_depend_on_its_batch, contract.test_no_state_is_left_on_the_module,
-                  contract.test_nothing_to_reduce_is_the_plain_model, contract.test_two_threads_share_a_model,
-                  contract.test_compiles_without_a_graph_break, contract.test_token_schedule_is_what_the_layers_see,
-                  contract.test_checkpointing_changes_no_gradient):
+    for check in (
+        contract.test_positions_are_in_raster_order,
+        contract.test_prefix_tokens_are_never_reduced,
+        contract.test_an_image_does_not_depend_on_its_batch,
+        contract.test_no_state_is_left_on_the_module,
+        contract.test_nothing_to_reduce_is_the_plain_model,
+        contract.test_two_threads_share_a_model,
+        contract.test_compiles_without_a_graph_break,
+        contract.test_token_schedule_is_what_the_layers_see,
+        contract.test_checkpointing_changes_no_gradient,
+    ):
         for backbone in contract.BACKBONES:
             check(cfg, backbone)
 
@@ -69,8 +76,7 @@ def test_named_files_exist(page):
 def test_every_option_is_documented_with_its_default(page, registry, method):
     sections = (ROOT / 'docs' / page).read_text().split('\n## ')
     section = next(part for part in sections if part.startswith(f'{method}\n'))
-    options = {name: p for name, p in inspect.signature(registry.get(method)).parameters.items()
-               if name != 'backbone'}
+    options = {name: p for name, p in inspect.signature(registry.get(method)).parameters.items() if name != 'backbone'}
     rows = re.findall(r'^\| `(\w+)` \| `(.*?)` \| (.+?) \| (.+) \|$', section, re.M)
     assert {name: default for name, default, *_ in rows} == {name: repr(p.default) for name, p in options.items()}
 

@@ -1,4 +1,5 @@
 """Every line of shell and every block of Python in README and docs, on tiny stand-ins: it is read, or run if slow."""
+
 import ast
 import importlib
 import importlib.util
@@ -53,16 +54,28 @@ ELSEWHERE = {
 #: Pages that a test of their own runs from top to bottom.
 OWN_TESTS = {'own_data.md': 'tests/test_own_data.py'}
 #: The config that a fragment, whose page speaks of any, is added to.
-BASES = {'analysis.md': 'segmenter_vit_demo', 'maskdino.md': 'maskdino_r50_coco-instance', 'get_started.md':
-         'segmenter_vit-t_ade20k', 'peft.md': 'dinov2-b_dar_duts', 'token_reduction.md': 'segmenter_vit-l_ade20k'}
+BASES = {
+    'analysis.md': 'segmenter_vit_demo',
+    'maskdino.md': 'maskdino_r50_coco-instance',
+    'get_started.md': 'segmenter_vit-t_ade20k',
+    'peft.md': 'dinov2-b_dar_duts',
+    'token_reduction.md': 'segmenter_vit-l_ade20k',
+}
 SWIN = 'maskdino_swin-l_coco-instance'
 #: Where a tool stops, of what it imports or calls: once configs are read, and once models are built and filled.
 STOPS = dict(
-    analyze_tokens=('build_model', 'backbone_inputs'), benchmark=('build_all', 'measure'),
-    compare=('measuring.load', 'compare_on_test_data'), deploy_model=('build_model', 'difference'),
-    export=('build_model', 'export.export_onnx'), model_zoo=('Zoo', 'Zoo'), predict=('build_model', 'build_inferencer'),
-    test=('launch.runner', 'launch.runner'), train=('launch.runner', 'launch.runner'),
-    tune_reduction=('measuring.load', 'open_study'), update_benchmarks=('refresh', 'refresh'))
+    analyze_tokens=('build_model', 'backbone_inputs'),
+    benchmark=('build_all', 'measure'),
+    compare=('measuring.load', 'compare_on_test_data'),
+    deploy_model=('build_model', 'difference'),
+    export=('build_model', 'export.export_onnx'),
+    model_zoo=('Zoo', 'Zoo'),
+    predict=('build_model', 'build_inferencer'),
+    test=('launch.runner', 'launch.runner'),
+    train=('launch.runner', 'launch.runner'),
+    tune_reduction=('measuring.load', 'open_study'),
+    update_benchmarks=('refresh', 'refresh'),
+)
 #: How far a line goes: its configs are read, its models are built, it is run.
 READ, BUILD, RUN = range(3)
 #: The page measures for hours; and tools whose own tests run them as pages do, for long.
@@ -83,7 +96,7 @@ class Built(BaseException):
 def blocks_of(page):
     """Line number, language and text of each fenced block."""
     for match in re.finditer(r'^( *)```(\w*)\n(.*?)^ *```$', page.read_text(), re.M | re.S):  # novm
-        number = page.read_text()[:match.start()].count('\n') + 1
+        number = page.read_text()[: match.start()].count('\n') + 1
         yield number, match[2], textwrap.dedent(match[3])
 
 
@@ -99,8 +112,11 @@ def commands(block, page):
     block = re.sub(r'\bCHECKPOINT\b', 'ckpt.pth', block)
     # No command is found, so that bash gives each to a function; those with a slash must be functions themselves.
     names = set(re.findall(r'(?<![\w./=:-])(?:[\w.-]+/)+[\w.-]+|^[\w.]+|\w+', block, re.M)) - RESERVED
-    functions = '\n'.join(f'function {name} {{ record {name} "$@"; }}' for name in sorted(names)
-                          if not name[0].isdigit() and name not in ('record', 'printf'))
+    functions = '\n'.join(
+        f'function {name} {{ record {name} "$@"; }}'
+        for name in sorted(names)
+        if not name[0].isdigit() and name not in ('record', 'printf')
+    )
     script = f'record() {{ printf "%s\\0" "${{PYTHONPATH-}}" "$@"; printf "\\1"; }}\n{functions}\n{block}'
     done = subprocess.run(['/bin/bash', '--norc', '-c', script], env=dict(PATH=''), capture_output=True, text=True)
     assert done.stderr == '', f'{page.name}: {done.stderr}'
@@ -151,7 +167,8 @@ def workplace(tmp_path, monkeypatch, data):
     (tmp_path / 'data/dsb2018_nuclei/annotations').mkdir()
     for split in ('train', 'val'):
         (tmp_path / f'data/dsb2018_nuclei/annotations/instances_{split}.json').symlink_to(
-            data.coco(['nucleus'], ['a', 'b']) / 'instances.json')
+            data.coco(['nucleus'], ['a', 'b']) / 'instances.json'
+        )
     (tmp_path / 'images').mkdir()
     for name in ('photo.jpg', 'images/a.jpg', 'images/b.jpg'):
         cv2.imwrite(str(tmp_path / name), np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
@@ -218,7 +235,7 @@ class Commands:
         elif script == 'demo/draw_scenes.py':  # tests/test_demo draws some
             self.monkeypatch.syspath_prepend(str(ROOT / 'demo'))
             self.tool(ROOT / script, ['--out', 'drawn', *args], 'tempfile.mkdtemp')
-        elif script == 'demo/run.py':          # as tests/test_demo does
+        elif script == 'demo/run.py':  # as tests/test_demo does
             self.tool(ROOT / script, args, 'subprocess.run')
         else:
             assert script.startswith('tools/'), script
@@ -290,7 +307,7 @@ class Commands:
         subprocess.run(['bash', '-n', ROOT / words[0]], check=True)
 
     def torchrun(self, words, far):
-        self.python(['python', *words[words.index('-m'):]], min(far, BUILD))
+        self.python(['python', *words[words.index('-m') :]], min(far, BUILD))
 
     def mim(self, words, far):
         """tests/test_packaging.py looks at what mim finds in a wheel."""
@@ -313,7 +330,7 @@ class Commands:
         env = {**os.environ, 'PYTHON': 'echo', 'PATH': f'bin:{os.environ["PATH"]}'}
         started = subprocess.run(['bash', *words], check=True, env=env, capture_output=True, text=True).stdout.split()
         tool = next(i for i, word in enumerate(started) if word.endswith(('/train.py', '/test.py')))
-        self.m_mmtr([Path(started[tool]).stem, *started[tool + 1:]], min(far, BUILD))
+        self.m_mmtr([Path(started[tool]).stem, *started[tool + 1 :]], min(far, BUILD))
 
     dist_test = slurm_train = slurm_test = dist_train
 
@@ -357,8 +374,12 @@ def is_config(block):
     """Whether a block does nothing but give keys of a config their values."""
     body = ast.parse(block).body
     keys = {'_base_', 'model', 'custom_hooks', 'visualizer'}
-    return all(isinstance(node, ast.ImportFrom) or isinstance(node, ast.Assign) and
-               {target.id for target in node.targets} <= keys for node in body)
+    return all(
+        isinstance(node, ast.ImportFrom)
+        or isinstance(node, ast.Assign)
+        and {target.id for target in node.targets} <= keys
+        for node in body
+    )
 
 
 @pytest.mark.parametrize('page, block', PYTHON)
@@ -391,7 +412,8 @@ def test_blocks_of_python(page, block, workplace, run=False):
         size = cfg.model.data_preprocessor.get('size') or (256, 256)
         own = build_model(cfg).backbone
         assert own.token_reducer.trained or own.token_schedule(tuple(size)) != (
-            apply_token_reduction(model, None).backbone.token_schedule(tuple(size)))
+            apply_token_reduction(model, None).backbone.token_schedule(tuple(size))
+        )
 
 
 @pytest.mark.slow

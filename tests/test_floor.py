@@ -3,6 +3,7 @@
 ``python -m tests.test_floor`` in an environment with that torch writes ``torch_floor.txt``: the names that everybody
 uses, and of the others that our code uses those that are there.
 """
+
 import ast
 import importlib
 import inspect
@@ -27,8 +28,10 @@ LATER = {
     'torch.nn.attention.SDPBackend.MATH': 'mmtr/engine/export.py',
     'torch.nn.attention.sdpa_kernel': 'mmtr/engine/export.py',
     'torch.export.Dim': 'mmtr/engine/export.py',
-    **{f'torch.onnx.export({name}=)': 'mmtr/engine/export.py' for name in (
-        'dynamo', 'dynamic_shapes', 'external_data', 'custom_translation_table')},
+    **{
+        f'torch.onnx.export({name}=)': 'mmtr/engine/export.py'
+        for name in ('dynamo', 'dynamic_shapes', 'external_data', 'custom_translation_table')
+    },
 }
 
 
@@ -48,8 +51,13 @@ def uses(tree):
     nodes = list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.Import):
-            names.update({each.asname or 'torch': each.name if each.asname else 'torch'
-                          for each in node.names if each.name.split('.')[0] == 'torch'})
+            names.update(
+                {
+                    each.asname or 'torch': each.name if each.asname else 'torch'
+                    for each in node.names
+                    if each.name.split('.')[0] == 'torch'
+                }
+            )
         elif isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'torch':
             names.update({each.asname or each.name: f'{node.module}.{each.name}' for each in node.names})
             found += [(f'{node.module}.{each.name}', node.lineno) for each in node.names]
@@ -68,9 +76,12 @@ def uses(tree):
 
 def used():
     """Every use in our code: name, file and line."""
-    return [(name, file.relative_to(ROOT).as_posix(), line)
-            for folder in ('mmtr', 'tools', 'demo', 'tests') for file in sorted((ROOT / folder).rglob('*.py'))
-            for name, line in uses(ast.parse(file.read_text(encoding='utf-8')))]
+    return [
+        (name, file.relative_to(ROOT).as_posix(), line)
+        for folder in ('mmtr', 'tools', 'demo', 'tests')
+        for file in sorted((ROOT / folder).rglob('*.py'))
+        for name, line in uses(ast.parse(file.read_text(encoding='utf-8')))
+    ]
 
 
 def there(name):
@@ -98,8 +109,11 @@ def there(name):
 
 def unknown(found, known):
     """Of uses, those of names that are neither known nor guarded in their file; attributes only if torch has them."""
-    return [f'{name} ({file}:{line})' for name, file, line in found
-            if name not in known | OURS and LATER.get(name) != file and (there(name) or not name.startswith('.'))]
+    return [
+        f'{name} ({file}:{line})'
+        for name, file, line in found
+        if name not in known | OURS and LATER.get(name) != file and (there(name) or not name.startswith('.'))
+    ]
 
 
 def test_our_code_uses_nothing_newer_than_the_oldest_torch():
@@ -107,22 +121,43 @@ def test_our_code_uses_nothing_newer_than_the_oldest_torch():
     assert not missing, (
         f'Not known to be in torch {FLOOR}: {", ".join(missing)}. Run `python -m tests.test_floor` in an environment '
         f'with that torch (docs/get_started.md), which adds to {KNOWN.name} what is there. If it is not there, use '
-        'something else, or ask for the release in the code and name it in LATER; if it is no name of torch, in OURS.')
+        'something else, or ask for the release in the code and name it in LATER; if it is no name of torch, in OURS.'
+    )
 
 
-@pytest.mark.parametrize('code, name', [
-    ('import torch\ntorch.a.b()', 'torch.a.b'), ('from torch.a import b', 'torch.a.b'),
-    ('import torch.a as c\nc.b', 'torch.a.b'), ('from torch import a\na.b(1, c=2)', 'torch.a.b(c=)'),
-    ('import torch.a.d\ntorch.a.b', 'torch.a.b'), ('x.relu_()', '.relu_'), ('x().relu_', '.relu_')])
+@pytest.mark.parametrize(
+    'code, name',
+    [
+        ('import torch\ntorch.a.b()', 'torch.a.b'),
+        ('from torch.a import b', 'torch.a.b'),
+        ('import torch.a as c\nc.b', 'torch.a.b'),
+        ('from torch import a\na.b(1, c=2)', 'torch.a.b(c=)'),
+        ('import torch.a.d\ntorch.a.b', 'torch.a.b'),
+        ('x.relu_()', '.relu_'),
+        ('x().relu_', '.relu_'),
+    ],
+)
 def test_a_new_name_is_found(code, name):
     assert f'{name} (f.py:{code.count(chr(10)) + 1})' in unknown(
-        [(each, 'f.py', line) for each, line in uses(ast.parse(code))], {'torch.a'})
+        [(each, 'f.py', line) for each, line in uses(ast.parse(code))], {'torch.a'}
+    )
 
 
-@pytest.mark.parametrize('name, is_there', [
-    ('torch.nn.functional.relu', True), ('torch.nn.functional.nothing', False), ('torch.load(weights_only=)', True),
-    ('torch.save(nothing=)', False), ('torch.sum(keepdim=)', True), ('torch.sum(nothing=)', False),
-    ('torch.nn.Linear(bias=)', True), ('torch.nn.Linear(nothing=)', False), ('.sum', True), ('.nothing', False)])
+@pytest.mark.parametrize(
+    'name, is_there',
+    [
+        ('torch.nn.functional.relu', True),
+        ('torch.nn.functional.nothing', False),
+        ('torch.load(weights_only=)', True),
+        ('torch.save(nothing=)', False),
+        ('torch.sum(keepdim=)', True),
+        ('torch.sum(nothing=)', False),
+        ('torch.nn.Linear(bias=)', True),
+        ('torch.nn.Linear(nothing=)', False),
+        ('.sum', True),
+        ('.nothing', False),
+    ],
+)
 def test_what_torch_has_is_known(name, is_there):
     assert there(name) is is_there
 

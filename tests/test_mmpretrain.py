@@ -1,4 +1,5 @@
 """mmpretrain's inferencer with the key and with apply_token_reduction, in a process of its own: see requirements."""
+
 import os
 import pickle
 import re
@@ -50,9 +51,17 @@ def test_a_classifier(tmp_path):
     backbone, linear = VisionTransformer(**VIT), torch.nn.Linear(32, 5)
     backbone.eval()
     torch.nn.init.normal_(backbone.pos_embed)
-    torch.save(dict(meta=dict(dataset_meta=dict(classes=tuple('abcde'))), state_dict={
-        **{f'backbone.{name}': value for name, value in backbone.state_dict().items()},
-        'head.fc.weight': linear.weight, 'head.fc.bias': linear.bias}), tmp_path / 'classifier.pth')
+    torch.save(
+        dict(
+            meta=dict(dataset_meta=dict(classes=tuple('abcde'))),
+            state_dict={
+                **{f'backbone.{name}': value for name, value in backbone.state_dict().items()},
+                'head.fc.weight': linear.weight,
+                'head.fc.bias': linear.bias,
+            },
+        ),
+        tmp_path / 'classifier.pth',
+    )
 
     def scores(reduction):
         image = cv2.imread(str(tmp_path / 'photo.jpg'))[..., ::-1].astype(np.float32)
@@ -62,19 +71,29 @@ def test_a_classifier(tmp_path):
             return linear(maps.mean((2, 3))).softmax(1)[0].numpy()
 
     def save(name, **kind):
-        Config(dict(
-            model=dict(
-                type='ImageClassifier', backbone=dict(**VIT, **kind),
-                neck=dict(type='GlobalAveragePooling'), head=dict(type='LinearClsHead', num_classes=5, in_channels=32),
-                data_preprocessor=dict(mean=[127.5] * 3, std=[64.] * 3, to_rgb=True)),
-            test_dataloader=dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])),
-        )).dump(tmp_path / f'{name}.py')
+        Config(
+            dict(
+                model=dict(
+                    type='ImageClassifier',
+                    backbone=dict(**VIT, **kind),
+                    neck=dict(type='GlobalAveragePooling'),
+                    head=dict(type='LinearClsHead', num_classes=5, in_channels=32),
+                    data_preprocessor=dict(mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True),
+                ),
+                test_dataloader=dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])),
+            )
+        ).dump(tmp_path / f'{name}.py')
 
     save('stock', type='mmseg.VisionTransformer')
     save('classifier', type='mmtr.VisionTransformer', token_reduction=REDUCTION)
-    lines, = re.findall(r'```python\n([^`]*mmpretrain[^`]*)```', (ROOT / 'docs/predict.md').read_text())
-    ran = subprocess.run([sys.executable, '-c', RUN, PACKAGES, lines], cwd=tmp_path,
-                         env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    (lines,) = re.findall(r'```python\n([^`]*mmpretrain[^`]*)```', (ROOT / 'docs/predict.md').read_text())
+    ran = subprocess.run(
+        [sys.executable, '-c', RUN, PACKAGES, lines],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     found, refused = pickle.loads((tmp_path / 'found.pkl').read_bytes())
 

@@ -1,4 +1,5 @@
 """mmcv without its compiled operators, as mmcv-lite is."""
+
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from mmtr.engine.model import build_model
 ROOT = Path(__file__).parents[1]
 REMEDY = r'run `make install`, or install the full mmcv in its place\.$'
 # Prints a line for each thing that works, and the error of each that does not.
-SCRIPT = '''
+SCRIPT = """
 import importlib.util
 assert importlib.util.find_spec('mmcv._ext') is None
 import mmtr, torch
@@ -32,7 +33,7 @@ try:
     nms(torch.rand(3, 4), torch.rand(3), 0.5)
 except mmtr.UserError as error:
     print(error)
-'''
+"""
 
 
 @pytest.fixture
@@ -46,17 +47,27 @@ def lite(tmp_path):
 
 
 def test_what_needs_no_operator_runs_without_them(lite):
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', SCRIPT], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(lite), str(ROOT)])})
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', SCRIPT],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(lite), str(ROOT)])},
+    )
     assert done.returncode == 0, done.stderr
     full, demo, maskdino, error = [line for line in done.stdout.splitlines() if ' - mmengine - ' not in line][-4:]
     assert (full, demo, maskdino) == ('False', 'segmenter_vit_tadapter_demo True', 'maskdino_swin-t_nuclei True')
     assert error.startswith("The operator 'nms' of mmcv is needed, but mmcv is installed without")
 
 
-@pytest.mark.parametrize('name, needed', [
-    ('cascade-mask-rcnn_eva02-t_nuclei.py', 'NMS, RoIAlign'), ('maskdino_swin-t_nuclei.py', None),
-    ('segmenter_vit_demo.py', None)])
+@pytest.mark.parametrize(
+    'name, needed',
+    [
+        ('cascade-mask-rcnn_eva02-t_nuclei.py', 'NMS, RoIAlign'),
+        ('maskdino_swin-t_nuclei.py', None),
+        ('segmenter_vit_demo.py', None),
+    ],
+)
 def test_a_model_that_needs_operators_is_refused_when_it_is_built(name, needed, monkeypatch):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     monkeypatch.setattr(operators, 'compiled', lambda: True)

@@ -1,4 +1,5 @@
 """docs/own_data.md: its configs and commands, as they stand there, on drawn data, with a small model and few steps."""
+
 import re
 import runpy
 import shlex
@@ -21,11 +22,20 @@ PAGE = (TOOLS.parent / 'docs/own_data.md').read_text()
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)  # novm
 #: What a test has no time for.
 SMALLER = {
-    'size = (512, 512)': 'size = (64, 64)', 'scale = (2048, 512)': 'scale = (96, 64)', '=(480, 480)': '=(48, 48)',
-    'iterations = 4000': 'iterations = 2', 'iterations = 10000': 'iterations = 2', 'iter_4000': 'iter_2',
-    'iter_10000': 'iter_2', '=500': '=2', '=1000': '=2', '=200': '=1', 'interval=50': 'interval=1',
+    'size = (512, 512)': 'size = (64, 64)',
+    'scale = (2048, 512)': 'scale = (96, 64)',
+    '=(480, 480)': '=(48, 48)',
+    'iterations = 4000': 'iterations = 2',
+    'iterations = 10000': 'iterations = 2',
+    'iter_4000': 'iter_2',
+    'iter_10000': 'iter_2',
+    '=500': '=2',
+    '=1000': '=2',
+    '=200': '=1',
+    'interval=50': 'interval=1',
     'num_workers=2, persistent_workers=True': 'num_workers=0',
-    'num_workers=1, persistent_workers=True': 'num_workers=0'}
+    'num_workers=1, persistent_workers=True': 'num_workers=0',
+}
 SEGMENTER = """
 model['backbone'].update(embed_dims=32, num_layers=4, num_heads=2)
 model['decode_head'].update(in_channels=32, channels=32, embed_dims=32, num_layers=1, num_heads=2)
@@ -63,7 +73,7 @@ def blocks(heading):
 
 def write_config(heading, name, more, **other_classes):
     """Write the config of a section, and the file that it starts from, of a model of other classes."""
-    (text, ) = [text for language, text in blocks(heading) if language == 'python']
+    (text,) = [text for language, text in blocks(heading) if language == 'python']
     assert text.startswith(f'# {name}.py\n')
     Path(f'{name}.py').write_text(text + more)
     cfg = Config.fromfile(f'{name}.py')
@@ -75,8 +85,13 @@ def write_config(heading, name, more, **other_classes):
 
 def run(monkeypatch, heading):
     """Run the commands of a section that are ours, in this process; how many there were."""
-    commands = [line for language, text in blocks(heading) if not language for line in text.splitlines()
-                if line.startswith('python -m mmtr ')]
+    commands = [
+        line
+        for language, text in blocks(heading)
+        if not language
+        for line in text.splitlines()
+        if line.startswith('python -m mmtr ')
+    ]
     for command in commands:
         name, *args = shlex.split(command)[3:]
         for kind in subclasses(ManagerMixin):  # a process has one visualizer of a name

@@ -1,4 +1,5 @@
 """The wheel, built from the source distribution and used in another folder, beside the installed stack."""
+
 import json
 import os
 import shutil
@@ -18,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 BASE = 'segmenter_vit_tadapter_demo.py'
 PIP = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check', '--no-cache-dir']
 # What is of no use to a build and may be large.
-AWAY = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'data', 'demo', 'tests', 'work_dirs',
-                              'checkpoints')
+AWAY = shutil.ignore_patterns(
+    '.*', '__pycache__', '*.egg-info', 'build', 'dist', 'data', 'demo', 'tests', 'work_dirs', 'checkpoints'
+)
 
 
 def run(*command, cwd, **env):
@@ -118,9 +120,22 @@ model = dict(
 """)
     tools = site / 'mmtr/.mim/tools'
     run(python, '-m', 'mmtr', 'train', 'mine.py', cwd=tmp_path)
-    for command in ((python, tools / 'test.py', 'mine.py', 'work/iter_4.pth'),
-                    (tools / 'dist_test.sh', 'mine.py', 'work/iter_4.pth', '2')):
+    for command in (
+        (python, tools / 'test.py', 'mine.py', 'work/iter_4.pth'),
+        (tools / 'dist_test.sh', 'mine.py', 'work/iter_4.pth', '2'),
+    ):
         assert 'mIoU' in run(*command, cwd=tmp_path, PYTHON=str(python), OMP_NUM_THREADS='1')
     # mim starts several processes with torch.distributed.launch.
-    run(python, '-m', 'torch.distributed.launch', '--nproc_per_node=2', '--master_port=29517', tools / 'train.py',
-        'mine.py', '--launcher', 'pytorch', cwd=tmp_path, OMP_NUM_THREADS='1')
+    run(
+        python,
+        '-m',
+        'torch.distributed.launch',
+        '--nproc_per_node=2',
+        '--master_port=29517',
+        tools / 'train.py',
+        'mine.py',
+        '--launcher',
+        'pytorch',
+        cwd=tmp_path,
+        OMP_NUM_THREADS='1',
+    )

@@ -1,4 +1,5 @@
 """Every install step keeps the stack's pins, and what is tested is what they say."""
+
 import importlib.metadata
 import re
 from pathlib import Path
@@ -23,8 +24,10 @@ def requirements(path):
 
 
 def test_the_environment_under_test_is_the_one_that_is_pinned():
-    installed = {name.lower(): version for name, version in (
-        (each.metadata['Name'], each.version) for each in importlib.metadata.distributions())}
+    installed = {
+        name.lower(): version
+        for name, version in ((each.metadata['Name'], each.version) for each in importlib.metadata.distributions())
+    }
     stack = 'onedl' if 'onedl-mmengine' in installed else 'openmmlab'
     for line in requirements(STACKS[stack]):
         pin = Requirement(line)

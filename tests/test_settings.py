@@ -1,4 +1,5 @@
 """Whatever a setting is given, it works or a sentence says why not: each reducer, PEFT and backbone as it declares."""
+
 import inspect
 import itertools
 import logging
@@ -26,14 +27,56 @@ TOKEN_REDUCERS.import_from_location()
 PEFTS.import_from_location()
 NAN, INF = float('nan'), float('inf')
 HOSTILE = [
-    'x', '', None, NAN, INF, -INF, -1, 0, 1, 3, 0.5, 1.5, 2., 1e30, 10**9, 10**30, 10**5000, [], (), {}, dict(type='x'),
-    dict(type=3), True, False, np.float64(NAN), np.float32(0.3), np.int64(1), np.array([1, 2]), torch.tensor(1.),
-    ((1, 2), (3,)), (0, INF), (NAN, 1), ('a',), [None], [1, 2], (0.5, -1), b'q', 1j, int, dict(type='Pretrained')]
+    'x',
+    '',
+    None,
+    NAN,
+    INF,
+    -INF,
+    -1,
+    0,
+    1,
+    3,
+    0.5,
+    1.5,
+    2.0,
+    1e30,
+    10**9,
+    10**30,
+    10**5000,
+    [],
+    (),
+    {},
+    dict(type='x'),
+    dict(type=3),
+    True,
+    False,
+    np.float64(NAN),
+    np.float32(0.3),
+    np.int64(1),
+    np.array([1, 2]),
+    torch.tensor(1.0),
+    ((1, 2), (3,)),
+    (0, INF),
+    (NAN, 1),
+    ('a',),
+    [None],
+    [1, 2],
+    (0.5, -1),
+    b'q',
+    1j,
+    int,
+    dict(type='Pretrained'),
+]
 PLAIN = dict(img_size=(32, 48), patch_size=16, embed_dims=16, num_layers=4, num_heads=2)
 BACKBONES = {
-    VisionTransformer: dict(PLAIN, mlp_ratio=2), DINOv2: dict(PLAIN, mlp_ratio=2), EVA02: PLAIN,
-    SwinTransformer: dict(embed_dims=8, depths=(2, 4), num_heads=(2, 2), strides=(4, 2), out_indices=(0, 1),
-                          window_size=4)}
+    VisionTransformer: dict(PLAIN, mlp_ratio=2),
+    DINOv2: dict(PLAIN, mlp_ratio=2),
+    EVA02: PLAIN,
+    SwinTransformer: dict(
+        embed_dims=8, depths=(2, 4), num_heads=(2, 2), strides=(4, 2), out_indices=(0, 1), window_size=4
+    ),
+}
 #: What only the files or images of a user can show to be wrong.
 OF_FILES = ('pretrained', 'init_cfg', 'in_channels')
 
@@ -41,7 +84,8 @@ OF_FILES = ('pretrained', 'init_cfg', 'in_channels')
 def hosts():
     """Each method in a plain ViT, and in a Swin where it works there."""
     for host, (key, registry) in itertools.product(
-            (VisionTransformer, SwinTransformer), (('token_reduction', TOKEN_REDUCERS), ('peft', PEFTS))):
+        (VisionTransformer, SwinTransformer), (('token_reduction', TOKEN_REDUCERS), ('peft', PEFTS))
+    ):
         for name, method in sorted(registry.module_dict.items()):
             if host is VisionTransformer or getattr(method, 'within_windows', True):
                 yield pytest.param(host, key, name, id=f'{name} {key} {host.__name__}')
@@ -130,8 +174,13 @@ def _(setting: Initialisation, rng, depth):
 @drawn.register
 def _(setting: Merging, rng, depth):
     each = setting._each
-    return rng.choice([drawn(each, rng, depth), (drawn(each, rng, depth), rng.choice([-1, 0, 0.5])),
-                       [drawn(each, rng, depth) for _ in range(depth)]])
+    return rng.choice(
+        [
+            drawn(each, rng, depth),
+            (drawn(each, rng, depth), rng.choice([-1, 0, 0.5])),
+            [drawn(each, rng, depth) for _ in range(depth)],
+        ]
+    )
 
 
 def fits(setting, value, depth):
@@ -200,8 +249,11 @@ def test_any_settings_of_a_method_together(host, key, name):
     kind = (TOKEN_REDUCERS if key == 'token_reduction' else PEFTS).get(name)
     rng, count = random.Random(name), 0
     for _ in range(40):
-        chosen = {setting: rng.choice(HOSTILE) if rng.random() < 0.05 else drawn(may_be, rng, 4)
-                  for setting, may_be in declarations(kind).items() if rng.random() < 0.4}
+        chosen = {
+            setting: rng.choice(HOSTILE) if rng.random() < 0.05 else drawn(may_be, rng, 4)
+            for setting, may_be in declarations(kind).items()
+            if rng.random() < 0.4
+        }
         count += works(host, **{key: dict(type=name, **chosen)})
     assert count >= 5
 
@@ -211,14 +263,20 @@ def test_any_settings_of_a_method_together(host, key, name):
 def test_any_settings_of_a_backbone_together(host):
     rng, count = random.Random(host.__name__), 0
     for _ in range(80):
-        chosen = {setting: rng.choice(HOSTILE) if rng.random() < 0.03 else drawn(may_be, rng, 4)
-                  for setting, may_be in declarations(host).items() if setting not in OF_FILES and rng.random() < 0.15}
+        chosen = {
+            setting: rng.choice(HOSTILE) if rng.random() < 0.03 else drawn(may_be, rng, 4)
+            for setting, may_be in declarations(host).items()
+            if setting not in OF_FILES and rng.random() < 0.15
+        }
         count += works(host, **chosen)
     assert count >= 5
 
 
-@pytest.mark.parametrize('kind', [*TOKEN_REDUCERS.module_dict.values(), *PEFTS.module_dict.values(), *BACKBONES],
-                         ids=lambda kind: f'{kind.__module__}.{kind.__name__}')
+@pytest.mark.parametrize(
+    'kind',
+    [*TOKEN_REDUCERS.module_dict.values(), *PEFTS.module_dict.values(), *BACKBONES],
+    ids=lambda kind: f'{kind.__module__}.{kind.__name__}',
+)
 def test_every_setting_is_declared(kind):
     undeclared = set(inspect.signature(kind).parameters) - set(declarations(kind))
     assert undeclared <= {'backbone', 'token_reduction', 'peft'}
@@ -226,25 +284,39 @@ def test_every_setting_is_declared(kind):
 
 class Example(Declared, BaseModule):
     """What the next test builds."""
+
     setting_prefix = 'key.'
 
-    def __init__(self, count: Whole(1, 8) = 2, share: Pair(declared.SHARE) = 0.5,
-                 places: Maybe(Listed(Whole(0, 9), rising=True)) = None, **kwargs):
+    def __init__(
+        self,
+        count: Whole(1, 8) = 2,
+        share: Pair(declared.SHARE) = 0.5,
+        places: Maybe(Listed(Whole(0, 9), rising=True)) = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.found = count, share, places
 
 
-@pytest.mark.parametrize('given, words', [
-    (dict(count=9), 'key.count=9 must be a whole number from 1 to 8.'),
-    (dict(count=True), 'key.count=True must be a whole number from 1 to 8.'),
-    (dict(count=2.), 'key.count=2.0 must be a whole number from 1 to 8, written 2.'),
-    (dict(count=9.), 'key.count=9.0 must be a whole number from 1 to 8.'),
-    (dict(share=NAN), 'key.share=nan must be a share of at least 0, below 1, or two for (rows, columns).'),
-    (dict(share=[0.1]), 'key.share=[0.1] must be a share of at least 0, below 1, or two for (rows, columns).'),
-    (dict(places=(3, 3)), 'key.places=(3, 3) must be a list in rising order, each a whole number from 0 to 9, or '
-     'None.'),
-    (dict(palces=3), "Example has no setting 'palces', the nearest is 'places': it has count, share, places, "
-     'init_cfg.')])
+@pytest.mark.parametrize(
+    'given, words',
+    [
+        (dict(count=9), 'key.count=9 must be a whole number from 1 to 8.'),
+        (dict(count=True), 'key.count=True must be a whole number from 1 to 8.'),
+        (dict(count=2.0), 'key.count=2.0 must be a whole number from 1 to 8, written 2.'),
+        (dict(count=9.0), 'key.count=9.0 must be a whole number from 1 to 8.'),
+        (dict(share=NAN), 'key.share=nan must be a share of at least 0, below 1, or two for (rows, columns).'),
+        (dict(share=[0.1]), 'key.share=[0.1] must be a share of at least 0, below 1, or two for (rows, columns).'),
+        (
+            dict(places=(3, 3)),
+            'key.places=(3, 3) must be a list in rising order, each a whole number from 0 to 9, or None.',
+        ),
+        (
+            dict(palces=3),
+            "Example has no setting 'palces', the nearest is 'places': it has count, share, places, init_cfg.",
+        ),
+    ],
+)
 def test_the_sentence(given, words):
     with pytest.raises(UserError) as error:
         Example(**given)
@@ -263,16 +335,30 @@ def test_what_is_built_without_a_config_is_checked_too():
         Expediting(BackboneShape(4, 16, 1), n_iters=10**9)
 
 
-@pytest.mark.parametrize('build, words', [
-    (lambda: VisionTransformer(token_reducton=dict(type='ToMe')),
-     "VisionTransformer has no setting 'token_reducton', the nearest is 'token_reduction'"),
-    (lambda: MODELS.build(dict(type='mmtr.SwinTransformer', embed_dim=96)), "'embed_dim', the nearest is 'embed_dims'"),
-    (lambda: DINOv2(num_register=4), "'num_register', the nearest is 'num_registers'"),
-    (lambda: EVA02(pfet=None), "'pfet', the nearest is 'peft'"),
-    (lambda: MODELS.build(dict(type='mmtr.SegmenterMaskTransformerHead', token_reducton=None)),
-     "'token_reducton', the nearest is 'token_reduction'"),
-    (lambda: build_token_reducer(dict(type='GridPool', rato=0.3), BackboneShape(4, 16, 1)),
-     "token_reduction of type GridPool has no setting 'rato', the nearest is 'ratio': it has ratio, layers, restore.")])
+@pytest.mark.parametrize(
+    'build, words',
+    [
+        (
+            lambda: VisionTransformer(token_reducton=dict(type='ToMe')),
+            "VisionTransformer has no setting 'token_reducton', the nearest is 'token_reduction'",
+        ),
+        (
+            lambda: MODELS.build(dict(type='mmtr.SwinTransformer', embed_dim=96)),
+            "'embed_dim', the nearest is 'embed_dims'",
+        ),
+        (lambda: DINOv2(num_register=4), "'num_register', the nearest is 'num_registers'"),
+        (lambda: EVA02(pfet=None), "'pfet', the nearest is 'peft'"),
+        (
+            lambda: MODELS.build(dict(type='mmtr.SegmenterMaskTransformerHead', token_reducton=None)),
+            "'token_reducton', the nearest is 'token_reduction'",
+        ),
+        (
+            lambda: build_token_reducer(dict(type='GridPool', rato=0.3), BackboneShape(4, 16, 1)),
+            "token_reduction of type GridPool has no setting 'rato', the nearest is 'ratio': "
+            'it has ratio, layers, restore.',
+        ),
+    ],
+)
 def test_a_misspelt_name(build, words):
     with pytest.raises(UserError, match=words):
         build()
@@ -293,6 +379,7 @@ def warned(monkeypatch):
         lines.clear()
         act()
         return ' '.join(lines)
+
     return run
 
 
@@ -320,9 +407,14 @@ def test_a_method_that_has_not_learnt_says_so_where_it_is_used(method, warned):
     assert not said(build(token_reduction=cfg).train().eval), 'trained'
 
 
-@pytest.mark.parametrize('channels, settings, slower', [
-    (192, dict(), True), (192, dict(mode='progressive'), True), (192, dict(r=0), False), (384, dict(), False)])
+@pytest.mark.parametrize(
+    'channels, settings, slower',
+    [(192, dict(), True), (192, dict(mode='progressive'), True), (192, dict(r=0), False), (384, dict(), False)],
+)
 def test_tome_says_that_a_small_model_gains_nothing(channels, settings, slower, warned):
-    said = warned(lambda: VisionTransformer(**{**BACKBONES[VisionTransformer], 'embed_dims': channels},
-                                            token_reduction=dict(type='ToMe', **settings)))
+    said = warned(
+        lambda: VisionTransformer(
+            **{**BACKBONES[VisionTransformer], 'embed_dims': channels}, token_reduction=dict(type='ToMe', **settings)
+        )
+    )
     assert said.startswith(f'ToMe matches tokens in every layer, which costs a backbone of {channels}') == slower

@@ -1,4 +1,5 @@
 """What can be told of the site without building it; `make docs` builds it, and takes warnings for errors."""
+
 import re
 from collections import Counter
 from pathlib import Path
@@ -29,9 +30,12 @@ def test_every_page_is_in_the_nav_once():
 
 
 def test_every_package_that_exports_something_is_in_the_reference():
-    reference = {page[len('api/'):-len('.md')] for page in NAV if page.startswith('api/')}
-    packages = {'.'.join(init.parent.relative_to(ROOT).parts) for init in ROOT.glob('mmtr/**/__init__.py')
-                if '__all__' in init.read_text()}
+    reference = {page[len('api/') : -len('.md')] for page in NAV if page.startswith('api/')}
+    packages = {
+        '.'.join(init.parent.relative_to(ROOT).parts)
+        for init in ROOT.glob('mmtr/**/__init__.py')
+        if '__all__' in init.read_text()
+    }
     # mmtr.models exports its packages alone.
     assert packages - {'mmtr.models'} <= reference, 'name new packages in the nav of mkdocs.yml'
     for module in reference:

@@ -1,4 +1,5 @@
 """The inferencers that users of mmseg and mmdet call from Python: by the key, the hook and apply_token_reduction."""
+
 import re
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def segmentor(tiny_segmenter, tmp_path):
     tiny_segmenter.custom_imports = dict(imports=['mmtr'])
     tiny_segmenter.test_pipeline = tiny_segmenter.test_dataloader.dataset.pipeline
     tiny_segmenter.model.decode_head = dict(
-        type='FCNHead', in_channels=32, channels=8, num_convs=1, kernel_size=1, concat_input=False, num_classes=4)
+        type='FCNHead', in_channels=32, channels=8, num_convs=1, kernel_size=1, concat_input=False, num_classes=4
+    )
     stock = save(tiny_segmenter, tmp_path, 'stock')
     hooked = save(tiny_segmenter, tmp_path, 'hook', **hook(REDUCTION))
     model, weights = initial_weights(tiny_segmenter, tmp_path)
@@ -158,12 +160,14 @@ def test_a_detector(tmp_path, said):
 
     # By hand: the image enlarged by half, as the config's pipeline does, normalised, and padded by none.
     resized = cv2.resize(cv2.imread(path), (96, 96), interpolation=cv2.INTER_LINEAR)[..., ::-1]
-    normalised = (torch.from_numpy(resized.astype(np.float32)) - torch.tensor([123.675, 116.28, 103.53])
-                  ) / torch.tensor([58.395, 57.12, 57.375])
+    normalised = (
+        torch.from_numpy(resized.astype(np.float32)) - torch.tensor([123.675, 116.28, 103.53])
+    ) / torch.tensor([58.395, 57.12, 57.375])
 
     def expected(reduced):
-        sample = DetDataSample(metainfo=dict(ori_shape=(64, 64), img_shape=(96, 96), batch_input_shape=(96, 96),
-                                             scale_factor=(1.5, 1.5)))
+        sample = DetDataSample(
+            metainfo=dict(ori_shape=(64, 64), img_shape=(96, 96), batch_input_shape=(96, 96), scale_factor=(1.5, 1.5))
+        )
         with torch.no_grad():
             found = apply_token_reduction(model, reduced).predict(normalised.permute(2, 0, 1)[None], [sample])
         return found[0].pred_instances.scores, found[0].pred_instances.bboxes
@@ -176,8 +180,11 @@ def test_a_detector(tmp_path, said):
     torch.testing.assert_close(predicted(inferencer), fewer)
     for config in (hooked, key):
         said.clear()
-        for built in (DetInferencer(config, weights, device='cpu', show_progress=False),
-                      init_detector(config, weights, device='cpu'), mmtr.init_model(config, weights, 'cpu')):
+        for built in (
+            DetInferencer(config, weights, device='cpu', show_progress=False),
+            init_detector(config, weights, device='cpu'),
+            mmtr.init_model(config, weights, 'cpu'),
+        ):
             torch.testing.assert_close(predicted(built), fewer)
         assert said == ['TokenAdapter: 16 -> 9 tokens of a window from block 1, in stage 2'] * 3
 

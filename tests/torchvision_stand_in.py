@@ -1,4 +1,5 @@
 """The names that mmpretrain's import asks of torchvision; there is none on PyPI for torch without CUDA."""
+
 import enum
 import sys
 from types import ModuleType

@@ -2,6 +2,7 @@
 
 Example: tools/analyze_tokens.py configs/segmenter_vit-t_tadapter_camvid.py ckpt.pth --out work_dirs/analysis --maps
 """
+
 import argparse
 import json
 import logging
@@ -38,8 +39,11 @@ def parse_args():
     parser.add_argument('checkpoint')
     parser.add_argument('--images', nargs='+', type=Path, help="files, or one folder; else the config's test data")
     parser.add_argument('--num-images', type=positive, default=4, help='how many of them, the first ones (default 4)')
-    parser.add_argument('--reductions', help="Python file with reductions = dict(name=dict(type='ToMe', ...)); "
-                                             "else the config's own is compared with none")
+    parser.add_argument(
+        '--reductions',
+        help="Python file with reductions = dict(name=dict(type='ToMe', ...)); "
+        "else the config's own is compared with none",
+    )
     parser.add_argument('--out', type=Path, required=True, help='folder for figures and layers.json')
     parser.add_argument('--maps', action='store_true', help='also draw the token maps of each image, to OUT/maps')
     parser.add_argument('--repeats', type=positive, default=5, help='timed runs of each image (default 5)')
@@ -89,8 +93,10 @@ def reducers_of(model, reductions):
     """Name to reducer: none first, then ``reductions``, or if there are none the model's own."""
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
     device = next(model.parameters()).device
-    reducers = {name: apply_token_reduction(model, reduction).backbone.token_reducer.to(device).eval()
-                for name, reduction in {'plain': None, **(reductions or {})}.items()}
+    reducers = {
+        name: apply_token_reduction(model, reduction).backbone.token_reducer.to(device).eval()
+        for name, reduction in {'plain': None, **(reductions or {})}.items()
+    }
     if not reductions and own is not None and type(own) is not TokenReducer:
         reducers[own.name] = own
     return reducers
@@ -98,16 +104,36 @@ def reducers_of(model, reductions):
 
 def print_table(results):
     """One line a reduction."""
-    rows = [('reduction', 'tokens', 'attention diversity', 'lowest', 'token similarity', 'last', 'layers ms',
-             'restore ms', 'backbone ms')]
+    rows = [
+        (
+            'reduction',
+            'tokens',
+            'attention diversity',
+            'lowest',
+            'token similarity',
+            'last',
+            'layers ms',
+            'restore ms',
+            'backbone ms',
+        )
+    ]
     for name, result in results.items():
         layers = {key: [v for v in values if not math.isnan(v)] for key, values in result['layers'].items()}
         mean = {key: sum(values) / max(len(values), 1) for key, values in layers.items()}
         diversity, similarity = layers['attention_diversity'], layers['token_similarity']
-        rows.append((name, f'{mean["attention_tokens"]:.0f}', f'{mean["attention_diversity"]:.3f}',
-                     f'{min(diversity, default=math.nan):.3f}', f'{mean["token_similarity"]:.3f}',
-                     f'{similarity[-1] if similarity else math.nan:.3f}', f'{sum(layers["ms"]):.1f}',
-                     f'{result["restore_ms"]:.2f}', f'{result["backbone_ms"]:.1f}'))
+        rows.append(
+            (
+                name,
+                f'{mean["attention_tokens"]:.0f}',
+                f'{mean["attention_diversity"]:.3f}',
+                f'{min(diversity, default=math.nan):.3f}',
+                f'{mean["token_similarity"]:.3f}',
+                f'{similarity[-1] if similarity else math.nan:.3f}',
+                f'{sum(layers["ms"]):.1f}',
+                f'{result["restore_ms"]:.2f}',
+                f'{result["backbone_ms"]:.1f}',
+            )
+        )
     print(aligned_rows(rows))
 
 
@@ -155,12 +181,19 @@ def main():
     print(file=sys.stderr)
     print_table(results)
     used = machine(args.device)
-    print(f'Mean over layers and {len(files)} images; layers ms: their sum. Times: median of {args.repeats} runs, '
-          f'mean over images.\nMachine: {", ".join(f"{key} {value}" for key, value in used.items())}')
+    print(
+        f'Mean over layers and {len(files)} images; layers ms: their sum. Times: median of {args.repeats} runs, '
+        f'mean over images.\nMachine: {", ".join(f"{key} {value}" for key, value in used.items())}'
+    )
     args.out.mkdir(parents=True, exist_ok=True)
-    report = dict(command=shlex.join(sys.argv), machine=used, settings={k: str(v) for k, v in vars(args).items()},
-                  reductions=reductions or cfg.model.backbone.get('token_reduction'),
-                  images=[str(path) for path in files], results=without_nan(results))
+    report = dict(
+        command=shlex.join(sys.argv),
+        machine=used,
+        settings={k: str(v) for k, v in vars(args).items()},
+        reductions=reductions or cfg.model.backbone.get('token_reduction'),
+        images=[str(path) for path in files],
+        results=without_nan(results),
+    )
     (args.out / 'layers.json').write_text(json.dumps(report, indent=1))
     draw_layers(results, args.out)
     if args.maps:

@@ -2,6 +2,7 @@
 
 Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.type=TokenAdapter --shape 640 640
 """
+
 import argparse
 import copy
 import json
@@ -31,29 +32,45 @@ COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
 REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore', 'give_back')
-COLUMNS = ('config', 'ms/image', 'quartiles', 'images/s', 'GFLOPs', 'M params', 'peak MB',
-           'speed-up', 'x GFLOPs', 'x memory')
+COLUMNS = (
+    'config',
+    'ms/image',
+    'quartiles',
+    'images/s',
+    'GFLOPs',
+    'M params',
+    'peak MB',
+    'speed-up',
+    'x GFLOPs',
+    'x memory',
+)
 
 
 def parse_args():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', metavar='CONFIG',
-                        help='file or mmseg::name; CONFIG@key=value[@key=value] overrides its settings')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'configs',
+        nargs='+',
+        metavar='CONFIG',
+        help='file or mmseg::name; CONFIG@key=value[@key=value] overrides its settings',
+    )
     parser.add_argument('--shape', nargs=2, type=positive, required=True, metavar=('H', 'W'), help='pixels')
     parser.add_argument('--checkpoint', help='weights of all models; else random ones, the same for all')
     parser.add_argument('--batch-size', type=positive, default=1)
-    parser.add_argument('--repeats', type=positive, default=10,
-                        help='timed rounds, after FLOPs and memory were counted, which warms up')
+    parser.add_argument(
+        '--repeats', type=positive, default=10, help='timed rounds, after FLOPs and memory were counted, which warms up'
+    )
     add_machine(parser)
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
-                        help='other than float32: autocast')
-    parser.add_argument('--compile', action='store_true',
-                        help='each model a second time, through torch.compile; compiling is not timed')
+    parser.add_argument(
+        '--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32', help='other than float32: autocast'
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='each model a second time, through torch.compile; compiling is not timed'
+    )
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     add_options(parser)
-    add_token_reduction(parser, "each config is measured as it is and once more with")
+    add_token_reduction(parser, 'each config is measured as it is and once more with')
     parser.add_argument('--json', metavar='F', help='write all results there, single durations included')
     return parser.parse_args()
 
@@ -69,8 +86,7 @@ def read_config(spec, options):
     merge_options(cfg, options)
     merge_options(cfg, parse_settings(overrides))
     if 'backbone' not in cfg.get('model', {}):
-        raise UserError(f"Config '{path}' has no model with a backbone: "
-                        'give the config of a segmentor or detector.')
+        raise UserError(f"Config '{path}' has no model with a backbone: give the config of a segmentor or detector.")
     return cfg
 
 
@@ -92,15 +108,16 @@ def check_shape(shape, cfg, spec):
     patch = cfg.model.backbone.get('patch_size', 1)
     height, width = (patch, patch) if isinstance(patch, int) else patch
     if shape[0] < height or shape[1] < width:
-        raise UserError(f"--shape {shape[0]} {shape[1]} is smaller than one patch of {height}x{width} pixels "
-                        f"of '{spec}': give a larger shape.")
+        raise UserError(
+            f'--shape {shape[0]} {shape[1]} is smaller than one patch of {height}x{width} pixels '
+            f"of '{spec}': give a larger shape."
+        )
 
 
 def share_weights(weights, model):
     """Give ``model`` the tensors of ``weights`` that fit; return the names of its own that are left."""
     own = model.state_dict()
-    fitting = {name: tensor for name, tensor in weights.items()
-               if name in own and own[name].shape == tensor.shape}
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     # assign: no second copy of the weights, however many models there are.
     model.load_state_dict(fitting, strict=False, assign=True)
     return sorted(own.keys() - fitting.keys())
@@ -116,8 +133,10 @@ def build_all(args, specs, configs):
             weights = read_weights(args.checkpoint, model, args.device)
         kept.append(share_weights(weights, model) if weights else [])
         if args.checkpoint and not models and kept[0]:
-            raise UserError(f"Checkpoint '{args.checkpoint}' does not fit '{spec}': {len(kept[0])} tensors "
-                            f'are missing or of another shape, such as {kept[0][0]}.')
+            raise UserError(
+                f"Checkpoint '{args.checkpoint}' does not fit '{spec}': {len(kept[0])} tensors "
+                f'are missing or of another shape, such as {kept[0][0]}.'
+            )
         weights = weights or model.state_dict()
         models.append(model)
     return models, kept
@@ -126,7 +145,8 @@ def build_all(args, specs, configs):
 def calibrate(args, model, own_weights, images):
     """Let a reducer with random weights compute as much on ``images`` as a trained one would."""
     if hasattr(model.backbone, 'token_reducer') and (
-            not args.checkpoint or any(name.startswith('backbone.token_reducer.') for name in own_weights)):
+        not args.checkpoint or any(name.startswith('backbone.token_reducer.') for name in own_weights)
+    ):
         with torch.no_grad():
             model.backbone.token_reducer.calibrate(lambda: model.backbone(images))
 
@@ -142,8 +162,10 @@ def measure(args, names, models, kept):
     """One result for each part and model, as it goes into the JSON file."""
     channels = sorted({image_channels(model) for model in models})
     if len(channels) > 1:
-        raise UserError(f'The models take images of {" and ".join(map(str, channels))} channels: compare those of one '
-                        'kind of images.')
+        raise UserError(
+            f'The models take images of {" and ".join(map(str, channels))} channels: compare those of one '
+            'kind of images.'
+        )
     shape = (args.batch_size, *channels, *args.shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     for model, own_weights in zip(models, kept):
@@ -153,6 +175,7 @@ def measure(args, names, models, kept):
         def call():
             with torch.inference_mode(), autocast(args):
                 module(images)
+
         return call
 
     results, calls = {}, {}
@@ -164,10 +187,15 @@ def measure(args, names, models, kept):
             calls[part, name] = forward(torch.compile(module, dynamic=False) if compiled else module)
             flops = count_flops(module, images[:1])
             results[part, name] = dict(
-                part=part, config=name, gflops=flops.total / 1e9, uncounted=flops.unsupported,
+                part=part,
+                config=name,
+                gflops=flops.total / 1e9,
+                uncounted=flops.unsupported,
                 parameters=sum(p.numel() for p in module.parameters()),
                 peak_memory_bytes=peak_memory(calls[part, name], args.device),
-                tokens_per_layer=token_schedule(model.backbone, args.shape), reducer_share=None)
+                tokens_per_layer=token_schedule(model.backbone, args.shape),
+                reducer_share=None,
+            )
     print(f'Timing {len(calls)} in turns', file=sys.stderr)
     bar = ProgressBar(args.repeats, file=sys.stderr)
     # Counting has run each model three times: no more warm-up.
@@ -176,18 +204,23 @@ def measure(args, names, models, kept):
     for (part, name), result in results.items():
         timing = timings[part, name]
         median, low, high = (1e3 * t / args.batch_size for t in (timing.median, *timing.quartiles))
-        result.update(seconds=timing.seconds, ms_per_image=median, ms_per_image_quartiles=[low, high],
-                      images_per_second=1e3 / median)
+        result.update(
+            seconds=timing.seconds,
+            ms_per_image=median,
+            ms_per_image_quartiles=[low, high],
+            images_per_second=1e3 / median,
+        )
         backbone = models[names.index(name)].backbone
         # Compiled, the reducer's moments are no calls of their own.
         if reduces(backbone) and not (args.compile and name.endswith(COMPILED)):
-            result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS,
-                                            args.repeats)
+            result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS, args.repeats)
     for (part, _), result in results.items():
         first = results[part, names[0]]
-        result.update(speed_up=first['ms_per_image'] / result['ms_per_image'],
-                      gflops_ratio=result['gflops'] / first['gflops'],
-                      memory_ratio=result['peak_memory_bytes'] / first['peak_memory_bytes'])
+        result.update(
+            speed_up=first['ms_per_image'] / result['ms_per_image'],
+            gflops_ratio=result['gflops'] / first['gflops'],
+            memory_ratio=result['peak_memory_bytes'] / first['peak_memory_bytes'],
+        )
     return list(results.values())
 
 
@@ -201,10 +234,20 @@ def table(results):
     rows = [COLUMNS]
     for r in results:
         low, high = r['ms_per_image_quartiles']
-        rows.append((r['config'], f'{r["ms_per_image"]:.1f}', f'{low:.1f}-{high:.1f}',
-                     f'{r["images_per_second"]:.2f}', f'{r["gflops"]:.2f}', f'{r["parameters"] / 1e6:.2f}',
-                     f'{r["peak_memory_bytes"] / 1e6:.1f}', f'{r["speed_up"]:.2f}x',
-                     f'{r["gflops_ratio"]:.3f}', f'{r["memory_ratio"]:.3f}'))
+        rows.append(
+            (
+                r['config'],
+                f'{r["ms_per_image"]:.1f}',
+                f'{low:.1f}-{high:.1f}',
+                f'{r["images_per_second"]:.2f}',
+                f'{r["gflops"]:.2f}',
+                f'{r["parameters"] / 1e6:.2f}',
+                f'{r["peak_memory_bytes"] / 1e6:.1f}',
+                f'{r["speed_up"]:.2f}x',
+                f'{r["gflops_ratio"]:.3f}',
+                f'{r["memory_ratio"]:.3f}',
+            )
+        )
     return aligned_rows(rows)
 
 
@@ -216,11 +259,15 @@ def notes(results):
         if r['reducer_share'] is not None:
             yield f'{r["config"]}: reducer {r["reducer_share"]:.1%} of the forward pass'
         if r['uncounted']:
-            yield (f'{r["config"]}: not in GFLOPs: '
-                   + ', '.join(f'{operator} x{n}' for operator, n in r['uncounted'].items()))
+            yield (
+                f'{r["config"]}: not in GFLOPs: '
+                + ', '.join(f'{operator} x{n}' for operator, n in r['uncounted'].items())
+            )
         if r['own_weights']:
-            yield (f'{r["config"]}: {len(r["own_weights"])} tensors with random weights of its own, such as '
-                   f'{r["own_weights"][0]}')
+            yield (
+                f'{r["config"]}: {len(r["own_weights"])} tensors with random weights of its own, such as '
+                f'{r["own_weights"][0]}'
+            )
 
 
 def names_of(specs):
@@ -231,8 +278,7 @@ def names_of(specs):
         file = path.rsplit('/', 1)[-1].removesuffix('.py')
         short.append('@'.join([file, *(re.sub(r'^[^=]*\.', '', override) for override in overrides)]))
     names = [name if short.count(name) == 1 else spec for name, spec in zip(short, specs)]
-    return [name if names.count(name) == 1 else f'{name} #{names[:i + 1].count(name)}'
-            for i, name in enumerate(names)]
+    return [name if names.count(name) == 1 else f'{name} #{names[: i + 1].count(name)}' for i, name in enumerate(names)]
 
 
 @command
@@ -270,13 +316,14 @@ def main():
         of_part = [r for r in results if r['part'] == part]
         print(f'\n{PARTS[part]}, batch of {args.batch_size}, {args.shape[0]}x{args.shape[1]} pixels')
         print(table(of_part), *notes(of_part), sep='\n')
-    print(f'\nTimes: median and quartiles of {args.repeats} rounds in turns. Ratios: to {names[0]}.\n'
-          'GFLOPs: multiply-adds of one image. Peak memory: of a forward pass, without weights and images.\n'
-          f"Weights: {args.checkpoint or 'random'}, the same in all models where names and shapes agree.\n"
-          'Machine: ' + ', '.join(f'{key} {value}' for key, value in used.items()))
+    print(
+        f'\nTimes: median and quartiles of {args.repeats} rounds in turns. Ratios: to {names[0]}.\n'
+        'GFLOPs: multiply-adds of one image. Peak memory: of a forward pass, without weights and images.\n'
+        f'Weights: {args.checkpoint or "random"}, the same in all models where names and shapes agree.\n'
+        'Machine: ' + ', '.join(f'{key} {value}' for key, value in used.items())
+    )
     if args.json:
-        report = dict(command=shlex.join(sys.argv), configs=specs, machine=used, settings=vars(args),
-                      results=results)
+        report = dict(command=shlex.join(sys.argv), configs=specs, machine=used, settings=vars(args), results=results)
         temporary = Path(f'{args.json}.part')
         temporary.write_text(json.dumps(report, indent=1))
         temporary.replace(args.json)

@@ -3,6 +3,7 @@
 Prints a table, from the slowest to the fastest, and writes it (OUT.csv, OUT.json, OUT.md) with a figure (OUT.png,
 OUT.pdf). The same command goes on where an interrupted one stopped.
 """
+
 import argparse
 import csv
 import json
@@ -35,15 +36,26 @@ def parse_args():
     """The command line."""
     parser = measuring.parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument('reductions', nargs='?', metavar='REDUCTIONS',
-                        help="Python or YAML file with reductions = dict(name=dict(type='TokenAdapter', ...))")
-    parser.add_argument('--all', action='store_true',
-                        help='in place of REDUCTIONS: every method at several strengths (configs/reductions/'
-                             'all_methods.py)')
-    parser.add_argument('--num-images', type=measuring.positive, metavar='N',
-                        help='of the test data, at even distances from the first to the last; default all')
-    parser.add_argument('--out', help='write OUT.csv, OUT.json, OUT.md, OUT.png and OUT.pdf, and go on where an '
-                                      'interrupted run stopped')
+    parser.add_argument(
+        'reductions',
+        nargs='?',
+        metavar='REDUCTIONS',
+        help="Python or YAML file with reductions = dict(name=dict(type='TokenAdapter', ...))",
+    )
+    parser.add_argument(
+        '--all',
+        action='store_true',
+        help='in place of REDUCTIONS: every method at several strengths (configs/reductions/all_methods.py)',
+    )
+    parser.add_argument(
+        '--num-images',
+        type=measuring.positive,
+        metavar='N',
+        help='of the test data, at even distances from the first to the last; default all',
+    )
+    parser.add_argument(
+        '--out', help='write OUT.csv, OUT.json, OUT.md, OUT.png and OUT.pdf, and go on where an interrupted run stopped'
+    )
     args = parser.parse_args()
     if args.all == (args.reductions is not None):
         raise UserError('Give either a file with reductions or --all.')
@@ -74,8 +86,12 @@ def write(out, report):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    draw_trade_off(results, main_metric(results), [f'{out}.png', f'{out}.pdf'],
-                   f'{Path(report["config"]).stem}, {report["images"]} images, {machine_in_words(report["machine"])}')
+    draw_trade_off(
+        results,
+        main_metric(results),
+        [f'{out}.png', f'{out}.pdf'],
+        f'{Path(report["config"]).stem}, {report["images"]} images, {machine_in_words(report["machine"])}',
+    )
 
 
 def in_words(report):
@@ -84,10 +100,12 @@ def in_words(report):
     front = front_beyond_plain(trade_offs(results, metric))
     head, *rows = table(by_speed(results))
     marked = [head, *([f'* {row[0]}' if row[0] in front else f'  {row[0]}', *row[1:]] for row in rows)]
-    return (f'{aligned_rows(marked)}\n'
-            f'{report["images"]} images, {machine_in_words(report["machine"])}. Times: medians, in turns on '
-            'each batch; GFLOPs: of the first image.\n* faster than plain, and no other setting is better both in '
-            f'{metric} and in speed.')
+    return (
+        f'{aligned_rows(marked)}\n'
+        f'{report["images"]} images, {machine_in_words(report["machine"])}. Times: medians, in turns on '
+        'each batch; GFLOPs: of the first image.\n* faster than plain, and no other setting is better both in '
+        f'{metric} and in speed.'
+    )
 
 
 @command
@@ -108,12 +126,19 @@ def main():
             results = compare_on_test_data(cfg, model, reductions, journal, args.num_images)
         except KeyboardInterrupt:
             if args.out:
-                raise KeyboardInterrupt(f'Interrupted after {len(journal)} batches; the same command goes on '
-                                        'from there.') from None
+                raise KeyboardInterrupt(
+                    f'Interrupted after {len(journal)} batches; the same command goes on from there.'
+                ) from None
             raise
         report = dict(
-            command=shlex.join(sys.argv), config=args.config, checkpoint=args.checkpoint, cfg_options=args.cfg_options,
-            machine=machine(args.device), images=sum(record['size'] for record in journal), results=results)
+            command=shlex.join(sys.argv),
+            config=args.config,
+            checkpoint=args.checkpoint,
+            cfg_options=args.cfg_options,
+            machine=machine(args.device),
+            images=sum(record['size'] for record in journal),
+            results=results,
+        )
         print(in_words(report))
         if args.out:
             write(args.out, report)

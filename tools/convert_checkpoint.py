@@ -75,8 +75,12 @@ def main(argv=None):
     parser.add_argument('--source', required=True, choices=SOURCES, help='where the checkpoint comes from')
     parser.add_argument('input', metavar='IN', help='its file; for segmenter also the folder of the release')
     parser.add_argument('output', metavar='OUT', help=f'the file to write: {" or ".join(SUFFIXES)}')
-    parser.add_argument('--num-heads', type=int, metavar='N',
-                        help='attention heads of an EVA-02 (eva02, cropr), where they have not 64 channels each')
+    parser.add_argument(
+        '--num-heads',
+        type=int,
+        metavar='N',
+        help='attention heads of an EVA-02 (eva02, cropr), where they have not 64 channels each',
+    )
     args = parser.parse_args(argv)
     out = Path(args.output)
     if out.suffix not in SUFFIXES:

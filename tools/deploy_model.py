@@ -3,6 +3,7 @@
 Example: tools/deploy_model.py configs/segmenter_vit-t_cropr_camvid.py work_dirs/cropr/iter_2000.pth deployed.pth
 writes deployed.pth and deployed.py, which need no other file.
 """
+
 import argparse
 import os
 from pathlib import Path
@@ -25,8 +26,11 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of training')
     parser.add_argument('checkpoint', help='.pth or .safetensors file of training')
-    parser.add_argument('output', metavar='OUT', help=f'the file to write: {" or ".join(SUFFIXES)}; the config goes '
-                        'beside it, with the suffix .py')
+    parser.add_argument(
+        'output',
+        metavar='OUT',
+        help=f'the file to write: {" or ".join(SUFFIXES)}; the config goes beside it, with the suffix .py',
+    )
     add_options(parser)
     return parser.parse_args(argv)
 
@@ -37,8 +41,10 @@ def check_deployable(cfg, path):
     if reduction.get('deploy'):
         raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
     if not (has_cropr(cfg) or has_peft(cfg) or distills(cfg)):
-        raise UserError(f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', no model.backbone.peft"
-                        ' and no model.distillation, so there is nothing to take out or to put together.')
+        raise UserError(
+            f"Config '{path}' has no model.backbone.token_reduction of type 'Cropr', no model.backbone.peft"
+            ' and no model.distillation, so there is nothing to take out or to put together.'
+        )
 
 
 def has_cropr(cfg):
@@ -78,8 +84,10 @@ def deployed(cfg, model):
 
 
 def _with(weights, prefix, part):
-    return {**{name: value for name, value in weights.items() if not name.startswith(prefix)},
-            **{prefix + name: value for name, value in part.items()}}
+    return {
+        **{name: value for name, value in weights.items() if not name.startswith(prefix)},
+        **{prefix + name: value for name, value in part.items()},
+    }
 
 
 @torch.no_grad()
@@ -88,7 +96,7 @@ def difference(first, second):
 
     As a share of the largest feature.
     """
-    generator, largest = torch.Generator().manual_seed(0), 0.
+    generator, largest = torch.Generator().manual_seed(0), 0.0
     for height, width in (first.img_size, [size + 2 * first.patch_size for size in first.img_size]):
         images = torch.randn(2, image_channels(first), height, width, generator=generator)
         found, others = tensors(first(images)), tensors(second(images))
@@ -130,10 +138,12 @@ def main(argv=None):
     write_checkpoint(out, small.state_dict(), {'dataset_meta': meta['dataset_meta']} if 'dataset_meta' in meta else {})
     config.write_text(small_cfg.pretty_text)
     sizes = [os.path.getsize(path) / 1e6 for path in (args.checkpoint, out)]
-    print(f'Before: {args.checkpoint}, {sizes[0]:.1f} MB, {size_in_words(model)}\n'
-          f'After:  {out}, {sizes[1]:.1f} MB, {size_in_words(small)}\n'
-          f'Largest difference of the features of random images, as a share: {largest:.2g}\n'
-          f'To use it: python -m mmtr test {config} {out}')
+    print(
+        f'Before: {args.checkpoint}, {sizes[0]:.1f} MB, {size_in_words(model)}\n'
+        f'After:  {out}, {sizes[1]:.1f} MB, {size_in_words(small)}\n'
+        f'Largest difference of the features of random images, as a share: {largest:.2g}\n'
+        f'To use it: python -m mmtr test {config} {out}'
+    )
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 Example: tools/draw_masks.py data/dsb2018_nuclei/annotations/instances_val.json data/dsb2018_nuclei_masks/val
 """
+
 import argparse
 import io
 import json
@@ -34,8 +35,10 @@ def read_annotations(path):
         raise UserError(f"'{path}' is no annotation file in COCO's layout, with images and annotations.") from error
     bare = [str(annotation['id']) for annotation in coco.anns.values() if not annotation.get('segmentation')]
     if bare:
-        raise UserError(f"{len(bare)} of {len(coco.anns)} annotations in '{path}' are boxes without a 'segmentation', "
-                        f'the first has the id {bare[0]}: masks need polygons or RLE.')
+        raise UserError(
+            f"{len(bare)} of {len(coco.anns)} annotations in '{path}' are boxes without a 'segmentation', "
+            f'the first has the id {bare[0]}: masks need polygons or RLE.'
+        )
     return coco
 
 
@@ -51,7 +54,7 @@ def draw_mask(coco, image):
 def main(argv=None):
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('annotations', help='.json file in COCO\'s layout')
+    parser.add_argument('annotations', help=".json file in COCO's layout")
     parser.add_argument('out', metavar='OUT', type=Path, help='folder to write, a PNG for each image')
     args = parser.parse_args(argv)
     coco = read_annotations(args.annotations)

@@ -1,4 +1,5 @@
 """Export a segmentor to ONNX, and check the file against PyTorch on real images."""
+
 import argparse
 import logging
 import os.path as osp
@@ -23,13 +24,25 @@ def parse_args():
     parser.add_argument('config', help='of a segmentor, with or without token_reduction')
     parser.add_argument('checkpoint')
     parser.add_argument('--out', required=True, metavar='F.onnx', help='the file to write')
-    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'),
-                        help="pixels; default: the config's sliding window, else its training crop")
-    parser.add_argument('--images', nargs='+', metavar='PATH',
-                        help='images or folders of images to check on, resized to the shape; default: the first 3 of '
-                             'the test data')
-    parser.add_argument('--tolerance', type=float, default=1e-3,
-                        help='how far logits may differ (default 0.001): the farthest, of a reduced model the median')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help="pixels; default: the config's sliding window, else its training crop",
+    )
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        metavar='PATH',
+        help='images or folders of images to check on, resized to the shape; default: the first 3 of the test data',
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=1e-3,
+        help='how far logits may differ (default 0.001): the farthest, of a reduced model the median',
+    )
     parser.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5); 0: none')
     parser.add_argument('--threads', type=int, help='CPU threads of torch and onnxruntime')
     add_options(parser)
@@ -48,8 +61,10 @@ def print_speed(model, run, image, repeats):
     times = interleave({'PyTorch': eager, 'onnxruntime': lambda: run(None, {'image': pixels.numpy()})}, repeats)
     eager, onnx = (times[name].median for name in ('PyTorch', 'onnxruntime'))
     used = machine()
-    print(f'ms/image: PyTorch {1e3 * eager:.1f}, onnxruntime {1e3 * onnx:.1f}, {eager / onnx:.2f}x as fast; median of '
-          f'{repeats} in turns, {used["threads"]} threads of {used["cpu"]}')
+    print(
+        f'ms/image: PyTorch {1e3 * eager:.1f}, onnxruntime {1e3 * onnx:.1f}, {eager / onnx:.2f}x as fast; median of '
+        f'{repeats} in turns, {used["threads"]} threads of {used["cpu"]}'
+    )
 
 
 @command
@@ -65,8 +80,7 @@ def main():
     shape = tuple(args.shape or export.default_shape(cfg))
     model = build_model(cfg)
     channels = image_channels(model)
-    images = (export.read_images(args.images, shape, channels) if args.images
-              else export.test_images(cfg, 3, shape))
+    images = export.read_images(args.images, shape, channels) if args.images else export.test_images(cfg, 3, shape)
     what = f'{len(images)} images'
     if len(images) == 1:  # the check needs a batch
         images, what = [*images, images[0].flip(-1)], 'An image and its mirror image'
@@ -82,8 +96,10 @@ def main():
         differences = export.compare_with_onnx(model, run, images)
         print(f'{what}, onnxruntime against PyTorch, whose batches are of 1:')
         for found in differences:
-            print(f'  batches of {found.batch}: logits differ by at most {found.largest:.2g}, in the median pixel '
-                  f'by {found.median:.2g}; the same label in {found.same_label:.3%} of the pixels')
+            print(
+                f'  batches of {found.batch}: logits differ by at most {found.largest:.2g}, in the median pixel '
+                f'by {found.median:.2g}; the same label in {found.same_label:.3%} of the pixels'
+            )
         export.check_difference(model, differences, args.tolerance)
         if args.repeats > 0:
             print_speed(model, run, images[0], args.repeats)

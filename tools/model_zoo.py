@@ -1,4 +1,5 @@
 """Make docs/model_zoo.md anew from the configs, docs/model_zoo.yml and the recorded results; takes minutes."""
+
 import argparse
 import sys
 from pathlib import Path

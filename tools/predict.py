@@ -2,6 +2,7 @@
 
 Example: tools/predict.py configs/segmenter_vit_tadapter_demo.py demo/segmenter_vit_demo.pth photo.jpg --compare
 """
+
 import argparse
 import logging
 import sys
@@ -28,12 +29,20 @@ def parse_args():
     parser.add_argument('config', help='of a segmentor or detector, with or without token reduction')
     parser.add_argument('checkpoint', help='.pth or .safetensors file')
     parser.add_argument('input', type=Path, metavar='IMAGE|FOLDER|VIDEO')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/predictions'),
-                        help='folder for pictures of the same names (default work_dirs/predictions)')
-    parser.add_argument('--compare', action='store_true',
-                        help="the model without its reduction beside it: pictures, times, where they differ")
-    parser.add_argument('--repeats', type=positive,
-                        help='with --compare: timed runs of each image (default 5; 1 of a frame of a video)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/predictions'),
+        help='folder for pictures of the same names (default work_dirs/predictions)',
+    )
+    parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='the model without its reduction beside it: pictures, times, where they differ',
+    )
+    parser.add_argument(
+        '--repeats', type=positive, help='with --compare: timed runs of each image (default 5; 1 of a frame of a video)'
+    )
     parser.add_argument('--score-thr', type=float, help='instances above this score count (default 0.3)')
     add_machine(parser)
     add_options(parser)
@@ -54,8 +63,11 @@ def load(args):
     drawn_with, absent = dataset_meta(cfg, meta, model)
     if absent:
         what = ' and '.join(dict(classes='names', palette='colours')[key] for key in absent)
-        print(f"Neither '{args.checkpoint}' nor the test data of '{args.config}' has {what} for the model's classes: "
-              'they are made up.', file=sys.stderr)
+        print(
+            f"Neither '{args.checkpoint}' nor the test data of '{args.config}' has {what} for the model's classes: "
+            'they are made up.',
+            file=sys.stderr,
+        )
     return cfg, model.to(args.device), drawn_with
 
 
@@ -89,8 +101,10 @@ def main():
         print(f'Machine: {", ".join(f"{key} {value}" for key, value in machine(args.device).items())}')
     print(f'Written to {args.out}')
     if source.unread:
-        print(f'{len(source.unread)} of {len(source)} images could not be read: '
-              f'{", ".join(map(str, source.unread))}', file=sys.stderr)
+        print(
+            f'{len(source.unread)} of {len(source)} images could not be read: {", ".join(map(str, source.unread))}',
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -1,4 +1,5 @@
 """Test a checkpoint with any mmseg, mmdet or mmtr config, with the stock mmengine runner."""
+
 import inspect
 import os.path as osp
 
@@ -37,8 +38,10 @@ def paint(cfg, folder):
     """Write a picture of every prediction into ``folder``."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
-        raise UserError('--show-dir needs the hook default_hooks.visualization in the config, e.g. '
-                        "dict(type='SegVisualizationHook').")
+        raise UserError(
+            '--show-dir needs the hook default_hooks.visualization in the config, e.g. '
+            "dict(type='SegVisualizationHook')."
+        )
     hook['draw'] = True
     with HOOKS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         if accepts(registry, hook, 'test_out_dir'):
@@ -56,12 +59,17 @@ def main():
     """Run from the command line."""
     parser = launch.parser(__doc__)
     parser.add_argument('checkpoint', help='.pth or .safetensors file, or a URL')
-    parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's tta_model and "
-                        'tta_pipeline, or by default flips, and of segmentors sizes')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation: the config's tta_model and "
+        'tta_pipeline, or by default flips, and of segmentors sizes',
+    )
     parser.add_argument('--out', help='folder for predictions as PNG label maps (mmdet: a .pkl file)')
     parser.add_argument('--show-dir', help='folder for painted predictions')
-    parser.add_argument('--allow-partial', action='store_true',
-                        help='test although the checkpoint does not cover the model')
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='test although the checkpoint does not cover the model'
+    )
     args = parser.parse_args()
     cfg = launch.read_config(args)
     outputs = {'--work-dir': cfg.work_dir, '--out': args.out, '--show-dir': args.show_dir}

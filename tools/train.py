@@ -1,4 +1,5 @@
 """Train a model of any mmseg, mmdet or mmtr config, with the stock mmengine runner."""
+
 import errno
 
 from mmengine.device import get_device
@@ -48,10 +49,18 @@ def resume(cfg, path):
 def main():
     """Run from the command line."""
     parser = launch.parser(__doc__)
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from the last checkpoint in the work folder, or from the one given')
-    parser.add_argument('--allow-partial', action='store_true',
-                        help='train although what it starts from leaves layers of the backbone random')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from the last checkpoint in the work folder, or from the one given',
+    )
+    parser.add_argument(
+        '--allow-partial',
+        action='store_true',
+        help='train although what it starts from leaves layers of the backbone random',
+    )
     args = parser.parse_args()
     cfg = launch.read_config(args)
     launch.writable(cfg.work_dir, '--work-dir')
@@ -68,7 +77,8 @@ def main():
             # SyntaxError is what mmengine makes of a Ctrl-C while it formats the config for a checkpoint.
             if in_chain(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(
-                    f'Interrupted at iteration {runner.iter}; {how_to_go_on(cfg.work_dir)}.') from None
+                    f'Interrupted at iteration {runner.iter}; {how_to_go_on(cfg.work_dir)}.'
+                ) from None
             if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
                 raise write_failure(error, cfg.work_dir) from error
             raise

@@ -5,6 +5,7 @@ more. Both are measured beside the plain model on the same images: on the config
 on a folder of images, where the predictions of the plain model stand for labels. The setting that is found is
 measured again on images that the search did not see, and written as a config if it reaches the target there.
 """
+
 import argparse
 import os
 import shlex
@@ -29,23 +30,44 @@ def parse_args():
     """The command line."""
     parser = measuring.parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument('--out', required=True, metavar='CONFIG.py', help='the config to write; what was tried is kept '
-                        'in CONFIG.py.trials, from which the same command goes on, also with more --trials')
+    parser.add_argument(
+        '--out',
+        required=True,
+        metavar='CONFIG.py',
+        help='the config to write; what was tried is kept '
+        'in CONFIG.py.trials, from which the same command goes on, also with more --trials',
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--target-speedup', type=float, metavar='X', help='at least X times as fast as plain')
-    target.add_argument('--max-drop', type=float, metavar='Y',
-                        help='at most Y points of the metric below plain (without labels: below 100)')
+    target.add_argument(
+        '--max-drop',
+        type=float,
+        metavar='Y',
+        help='at most Y points of the metric below plain (without labels: below 100)',
+    )
     parser.add_argument('--method', nargs='+', metavar='NAME', help='methods to try; default all of them')
     parser.add_argument('--images', metavar='FOLDER', help='images without labels; default the test data of the config')
     parser.add_argument('--metric', default='mIoU', help="of the config's test_evaluator; default mIoU")
-    parser.add_argument('--num-images', type=measuring.positive, default=20,
-                        help='images to search on, and as many others to verify on; default 20')
+    parser.add_argument(
+        '--num-images',
+        type=measuring.positive,
+        default=20,
+        help='images to search on, and as many others to verify on; default 20',
+    )
     parser.add_argument('--trials', type=measuring.positive, default=60, help='settings to try; default 60')
-    parser.add_argument('--seed', type=int, default=0, help='of the images and the search. Measured times are the '
-                        'only other thing that two runs differ by')
-    parser.add_argument('--speed-of', choices=SPEED_OF, default='model',
-                        help="model: the whole test step, which is what one waits for (default); backbone: what "
-                             "papers' encoder speed-ups are of")
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='of the images and the search. Measured times are the only other thing that two runs differ by',
+    )
+    parser.add_argument(
+        '--speed-of',
+        choices=SPEED_OF,
+        default='model',
+        help='model: the whole test step, which is what one waits for (default); backbone: what '
+        "papers' encoder speed-ups are of",
+    )
     return parser.parse_args()
 
 
@@ -85,8 +107,10 @@ def in_words(args, outcome):
     """An outcome beside the plain model."""
     what = f'{args.metric} against the plain predictions' if args.images else args.metric
     timed = 'whole test step' if args.speed_of == 'model' else 'backbone'
-    return (f'{outcome.speed_up:.2f}x as fast as plain ({timed}, {outcome.ms:.1f} ms an image against '
-            f'{outcome.plain_ms:.1f}), {what} {outcome.accuracy:.2f} (plain {outcome.plain_accuracy:.2f})')
+    return (
+        f'{outcome.speed_up:.2f}x as fast as plain ({timed}, {outcome.ms:.1f} ms an image against '
+        f'{outcome.plain_ms:.1f}), {what} {outcome.accuracy:.2f} (plain {outcome.plain_accuracy:.2f})'
+    )
 
 
 def table(args, study, count):
@@ -94,13 +118,23 @@ def table(args, study, count):
     rows = [('', 'method', 'speed-up', args.metric, 'plain', 'settings')]
     for rank, reduction, outcome in fronts(study):
         settings = ', '.join(f'{key}={value}' for key, value in reduction.items() if key != 'type')
-        rows.append((rank, reduction['type'], f'{outcome.speed_up:.2f}x', f'{outcome.accuracy:.2f}',
-                     f'{outcome.plain_accuracy:.2f}', settings))
+        rows.append(
+            (
+                rank,
+                reduction['type'],
+                f'{outcome.speed_up:.2f}x',
+                f'{outcome.accuracy:.2f}',
+                f'{outcome.plain_accuracy:.2f}',
+                settings,
+            )
+        )
     if len(rows) == 1:
         return f'No setting of {len(finished(study))} is faster than plain.'
-    return (f'{aligned_rows(rows, words=(0, 1, 5))}\n'
-            f'Of {len(finished(study))} settings, on the {count} images of the search: no other is both more accurate '
-            'and faster than one of the front, and none but the front than a runner-up.')
+    return (
+        f'{aligned_rows(rows, words=(0, 1, 5))}\n'
+        f'Of {len(finished(study))} settings, on the {count} images of the search: no other is both more accurate '
+        'and faster than one of the front, and none but the front than a runner-up.'
+    )
 
 
 def verified(args, study, target, judge):
@@ -121,17 +155,21 @@ def verified(args, study, target, judge):
         if tried is None or target.shortfall(outcome) < target.shortfall(tried[1]):
             tried = reduction, outcome, f'on {count} images that the search had not seen'
     reduction, outcome, where = tried
-    raise UserError(f'No setting reached {target} in {args.trials} trials, so nothing was written; the nearest, '
-                    f'{reduction}, is {in_words(args, outcome)}, {where}.')
+    raise UserError(
+        f'No setting reached {target} in {args.trials} trials, so nothing was written; the nearest, '
+        f'{reduction}, is {in_words(args, outcome)}, {where}.'
+    )
 
 
 def write_config(args, cfg, reduction, outcome, count):
     """Write the config: its base, the one key, and what was measured."""
     out = Path(args.out)
     text = inherited(args.config, {**args.cfg_options, **with_reduction(cfg, reduction)}, out.parent)
-    lines = [f'Found by: {shlex.join(sys.argv)}',
-             f'Measured on {count} images that the search did not see: {in_words(args, outcome)}.',
-             'Machine: ' + ', '.join(f'{key} {value}' for key, value in machine(args.device).items())]
+    lines = [
+        f'Found by: {shlex.join(sys.argv)}',
+        f'Measured on {count} images that the search did not see: {in_words(args, outcome)}.',
+        'Machine: ' + ', '.join(f'{key} {value}' for key, value in machine(args.device).items()),
+    ]
     unfinished = out.with_suffix('.part')
     unfinished.write_text('\n'.join(f'# {line}' for line in lines) + f'\n{text}')
     unfinished.replace(out)
@@ -146,16 +184,35 @@ def main():
     backbone, target = model.backbone.token_reducer.backbone, Target(args.target_speedup, args.max_drop)
     methods = methods_for(args.method, backbone)
     judge = Judge(cfg, model, args.images, args.metric, args.speed_of, args.num_images, args.seed)
-    made = made_with(cfg, args.checkpoint, args.device, target=vars(target), methods=methods, images=args.images,
-                     metric=args.metric, number_of_images=args.num_images, speed=args.speed_of, seed=args.seed)
+    made = made_with(
+        cfg,
+        args.checkpoint,
+        args.device,
+        target=vars(target),
+        methods=methods,
+        images=args.images,
+        metric=args.metric,
+        number_of_images=args.num_images,
+        speed=args.speed_of,
+        seed=args.seed,
+    )
     study = open_study(f'{args.out}.trials', made)
     try:
         with progress_bar(args.trials, len(finished(study)), 'trial') as bar:
-            search(study, lambda reduction: judge(reduction, judge.images.search), target, methods, backbone,
-                   args.trials, args.seed, bar.update)
+            search(
+                study,
+                lambda reduction: judge(reduction, judge.images.search),
+                target,
+                methods,
+                backbone,
+                args.trials,
+                args.seed,
+                bar.update,
+            )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f'Interrupted after {len(finished(study))} of {args.trials} trials; the same command '
-                                'goes on from there.') from None
+        raise KeyboardInterrupt(
+            f'Interrupted after {len(finished(study))} of {args.trials} trials; the same command goes on from there.'
+        ) from None
     print(table(args, study, len(judge.images.search)))
     reduction, outcome = verified(args, study, target, judge)
     write_config(args, cfg, reduction, outcome, len(judge.images.held_out))

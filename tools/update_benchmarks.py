@@ -1,4 +1,5 @@
 """Make the tables of docs/benchmarks.md anew from the recorded results that they name (docs/results/)."""
+
 import argparse
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from mmtr.errors import UserError, command
 def main():
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('page', nargs='?', type=Path, help='default docs/benchmarks.md',
-                        default=Path(__file__).resolve().parents[1] / 'docs/benchmarks.md')
+    parser.add_argument(
+        'page',
+        nargs='?',
+        type=Path,
+        help='default docs/benchmarks.md',
+        default=Path(__file__).resolve().parents[1] / 'docs/benchmarks.md',
+    )
     page = parser.parse_args().page
     if not page.is_file():
         raise UserError(f"The page '{page}' is not there: give the one of a checkout.")

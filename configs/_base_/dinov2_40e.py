@@ -4,7 +4,8 @@ _base_ = ['mmseg::_base_/default_runtime.py']
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.5e-4, weight_decay=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=10, by_epoch=True, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min_ratio=1e-6, begin=10, end=40, by_epoch=True, convert_to_iter_based=True)]
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-6, begin=10, end=40, by_epoch=True, convert_to_iter_based=True),
+]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -14,5 +15,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=4),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+)
 log_processor = dict(by_epoch=True)

@@ -13,7 +13,8 @@ model = dict(
         pad_size_divisor=32,
         pad_seg=True,
         seg_pad_value=255,
-        batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_seg=True, seg_pad_value=255)]),
+        batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_seg=True, seg_pad_value=255)],
+    ),
     backbone=dict(
         type='ResNet',
         depth=50,
@@ -23,7 +24,8 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=False),
         norm_eval=True,
         style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')),
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+    ),
     panoptic_head={
         **_base_.maskdino_head,
         'num_things_classes': 0,
@@ -37,13 +39,17 @@ model = dict(
             **_base_.maskdino_head['pixel_decoder'],
             'num_extra_levels': 0,
             'feedforward_channels': 1024,
-            'feature_order': 'high2low'}},
+            'feature_order': 'high2low',
+        },
+    },
     # Trained by softmax: probabilities need no sharpening.
-    test_cfg=dict(instance_on=False, semantic_on=True, temperature=None, enlarged='classes'))
+    test_cfg=dict(instance_on=False, semantic_on=True, temperature=None, enlarged='classes'),
+)
 # What mmdet's models want of mmseg's data.
 pack = dict(
     type='mmdet.PackDetInputs',
-    meta_keys=('img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'scale_factor', 'reduce_zero_label'))
+    meta_keys=('img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'scale_factor', 'reduce_zero_label'),
+)
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -56,11 +62,15 @@ optim_wrapper = dict(
             backbone=dict(lr_mult=0.1),
             query_embed=dict(decay_mult=0.0),
             query_feat=dict(decay_mult=0.0),
-            label_embed=dict(decay_mult=0.0)),
-        norm_decay_mult=0.0))
+            label_embed=dict(decay_mult=0.0),
+        ),
+        norm_decay_mult=0.0,
+    ),
+)
 param_scheduler = [
-    dict(type='MultiStepLR', begin=0, end=max_iters, milestones=[135000, 150000], gamma=0.1, by_epoch=False)]
+    dict(type='MultiStepLR', begin=0, end=max_iters, milestones=[135000, 150000], gamma=0.1, by_epoch=False)
+]
 default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3))
+    logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3)
+)
 log_processor = dict(by_epoch=False)

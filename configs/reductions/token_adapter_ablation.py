@@ -12,7 +12,9 @@ reductions = {
     **{f'reference {r}': _adapter(reference=r) for r in ('reduced', 'representative_merged', 'representative')},
     **{f'merge {m}': _adapter(merge=m) for m in ('keep', 'max_pool', 'avg_pool', 'bilinear')},
     **{f'threshold {t}': _adapter(mode='threshold', tau=t) for t in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
-    **{f'layers ({a}, {b})': _adapter(layers=(a, b))
-       for a, b in ((1, 12), (2, 12), (3, 12), (4, 12), (6, 12), (7, 12), (8, 12), (4, 11), (5, 10))},
+    **{
+        f'layers ({a}, {b})': _adapter(layers=(a, b))
+        for a, b in ((1, 12), (2, 12), (3, 12), (4, 12), (6, 12), (7, 12), (8, 12), (4, 11), (5, 10))
+    },
     'per layer 1 row': dict(type='TokenAdapter', per_layer=(1, 0), layers=(0, 12), score='max', restore='copy'),
 }

@@ -7,6 +7,7 @@ speed the setting with the best mIoU on N training images (evenly spaced; the co
 augmentation) is the method's. Beside its mIoU on the config's test data stands the difference from the plain model and
 its 95 % interval by a paired bootstrap over the images. What was computed is kept in work_dirs/chosen_on_training.
 """
+
 import argparse
 import copy
 import hashlib
@@ -25,7 +26,7 @@ from mmtr.analysis.compare import build_evaluator
 from mmtr.apis import apply_token_reduction
 from mmtr.engine.model import build_model, load_weights
 
-FASTER = (1.2, 1.4, 1.7, 2., 2.5, 3.)
+FASTER = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 KEPT = Path('work_dirs/chosen_on_training')
 
 
@@ -99,14 +100,19 @@ def main():
     for method in methods:
         before = None
         for least in FASTER:
-            fast = [name for name in reductions if faster.get(name, 0) >= least
-                    and name.split(' (')[0].rstrip('0123456789. ') == method]
+            fast = [
+                name
+                for name in reductions
+                if faster.get(name, 0) >= least and name.split(' (')[0].rstrip('0123456789. ') == method
+            ]
             best = max(fast, key=lambda name: miou(found['training'][name]), default=None)
             if best not in (None, before):
                 difference, low, high = interval(found['validation'][best], plain)
-                print(f'| {method} | {faster[best]:.2f}x | {best.removeprefix(method).strip()} | '
-                      f'{miou(found["training"][best]):.2f} | {miou(found["validation"][best]):.2f} | '
-                      f'{difference:+.2f} ({low:+.2f} to {high:+.2f}) |')
+                print(
+                    f'| {method} | {faster[best]:.2f}x | {best.removeprefix(method).strip()} | '
+                    f'{miou(found["training"][best]):.2f} | {miou(found["validation"][best]):.2f} | '
+                    f'{difference:+.2f} ({low:+.2f} to {high:+.2f}) |'
+                )
             before = best
 
 

@@ -1,4 +1,4 @@
 """The same with Cropr."""
+
 _base_ = './random_demo.py'
-model = dict(
-    backbone=dict(token_reduction=dict(_delete_=True, type='Cropr', task='semantic', num_classes=12)))
+model = dict(backbone=dict(token_reduction=dict(_delete_=True, type='Cropr', task='semantic', num_classes=12)))

@@ -7,6 +7,7 @@ python docs/results/demo_choice.py
 What is chosen is then measured on the demo's own scenes, and on 200 that nobody has seen. In brackets: the difference
 from plain, and its 95 % interval by a paired bootstrap over the images.
 """
+
 import copy
 import logging
 
@@ -29,8 +30,11 @@ MMLogger.get_instance('mmengine', log_level=logging.ERROR)
 model = build_model(cfg)
 load_weights(model, 'demo/segmenter_vit_demo.pth')
 PAPER = Config.fromfile('configs/segmenter_vit_tadapter_demo.py').model.backbone.token_reduction
-SETTINGS = {f'{layers} {ratio}': dict(type='TokenAdapter', layers=layers, ratio=ratio)
-            for layers in ((4, 10), (2, 10), (1, 10)) for ratio in (0.3, 0.4, 0.5, 0.6)}
+SETTINGS = {
+    f'{layers} {ratio}': dict(type='TokenAdapter', layers=layers, ratio=ratio)
+    for layers in ((4, 10), (2, 10), (1, 10))
+    for ratio in (0.3, 0.4, 0.5, 0.6)
+}
 
 
 def areas(root, split, reductions):
@@ -67,9 +71,11 @@ def report(root, split, reductions):
         difference = accuracy(each[drawn]) - accuracy(found['plain'][drawn])
         low, high = np.percentile(difference, (2.5, 97.5), axis=0)
         (miou, right), mean = accuracy(each), accuracy(each) - accuracy(found['plain'])
-        print(f'{root} {split}, {images} images, {name}: {gflops[name]:.2f} GFLOPs, mIoU {miou:.2f} ({mean[0]:+.2f}, '
-              f'{low[0]:+.2f} to {high[0]:+.2f}), pixels {right:.2f} ({mean[1]:+.2f}, {low[1]:+.2f} to {high[1]:+.2f})',
-              flush=True)
+        print(
+            f'{root} {split}, {images} images, {name}: {gflops[name]:.2f} GFLOPs, mIoU {miou:.2f} ({mean[0]:+.2f}, '
+            f'{low[0]:+.2f} to {high[0]:+.2f}), pixels {right:.2f} ({mean[1]:+.2f}, {low[1]:+.2f} to {high[1]:+.2f})',
+            flush=True,
+        )
         if gflops[name] <= 2:
             fast[name] = miou
     return fast

@@ -3,6 +3,7 @@
 The signal: by how much tokens differ from what stands for them, over their norm, at ratio 0.5. The images with the
 smallest get the higher ratio; beside it the same share of images at random, and of those with the largest signal.
 """
+
 import copy
 import sys
 

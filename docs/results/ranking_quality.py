@@ -2,6 +2,7 @@
 
 python ... CONFIG CHECKPOINT, every fifth validation image, nothing dropped. Chance: 0.50.
 """
+
 import sys
 
 import torch

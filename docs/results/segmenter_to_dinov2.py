@@ -3,6 +3,7 @@
 LayerScale starts at 1, so that it is the same function; patch embedding and position table are resized. The small
 runs of docs/benchmarks.md take it for the pretrained model that they freeze.
 """
+
 import sys
 
 import torch

@@ -3,6 +3,7 @@
 python docs/results/test_step.py CONFIG CHECKPOINT        on the config's test images (--cfg-options says where)
 python docs/results/test_step.py CONFIG --shape 640 640   of random weights, on noise
 """
+
 import argparse
 import copy
 import logging
@@ -38,8 +39,12 @@ if args.checkpoint is None:
 model = build_model(cfg).eval()
 if args.checkpoint is None:
     meta = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape'), tuple(args.shape))
-    batches = [dict(inputs=[torch.randint(256, (3, *args.shape), dtype=torch.uint8)],
-                    data_samples=[SegDataSample(metainfo=meta)])]
+    batches = [
+        dict(
+            inputs=[torch.randint(256, (3, *args.shape), dtype=torch.uint8)],
+            data_samples=[SegDataSample(metainfo=meta)],
+        )
+    ]
 else:
     load_weights(model, args.checkpoint)
     cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
@@ -60,16 +65,24 @@ def step(way):
 
 
 with torch.inference_mode():
-    differing = sum(int((one != other).sum()) for batch in batches
-                    for one, other in zip(labels('mmseg', batch), labels('mmtr', batch)))
+    differing = sum(
+        int((one != other).sum())
+        for batch in batches
+        for one, other in zip(labels('mmseg', batch), labels('mmtr', batch))
+    )
     times = interleave({way: step(way) for way in ways}, args.repeats)
 print(f'{args.config}: {len(batches)} images, {differing} labels differ')
 for way, time in times.items():
-    print(f'{way}: median {1e3 * time.median:.1f} ms, quartiles {1e3 * time.quartiles[0]:.1f} and '
-          f'{1e3 * time.quartiles[1]:.1f}, fastest {1e3 * min(time.seconds):.1f}')
+    print(
+        f'{way}: median {1e3 * time.median:.1f} ms, quartiles {1e3 * time.quartiles[0]:.1f} and '
+        f'{1e3 * time.quartiles[1]:.1f}, fastest {1e3 * min(time.seconds):.1f}'
+    )
 # What else runs on the machine slows some rounds down: the fastest ones say most.
-for name, of in (('medians', lambda time: time.median), ('lower quartiles', lambda time: time.quartiles[0]),
-                 ('fastest', lambda time: min(time.seconds))):
+for name, of in (
+    ('medians', lambda time: time.median),
+    ('lower quartiles', lambda time: time.quartiles[0]),
+    ('fastest', lambda time: min(time.seconds)),
+):
     print(f'{of(times["mmseg"]) / of(times["mmtr"]):.2f}x by the {name}')
 used = machine()
 print(f'{used["cpu"]}, {used["threads"]} threads, torch {used["torch"]}')

@@ -2,6 +2,7 @@
 
 Not for use, since that model has computed every patch: docs/benchmarks.md compares learned rankings with it.
 """
+
 import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
@@ -34,8 +35,11 @@ class UncertainFirst(EncoderDecoder):
     def __init__(self, *args, teacher, **kwargs):
         super().__init__(*args, **kwargs)
         backbone = dict(kwargs['backbone'], token_reduction=None)
-        plain = MODELS.build(dict(type='EncoderDecoder', backbone=backbone, decode_head=kwargs['decode_head'],
-                                  test_cfg=kwargs['test_cfg']))
+        plain = MODELS.build(
+            dict(
+                type='EncoderDecoder', backbone=backbone, decode_head=kwargs['decode_head'], test_cfg=kwargs['test_cfg']
+            )
+        )
         load_weights(plain, teacher)
         plain.requires_grad_(False).train(False)
         self.teacher = [plain]  # not among the weights

@@ -2,6 +2,7 @@
 
 Every tenth validation image. A patch has the label at its corner, as auxiliary heads are trained with.
 """
+
 import sys
 
 import torch
@@ -38,14 +39,17 @@ classes, patch = loader.dataset.metainfo['classes'], model.backbone.patch_size
 counts, wrong, labelled = torch.zeros(2, len(classes)), torch.zeros(2), torch.zeros(2)
 for data in loader:
     with torch.inference_mode():
-        sample, = model.test_step(data)
+        (sample,) = model.test_step(data)
     label = sample.gt_sem_seg.data.cpu()
     grid = [-(-n // patch) for n in label.shape[1:]]
     corners = F.interpolate(label[None].float(), grid, mode='nearest').flatten().long()
     keeps = torch.zeros(len(corners), dtype=torch.bool).index_fill(0, kept['index'], True)
-    counts += torch.stack([torch.bincount(part[part < len(classes)], minlength=len(classes))
-                           for part in (corners, corners[keeps])])
-    in_kept = F.interpolate(keeps.view(1, 1, *grid).float(), scale_factor=patch)[0, :, :label.shape[1], :label.shape[2]]
+    counts += torch.stack(
+        [torch.bincount(part[part < len(classes)], minlength=len(classes)) for part in (corners, corners[keeps])]
+    )
+    in_kept = F.interpolate(keeps.view(1, 1, *grid).float(), scale_factor=patch)[
+        0, :, : label.shape[1], : label.shape[2]
+    ]
     for i, where in enumerate((in_kept == 1, in_kept == 0)):
         where &= label != 255
         wrong[i] += (sample.pred_sem_seg.data.cpu() != label)[where].sum()

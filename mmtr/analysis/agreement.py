@@ -1,4 +1,5 @@
 """Where two predictions for one image differ."""
+
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -18,6 +19,7 @@ class Difference:
         pixels: (height, width) bool, where they differ.
         instances: How many the first has, the second, and both; None for a semantic prediction.
     """
+
     pixels: np.ndarray
     instances: Optional[tuple[int, int, int]]
 
@@ -25,6 +27,7 @@ class Difference:
 @dataclass
 class _Seen:
     """The class of each pixel, -1 for none, and the number of its instance, from 1 on, 0 for none; all instances."""
+
     classes: np.ndarray
     numbers: np.ndarray
     labels: list[int] = field(default_factory=list)
@@ -70,6 +73,7 @@ def _labels(found, sample, score_thr):
 
 def _segments(found, sample, score_thr):
     from mmdet.evaluation import INSTANCE_OFFSET
+
     segments = found.sem_seg[0].numpy()
     seen = _Seen(segments % INSTANCE_OFFSET, np.zeros(segments.shape, int))
     for segment in np.unique(segments[segments >= INSTANCE_OFFSET]):
@@ -102,6 +106,7 @@ def _box(box, shape):
 def _iou(masks, others):
     from mmdet.structures.mask import encode_mask_results
     from pycocotools.mask import iou
+
     return iou(encode_mask_results(masks), encode_mask_results(others), [False] * len(others))
 
 
@@ -109,4 +114,5 @@ def _pairs(same):
     """How many instances can be paired, each one once."""
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
+
     return int((maximum_bipartite_matching(csr_matrix(same)) >= 0).sum()) if same.size else 0

@@ -1,4 +1,5 @@
 """Accuracy and speed of several reductions of one model, measured side by side on the same images."""
+
 import copy
 import json
 import statistics
@@ -38,9 +39,15 @@ def _timed(module: nn.Module, seconds: list[float], clock: Callable[[], float]):
         after.remove()
 
 
-def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batches: Iterable, evaluators: dict,
-                       journal: Optional[Journal] = None, progress: Optional[Callable[[], object]] = None,
-                       clock: Callable[[], float] = now) -> dict[str, dict]:
+def compare_reductions(
+    model: nn.Module,
+    reducers: dict[str, TokenReducer],
+    batches: Iterable,
+    evaluators: dict,
+    journal: Optional[Journal] = None,
+    progress: Optional[Callable[[], object]] = None,
+    clock: Callable[[], float] = now,
+) -> dict[str, dict]:
     """Run every reducer on every batch, in an order that rotates, so that drift of the machine hits all alike.
 
     Args:
@@ -68,7 +75,7 @@ def compare_reductions(model: nn.Module, reducers: dict[str, TokenReducer], batc
                     model.test_step(batch)
             size = len(batch['inputs'])
             record = dict(size=size, encoder={}, total={}, results={})
-            for name in names[step % len(names):] + names[:step % len(names)]:
+            for name in names[step % len(names) :] + names[: step % len(names)]:
                 model.backbone.token_reducer = reducers[name]
                 seconds: list[float] = []
                 with _timed(model.backbone, seconds, clock):
@@ -114,11 +121,16 @@ def _summary(names, journal, evaluators):
         class_iou = _class_iou(evaluators[name])  # evaluate forgets the results
         for metric in evaluators[name].metrics:
             _of_seen_images(metric)
-        metrics = {key: float(value) if isinstance(value, Real) else value
-                   for key, value in evaluators[name].evaluate(images).items()}
-        summary[name] = dict(metrics=metrics, class_iou=class_iou,
-                             encoder_ms=1e3 * statistics.median(encoder[name]),
-                             total_ms=1e3 * statistics.median(total[name]))
+        metrics = {
+            key: float(value) if isinstance(value, Real) else value
+            for key, value in evaluators[name].evaluate(images).items()
+        }
+        summary[name] = dict(
+            metrics=metrics,
+            class_iou=class_iou,
+            encoder_ms=1e3 * statistics.median(encoder[name]),
+            total_ms=1e3 * statistics.median(total[name]),
+        )
     return summary
 
 
@@ -126,15 +138,18 @@ def _class_iou(evaluator):
     for metric in evaluator.metrics:
         if isinstance(metric, IoUMetric) and metric.results:
             intersect, union = (sum(areas[i].double() for areas in metric.results) for i in (0, 1))
-            return {name: 100 * i / u if u else None for name, i, u in
-                    zip(metric.dataset_meta['classes'], intersect.tolist(), union.tolist())}
+            return {
+                name: 100 * i / u if u else None
+                for name, i, u in zip(metric.dataset_meta['classes'], intersect.tolist(), union.tolist())
+            }
     return None
 
 
 def build_reducers(model: nn.Module, reductions: dict[str, Optional[dict]]) -> dict[str, TokenReducer]:
     """The reducer of each value of the key ``token_reduction``, for the backbone of ``model``; None: plain."""
-    return {name: apply_token_reduction(model, reduction).backbone.token_reducer
-            for name, reduction in reductions.items()}
+    return {
+        name: apply_token_reduction(model, reduction).backbone.token_reducer for name, reduction in reductions.items()
+    }
 
 
 def build_evaluator(metrics: Union[dict, list], metainfo: dict) -> Evaluator:
@@ -161,8 +176,13 @@ def test_loader(cfg, num_images: Optional[int] = None) -> DataLoader:
     return Runner.build_dataloader({**cfg.test_dataloader, 'dataset': chosen})
 
 
-def compare_on_test_data(cfg, model: nn.Module, reductions: dict[str, Optional[dict]],
-                         journal: Optional[Journal] = None, num_images: Optional[int] = None) -> dict[str, dict]:
+def compare_on_test_data(
+    cfg,
+    model: nn.Module,
+    reductions: dict[str, Optional[dict]],
+    journal: Optional[Journal] = None,
+    num_images: Optional[int] = None,
+) -> dict[str, dict]:
     """``compare_reductions`` on the test data and with the test metrics of a config, progress on stderr.
 
     Args:
@@ -195,8 +215,10 @@ def _costs(model, reducers, batch):
     for name, reducer in reducers.items():
         model.backbone.token_reducer = reducer
         schedule = token_schedule(model.backbone, seen[0].shape[2:]) if reducer.fixed_count else None
-        costs[name] = dict(gflops=count_flops(model.backbone, seen[0]).total / 1e9,
-                           tokens_per_layer=schedule and schedule_in_words(schedule))
+        costs[name] = dict(
+            gflops=count_flops(model.backbone, seen[0]).total / 1e9,
+            tokens_per_layer=schedule and schedule_in_words(schedule),
+        )
     model.backbone.token_reducer = kept
     return costs
 
@@ -246,9 +268,17 @@ def table(results: dict[str, dict]) -> list[list[str]]:
     digits = {m: 3 if max(abs(r['metrics'][m]) for r in results.values()) <= 1 else 2 for m in metrics}
     rows = [['reduction', *metrics, 'GFLOPs', 'encoder ms', 'encoder speed-up', 'images/s', 'speed-up']]
     for name, r in results.items():
-        rows.append([name, *(f'{r["metrics"][m]:.{digits[m]}f}' for m in metrics), f'{r["gflops"]:.2f}',
-                     f'{r["encoder_ms"]:.1f}', f'{base["encoder_ms"] / r["encoder_ms"]:.2f}',
-                     f'{1e3 / r["total_ms"]:.1f}', f'{base["total_ms"] / r["total_ms"]:.2f}'])
+        rows.append(
+            [
+                name,
+                *(f'{r["metrics"][m]:.{digits[m]}f}' for m in metrics),
+                f'{r["gflops"]:.2f}',
+                f'{r["encoder_ms"]:.1f}',
+                f'{base["encoder_ms"] / r["encoder_ms"]:.2f}',
+                f'{1e3 / r["total_ms"]:.1f}',
+                f'{base["total_ms"] / r["total_ms"]:.2f}',
+            ]
+        )
     return rows
 
 
@@ -257,8 +287,15 @@ def records(results: dict[str, dict]) -> Iterator[dict]:
     base, metrics = _base_and_metrics(results)
     for name, r in results.items():
         yield dict(
-            reduction=name, settings=json.dumps(r['token_reduction']), **{m: r['metrics'][m] for m in metrics},
-            gflops=r['gflops'], tokens_per_layer=r['tokens_per_layer'], encoder_ms=r['encoder_ms'],
-            encoder_speed_up=base['encoder_ms'] / r['encoder_ms'], total_ms=r['total_ms'],
-            images_per_s=1e3 / r['total_ms'], speed_up=base['total_ms'] / r['total_ms'],
-            **{f'IoU {key}': value for key, value in (r['class_iou'] or {}).items()})
+            reduction=name,
+            settings=json.dumps(r['token_reduction']),
+            **{m: r['metrics'][m] for m in metrics},
+            gflops=r['gflops'],
+            tokens_per_layer=r['tokens_per_layer'],
+            encoder_ms=r['encoder_ms'],
+            encoder_speed_up=base['encoder_ms'] / r['encoder_ms'],
+            total_ms=r['total_ms'],
+            images_per_s=1e3 / r['total_ms'],
+            speed_up=base['total_ms'] / r['total_ms'],
+            **{f'IoU {key}': value for key, value in (r['class_iou'] or {}).items()},
+        )

@@ -1,4 +1,5 @@
 """Measures by layer as figures, one line a reduction."""
+
 import math
 from itertools import cycle
 from pathlib import Path
@@ -14,12 +15,21 @@ SAME, DASH = 0.015, 2.5
 
 #: File name -> title, labels of the axes, quantities (drawn one after the other within a layer).
 FIGURES = dict(
-    attention_diversity=('Attention diversity', 'layer', '1 - mean cosine similarity\nof attention maps',
-                         ['attention_diversity']),
+    attention_diversity=(
+        'Attention diversity',
+        'layer',
+        '1 - mean cosine similarity\nof attention maps',
+        ['attention_diversity'],
+    ),
     token_similarity=('Token similarity', 'layer', 'mean cosine similarity\nof patch tokens', ['token_similarity']),
-    tokens=('Patch tokens', 'layer (its attention; half a step later its FFN)', 'patch tokens',
-            ['attention_tokens', 'ffn_tokens']),
-    time=('Time', 'layer', 'ms/image', ['ms']))
+    tokens=(
+        'Patch tokens',
+        'layer (its attention; half a step later its FFN)',
+        'patch tokens',
+        ['attention_tokens', 'ffn_tokens'],
+    ),
+    time=('Time', 'layer', 'ms/image', ['ms']),
+)
 
 
 def draw_layers(results: dict[str, dict], folder: Path) -> list[Path]:
@@ -32,8 +42,12 @@ def draw_layers(results: dict[str, dict], folder: Path) -> list[Path]:
     for name, (title, below, beside, quantities) in FIGURES.items():
         figure = Figure(figsize=(6.4, 3.6), layout='constrained')
         axes = figure.add_subplot()
-        lines = {reduction: [value for layer in zip(*(result['layers'][quantity] for quantity in quantities))
-                             for value in layer] for reduction, result in results.items()}
+        lines = {
+            reduction: [
+                value for layer in zip(*(result['layers'][quantity] for quantity in quantities)) for value in layer
+            ]
+            for reduction, result in results.items()
+        }
         _draw(axes, lines, 1 / len(quantities))
         axes.set(title=title, xlabel=below, ylabel=beside)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -55,7 +69,7 @@ def _draw(axes, lines, step):
     tolerance = SAME * (max(known) - min(known)) if known else 0
     for i in range(max(map(len, lines.values()))):
         for length in (1, 2):  # points, and what is between two
-            ends = {name: values[i:i + length] for name, values in lines.items() if len(values) >= i + length}
+            ends = {name: values[i : i + length] for name, values in lines.items() if len(values) >= i + length}
             for group in _coinciding(ends, tolerance):
                 for k, name in enumerate(group):
                     turn = (k + i) % len(group)  # what is between two points may be shorter than a turn of all

@@ -1,4 +1,5 @@
 """Count the multiply-adds of a forward pass with fvcore, fused attention included."""
+
 import copy
 from dataclasses import dataclass
 from itertools import groupby
@@ -41,14 +42,19 @@ def _embedding_bag(inputs, outputs):
 
 
 _HANDLERS = {
-    **dict.fromkeys((
-        'aten::scaled_dot_product_attention',
-        'aten::_scaled_dot_product_flash_attention',
-        'aten::_scaled_dot_product_flash_attention_for_cpu',
-        'aten::_scaled_dot_product_efficient_attention',
-        'aten::_scaled_dot_product_cudnn_attention'), _fused_attention),
-    **dict.fromkeys(('aten::_flash_attention_forward', 'aten::_efficient_attention_forward'),
-                    _fused_attention_heads_last),
+    **dict.fromkeys(
+        (
+            'aten::scaled_dot_product_attention',
+            'aten::_scaled_dot_product_flash_attention',
+            'aten::_scaled_dot_product_flash_attention_for_cpu',
+            'aten::_scaled_dot_product_efficient_attention',
+            'aten::_scaled_dot_product_cudnn_attention',
+        ),
+        _fused_attention,
+    ),
+    **dict.fromkeys(
+        ('aten::_flash_attention_forward', 'aten::_efficient_attention_forward'), _fused_attention_heads_last
+    ),
     'aten::_native_multi_head_attention': _native_multi_head_attention,
     'aten::baddbmm': lambda inputs, outputs: bmm_flop_jit(inputs[1:3], outputs),
     'aten::cdist': _cdist,
@@ -58,7 +64,9 @@ _HANDLERS = {
 
 # A few operations per element, or none: nothing beside products over channels or tokens. What is
 # neither here nor counted is reported, so that a kernel that fvcore does not know is never overlooked.
-_NEGLIGIBLE = [f'aten::{name}' for name in '''
+_NEGLIGIBLE = [
+    f'aten::{name}'
+    for name in """
     _shape_as_tensor _softmax abs adaptive_max_pool2d add add_ alias all amax amin any argmax argmin argsort as_strided
     avg_pool2d bernoulli bernoulli_ bitwise_and bitwise_or broadcast_tensors ceil clamp_max clamp_min
     clone copy cos count_nonzero cumsum diff div div_ dropout_ elu empty_like equal erf exp expand_as
@@ -72,7 +80,8 @@ _NEGLIGIBLE = [f'aten::{name}' for name in '''
     sigmoid sign silu silu_ sin softmax softplus sort sqrt square std sub sub_ sum swapaxes take
     take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk
     unsafe_split var view_as where zero_
-    '''.split()]
+    """.split()
+]
 
 
 def token_schedule(backbone: nn.Module, shape: tuple[int, int]) -> Optional[list[int]]:
@@ -95,6 +104,7 @@ class FlopCount:
         by_operator: Of each kind of operator.
         unsupported: How often each operator was called that is not counted and might matter.
     """
+
     total: int
     by_module: dict[str, int]
     by_operator: dict[str, int]
@@ -114,16 +124,18 @@ def count_flops(model: nn.Module, inputs: Union[Tensor, tuple[Tensor, ...]]) -> 
     replica = copy.deepcopy(model, tensors)
     replica.eval()  # mmseg's VisionTransformer returns None here
     # A trace ends with tensors.
-    replica.register_forward_hook(
-        lambda module, args, out: out.tensors() if isinstance(out, ReducedOutputs) else None)
+    replica.register_forward_hook(lambda module, args, out: out.tensors() if isinstance(out, ReducedOutputs) else None)
     analysis = FlopCountAnalysis(replica, inputs)
     analysis.set_op_handle(**_HANDLERS, **dict.fromkeys(_NEGLIGIBLE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     # fvcore gives numpy numbers for some operators.
-    counts = {name: {operator: int(n) for operator, n in operators.items()}
-              for name, operators in analysis.by_module_and_operator().items()}
+    counts = {
+        name: {operator: int(n) for operator, n in operators.items()}
+        for name, operators in analysis.by_module_and_operator().items()
+    }
     return FlopCount(
         total=sum(counts[''].values()),
         by_module={name: sum(operators.values()) for name, operators in counts.items()},
         by_operator=counts[''],
-        unsupported=dict(analysis.unsupported_ops()))
+        unsupported=dict(analysis.unsupported_ops()),
+    )

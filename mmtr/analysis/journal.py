@@ -1,4 +1,5 @@
 """Steps of a long measurement, kept in a file so that an interrupted one goes on where it stopped."""
+
 import hashlib
 import io
 import json
@@ -30,8 +31,12 @@ def made_with(cfg, checkpoint: str, device: str, **more) -> dict:
         weights = hashlib.sha256()
         while block := file.read(1 << 20):
             weights.update(block)
-    found = dict(config=hashlib.sha256(config.encode()).hexdigest(), checkpoint=weights.hexdigest(),
-                 machine=machine(device), **more)
+    found = dict(
+        config=hashlib.sha256(config.encode()).hexdigest(),
+        checkpoint=weights.hexdigest(),
+        machine=machine(device),
+        **more,
+    )
     return json.loads(json.dumps(found, default=str))
 
 
@@ -39,8 +44,9 @@ def check_same(found: dict, wanted: dict, path) -> None:
     """Raise a ``UserError`` if the file at ``path``, made with ``found``, cannot go on with ``wanted``."""
     other = [name.replace('_', ' ') for name in wanted if found.get(name) != wanted[name]]
     if other:
-        raise UserError(f"'{path}' holds a run with another {', '.join(other)}: remove it to start anew, or give "
-                        'another --out.')
+        raise UserError(
+            f"'{path}' holds a run with another {', '.join(other)}: remove it to start anew, or give another --out."
+        )
 
 
 class Journal:
@@ -65,15 +71,16 @@ class Journal:
             self._file.execute('CREATE TABLE IF NOT EXISTS steps (step INTEGER PRIMARY KEY, record BLOB)')
             found = self.note('made with', lambda: made)
         except sqlite3.Error as error:
-            raise UserError(f"'{path}' cannot be used to go on, another process uses it or it is no journal: "
-                            f'{error}.') from error
+            raise UserError(
+                f"'{path}' cannot be used to go on, another process uses it or it is no journal: {error}."
+            ) from error
         check_same(found or {}, made or {}, path)
 
     def note(self, name: str, value):
         """What is noted under ``name``; first ``value()``, a JSON value, where nothing is."""
         found = self._file.execute('SELECT value FROM notes WHERE name = ?', (name,)).fetchone()
         if found is None:
-            found = json.dumps(value()),
+            found = (json.dumps(value()),)
             self._file.execute('INSERT INTO notes VALUES (?, ?)', (name, *found))
         return json.loads(found[0])
 
@@ -90,15 +97,17 @@ class Journal:
         return self._file.execute('SELECT COUNT(*) FROM steps').fetchone()[0]
 
     def __iter__(self) -> Iterator[dict]:
-        for packed, in self._file.execute('SELECT record FROM steps ORDER BY step'):
+        for (packed,) in self._file.execute('SELECT record FROM steps ORDER BY step'):
             yield self._unpack(packed)
 
     def _unpack(self, packed):
         try:
             return load_data(io.BytesIO(zlib.decompress(packed)), map_location='cpu')
         except UnpicklingError as error:
-            raise UserError(f"'{self.path}' can keep tensors, arrays and plain values alone, and a metric of the "
-                            f"config's test_evaluator gives more: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"'{self.path}' can keep tensors, arrays and plain values alone, and a metric of the "
+                f"config's test_evaluator gives more: {str(error).splitlines()[0]}"
+            ) from error
 
     def __enter__(self):
         return self

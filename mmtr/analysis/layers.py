@@ -1,4 +1,5 @@
 """What each layer of a backbone does: tokens, attention diversity, token similarity, time."""
+
 from collections.abc import Sequence
 from functools import partial
 from math import isnan
@@ -29,11 +30,11 @@ class _Meter(Observer):
         attend, counts, similarities = attn.attend, [], []
 
         def heard(q, k, v, bias=None):
-            patches = q[:, :, tokens.num_prefix:]
+            patches = q[:, :, tokens.num_prefix :]
             counts.append(patches.shape[0] * patches.shape[2])
             rows = bias
             if bias is not None and bias.shape[-2] > 1:
-                rows = bias[..., tokens.num_prefix:, :]
+                rows = bias[..., tokens.num_prefix :, :]
             similarities.append(float(attention_similarity(patches, k, rows).mean()))
             return attend(q, k, v, bias)
 
@@ -51,9 +52,11 @@ class _Meter(Observer):
 
     def ffn(self, i, ffn, x, tokens):
         """Counts what the FFN is called on."""
+
         def heard(y):
             self.found['ffn_tokens'][i] = y.shape[:-1].numel() - tokens.num_prefix
             return ffn(y)
+
         return self.inner.ffn(i, heard, x, tokens)
 
     def after_layer(self, i, tokens):
@@ -69,7 +72,7 @@ class _Clock(Observer):
 
     def __init__(self, inner):
         super().__init__(inner)
-        self.layers, self.restored = [0.] * inner.backbone.depth, 0.
+        self.layers, self.restored = [0.0] * inner.backbone.depth, 0.0
 
     def before_layer(self, i, tokens):
         """A layer begins."""
@@ -91,8 +94,9 @@ class _Clock(Observer):
 
 
 @torch.inference_mode()
-def analyze_layers(backbone: nn.Module, images: Sequence[Tensor], reducers: dict[str, TokenReducer],
-                   repeats: int = 5, progress=None) -> dict[str, dict]:
+def analyze_layers(
+    backbone: nn.Module, images: Sequence[Tensor], reducers: dict[str, TokenReducer], repeats: int = 5, progress=None
+) -> dict[str, dict]:
     """Measure every layer under every reducer; times in runs of their own, in turns, without the other measures.
 
     Args:
@@ -112,9 +116,12 @@ def analyze_layers(backbone: nn.Module, images: Sequence[Tensor], reducers: dict
     results = {}
     for name, reducer in reducers.items():
         meters = [_observe(backbone, image, _Meter(reducer)) for image in images]
-        results[name] = dict(layers={
-            quantity: [fmean(values) for values in zip(*(meter.found[quantity] for meter in meters))]
-            for quantity in meters[0].found})
+        results[name] = dict(
+            layers={
+                quantity: [fmean(values) for values in zip(*(meter.found[quantity] for meter in meters))]
+                for quantity in meters[0].found
+            }
+        )
     clocks = {(name, i): [] for name in reducers for i in range(len(images))}
 
     def run(name, i):
@@ -125,7 +132,8 @@ def analyze_layers(backbone: nn.Module, images: Sequence[Tensor], reducers: dict
         keys = [(name, i) for i in range(len(images))]
         result['layers']['ms'] = [
             1e3 * fmean(median(clock.layers[layer] for clock in clocks[key][WARMUP:]) for key in keys)
-            for layer in range(reducers[name].backbone.depth)]
+            for layer in range(reducers[name].backbone.depth)
+        ]
         result['restore_ms'] = 1e3 * fmean(median(clock.restored for clock in clocks[key][WARMUP:]) for key in keys)
         result['backbone_ms'] = 1e3 * fmean(timings[key].median for key in keys)
     return results

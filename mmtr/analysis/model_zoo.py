@@ -1,4 +1,5 @@
 """The page of all configs: what each model costs, counted, beside what is published and what was measured."""
+
 import fnmatch
 import inspect
 import json
@@ -40,6 +41,7 @@ class Cost:
         parameters, trained: In the deployed model; with a gradient.
         schedule: Patch tokens of each layer; None for a backbone that has no reducer.
     """
+
     gflops: Optional[float]
     parameters: int
     trained: int
@@ -71,13 +73,16 @@ def read_notes(path: Path, names: list[str]) -> dict:
     for name, value in notes['published'].items():
         source = re.search(r'\((\w+)[,)]', value)
         if not source or source[1] not in notes['sources']:
-            raise UserError(f"{path}: '{value}' of '{name}' names no source: give one of "
-                            f"{', '.join(notes['sources'])} in parentheses.")
+            raise UserError(
+                f"{path}: '{value}' of '{name}' names no source: give one of "
+                f'{", ".join(notes["sources"])} in parentheses.'
+            )
     for name in names:
         titles = [title for title, patterns in notes['tables'].items() if _fits(name, patterns)]
         if len(titles) != 1:
-            raise UserError(f"{path}: config '{name}' must be in one table, and is in {titles or 'none'}: "
-                            "name it in 'tables'.")
+            raise UserError(
+                f"{path}: config '{name}' must be in one table, and is in {titles or 'none'}: name it in 'tables'."
+            )
     return notes
 
 
@@ -123,8 +128,12 @@ def cost(cfg: Config, pixels: tuple[int, int]) -> Cost:
         if flops.unsupported:
             raise UserError(f"Not counted in config '{cfg.filename}': {', '.join(flops.unsupported)}.")
         gflops = flops.total / 1e9
-    return Cost(gflops, sum(p.numel() for p in model.parameters()),
-                sum(p.numel() for p in model.parameters() if p.requires_grad), token_schedule(model.backbone, pixels))
+    return Cost(
+        gflops,
+        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        token_schedule(model.backbone, pixels),
+    )
 
 
 def _identity(cfg, pixels):
@@ -132,6 +141,7 @@ def _identity(cfg, pixels):
         if isinstance(node, dict):
             return {key: without(value) for key, value in sorted(node.items()) if key not in _FREE}
         return [without(value) for value in node] if isinstance(node, (list, tuple)) else node
+
     hooks = [hook for hook in cfg.get('custom_hooks', []) if 'token_reduction' in hook]
     return repr((without(cfg.model.to_dict()), hooks, pixels))
 
@@ -177,7 +187,8 @@ def measured_in_words(note: dict, name: str, results: Path) -> tuple[str, str]:
             rows = {(r['part'], r['config']): r for r in report['results']}
             words = ', '.join(
                 f'{part} {rows[part, note["to"]]["ms_per_image"] / rows[part, row]["ms_per_image"]:.2f}x'
-                for part in dict.fromkeys(part for part, _ in rows))
+                for part in dict.fromkeys(part for part, _ in rows)
+            )
             words += f' of {note["called"]}' if 'called' in note else ''
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"docs/model_zoo.yml: nothing is recorded for '{name}' as {note}: {error!r}.") from error
@@ -218,11 +229,24 @@ class Zoo:
         parameters = f'{found.parameters / 1e6:.1f}'
         if backbone.get('peft'):
             parameters += f', {found.trained / 1e6:.1f} trained'
-        cells = [f'[{name}](../configs/{name}.py)', method, f'{height}x{width}',
-                 'by image' if found.gflops is None else f'{found.gflops:.{1 if found.gflops >= 10 else 2}f}',
-                 parameters, tokens_in_words(found), self.notes['published'].get(name, ''), '; '.join(measured)]
-        return (name.split('_')[0], backbone.type, backbone.get('embed_dims', 0), '_linear_' in name,
-                method != 'plain', name), cells
+        cells = [
+            f'[{name}](../configs/{name}.py)',
+            method,
+            f'{height}x{width}',
+            'by image' if found.gflops is None else f'{found.gflops:.{1 if found.gflops >= 10 else 2}f}',
+            parameters,
+            tokens_in_words(found),
+            self.notes['published'].get(name, ''),
+            '; '.join(measured),
+        ]
+        return (
+            name.split('_')[0],
+            backbone.type,
+            backbone.get('embed_dims', 0),
+            '_linear_' in name,
+            method != 'plain',
+            name,
+        ), cells
 
     def table(self, title: str, progress: Callable[[], None] = lambda: None) -> str:
         """A table of the page with its heading; ``progress`` is called after each config."""

@@ -1,4 +1,5 @@
 """Tables of recorded measurements: what stands between the marks of docs/benchmarks.md."""
+
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ def refresh(text: str, root: Path) -> str:
     Raises:
         UserError: There is no such kind of table, or the file is not there or no such results.
     """
+
     def table(match):
         kind, path = match['kind'], match['path']
         if kind not in TABLES:
@@ -35,6 +37,7 @@ def refresh(text: str, root: Path) -> str:
             return f'{first}\n{TABLES[kind](reports)}\n<!-- end -->'
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"'{path}' holds no results for a table of {kind}: {error!r}.") from error
+
     return REGION.sub(table, text)
 
 
@@ -58,32 +61,44 @@ def _command(command):
 
 def _speed(reports):
     """One run of tools/benchmark.py."""
-    report, = reports
+    (report,) = reports
     rows = [['', 'ms/image', 'quartiles', 'GFLOPs', 'peak MB', 'speed-up', 'predicted', 'reducer']]
     parts = list(dict.fromkeys(r['part'] for r in report['results']))
     for part in parts:
         rows.append([f'**{part}**'] + [''] * 7)
         for r in (r for r in report['results'] if r['part'] == part):
             low, high = r['ms_per_image_quartiles']
-            rows.append([r['config'], f'{r["ms_per_image"]:.0f}', f'{low:.0f}-{high:.0f}', f'{r["gflops"]:.1f}',
-                         f'{r["peak_memory_bytes"] / 1e6:.0f}', f'{r["speed_up"]:.2f}x',
-                         f'{1 / r["gflops_ratio"]:.2f}x',
-                         '' if r['reducer_share'] is None else f'{r["reducer_share"]:.1%}'])
+            rows.append(
+                [
+                    r['config'],
+                    f'{r["ms_per_image"]:.0f}',
+                    f'{low:.0f}-{high:.0f}',
+                    f'{r["gflops"]:.1f}',
+                    f'{r["peak_memory_bytes"] / 1e6:.0f}',
+                    f'{r["speed_up"]:.2f}x',
+                    f'{1 / r["gflops_ratio"]:.2f}x',
+                    '' if r['reducer_share'] is None else f'{r["reducer_share"]:.1%}',
+                ]
+            )
     settings = report['settings']
     height, width = settings['shape']
-    return (_command(report['command']) + f'\n{markdown_rows(rows)}\n\n*{height}x{width} pixels, '
-            f'batch {settings["batch_size"]}, {machine_in_words(report["machine"])}. '
-            'Predicted: by GFLOPs. Reducer: its share of the forward pass.*')
+    return (
+        _command(report['command']) + f'\n{markdown_rows(rows)}\n\n*{height}x{width} pixels, '
+        f'batch {settings["batch_size"]}, {machine_in_words(report["machine"])}. '
+        'Predicted: by GFLOPs. Reducer: its share of the forward pass.*'
+    )
 
 
 def comparison(report: dict) -> str:
     """One run of tools/compare.py, as its JSON file holds it: the command, the table, images and machine."""
-    return (_command(report['command']) + f'\n{markdown_rows(table(report["results"]))}\n\n'
-            f'*{report["images"]} images, {machine_in_words(report["machine"])}.*')
+    return (
+        _command(report['command']) + f'\n{markdown_rows(table(report["results"]))}\n\n'
+        f'*{report["images"]} images, {machine_in_words(report["machine"])}.*'
+    )
 
 
 def _accuracy(reports):
-    report, = reports
+    (report,) = reports
     return comparison(report)
 
 
@@ -98,8 +113,11 @@ def _matched(reports):
     for family in families:
         row = [family]
         for least in SPEED_UPS:
-            fast = [(r['metrics'][metric], name) for name, r in others
-                    if re.split(r' [(\d]', name)[0] == family and speed_ups[name] >= least]
+            fast = [
+                (r['metrics'][metric], name)
+                for name, r in others
+                if re.split(r' [(\d]', name)[0] == family and speed_ups[name] >= least
+            ]
             best = max(fast, default=None)
             row.append('' if best is None else f'{best[0]:.2f} ({best[1].removeprefix(family).strip()})')
         rows.append(row)
@@ -117,18 +135,36 @@ def _classes(reports):
 
 def _resolution(reports):
     """Runs of tools/benchmark.py at several sizes and batches: images/s, speed-up, peak memory of each model."""
-    runs = sorted(((r['results'][0]['parameters'], r['settings']['shape'], r['settings']['batch_size'], r)
-                   for r in reports), key=lambda run: run[:3])
+    runs = sorted(
+        ((r['results'][0]['parameters'], r['settings']['shape'], r['settings']['batch_size'], r) for r in reports),
+        key=lambda run: run[:3],
+    )
     longest = max((r['results'] for r in reports), key=len)
     names = [re.sub('.*[@=]', '', r['config']) for r in longest[1:]]
-    rows = [['model', 'pixels', 'batch', 'dtype', 'plain images/s', 'peak MB',
-             *(f'{name}: speed-up (predicted)' for name in names)]]
+    rows = [
+        [
+            'model',
+            'pixels',
+            'batch',
+            'dtype',
+            'plain images/s',
+            'peak MB',
+            *(f'{name}: speed-up (predicted)' for name in names),
+        ]
+    ]
     for _, (height, width), batch, report in runs:
         plain, *others = report['results']
-        rows.append([plain['config'], f'{height}x{width}', str(batch), report['machine']['dtype'],
-                     f'{plain["images_per_second"]:.2f}',
-                     f'{plain["peak_memory_bytes"] / 1e6:.0f}',
-                     *(f'{r["speed_up"]:.2f}x ({1 / r["gflops_ratio"]:.2f}x)' for r in others)])
+        rows.append(
+            [
+                plain['config'],
+                f'{height}x{width}',
+                str(batch),
+                report['machine']['dtype'],
+                f'{plain["images_per_second"]:.2f}',
+                f'{plain["peak_memory_bytes"] / 1e6:.0f}',
+                *(f'{r["speed_up"]:.2f}x ({1 / r["gflops_ratio"]:.2f}x)' for r in others),
+            ]
+        )
     return f'{markdown_rows(rows)}\n\n*{machine_in_words({**reports[0]["machine"], "dtype": "dtype as given"})}.*'
 
 

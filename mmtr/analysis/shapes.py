@@ -1,4 +1,5 @@
 """Run a model for the shapes alone: what costs time gives zeros of the right shape."""
+
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -11,8 +12,19 @@ _PRODUCTS = {
     torch.ops.aten.baddbmm: lambda c, a, b: (*a.shape[:2], b.shape[2]),
 }
 # Convolutions are computed: within a dispatch mode torch.jit.trace loses them.
-_CALLS = (F.linear, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm, torch.mm,
-          torch.einsum, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm)
+_CALLS = (
+    F.linear,
+    F.scaled_dot_product_attention,
+    torch.matmul,
+    torch.bmm,
+    torch.baddbmm,
+    torch.addmm,
+    torch.mm,
+    torch.einsum,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.Tensor.bmm,
+)
 # Absent in torch 2.1, which computes attention here.
 _FLASH = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
 
@@ -24,8 +36,10 @@ class _Zeros(TorchDispatchMode):
             return args[0].new_zeros([int(n) for n in shape(*args)])
         if func.overloadpacket is _FLASH:
             query, value = args[0], args[2]
-            return (query.new_zeros([int(n) for n in (*query.shape[:-1], value.shape[-1])]),
-                    query.new_zeros([int(n) for n in query.shape[:-1]]))
+            return (
+                query.new_zeros([int(n) for n in (*query.shape[:-1], value.shape[-1])]),
+                query.new_zeros([int(n) for n in query.shape[:-1]]),
+            )
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,5 @@
 """Time and memory of forward passes, compared fairly on one machine."""
+
 import functools
 import gc
 import os
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 @dataclass(frozen=True)
 class Timing:
     """Durations of repeated calls, in seconds, in the order they were taken."""
+
     seconds: list[float]
 
     @property
@@ -42,8 +44,12 @@ def now() -> float:
     return time.perf_counter()
 
 
-def interleave(callables: dict[Hashable, Callable[[], object]], repeats: int, warmup: int = 1,
-               progress: Optional[Callable[[int, int], None]] = None) -> dict[Hashable, Timing]:
+def interleave(
+    callables: dict[Hashable, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> dict[Hashable, Timing]:
     """Time callables in turns, so that a drift of the machine's speed meets all of them alike.
 
     Each round calls every one of them once, in an order that is shuffled anew (seeded).
@@ -71,7 +77,7 @@ def interleave(callables: dict[Hashable, Callable[[], object]], repeats: int, wa
 
 @contextmanager
 def _timed(owner, names):
-    spent, depth = [0.], [0]
+    spent, depth = [0.0], [0]
 
     def timed(method):
         @functools.wraps(method)
@@ -85,6 +91,7 @@ def _timed(owner, names):
                 depth[0] -= 1
                 if depth[0] == 0:
                     spent[0] += now() - start
+
         return run
 
     for name in names:
@@ -146,9 +153,14 @@ def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int:
 
 def machine(device: str = 'cpu') -> dict:
     """What the measurements depend on: processor, cores, threads, operating system, torch, GPU."""
-    found = dict(cpu=_cpu_name(), cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-                 else os.cpu_count(), threads=torch.get_num_threads(), system=platform.platform(),
-                 python=platform.python_version(), torch=torch.__version__)
+    found = dict(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        threads=torch.get_num_threads(),
+        system=platform.platform(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+    )
     if torch.device(device).type == 'cuda':
         found.update(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
     return found

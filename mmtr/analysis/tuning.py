@@ -1,4 +1,5 @@
 """Search for the settings of a reduction that reach a speed-up, or keep the accuracy, on given images."""
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SPEED_OF = dict(model='total_ms', backbone='encoder_ms')
 @dataclass(frozen=True)
 class Outcome:
     """A reduction beside the plain model on the same images: the metric, and ms an image."""
+
     accuracy: float
     plain_accuracy: float
     ms: float
@@ -45,6 +47,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Target:
     """Either a speed-up at which the metric is to be best, or a drop of the metric at which a speed-up is."""
+
     speed_up: Optional[float] = None
     max_drop: Optional[float] = None
 
@@ -63,8 +66,11 @@ class Target:
         return outcome.accuracy if self.max_drop is None else outcome.speed_up
 
     def __str__(self):
-        return f'a speed-up of {self.speed_up:g}' if self.max_drop is None else (
-            f'a speed-up at a drop of at most {self.max_drop:g}')
+        return (
+            f'a speed-up of {self.speed_up:g}'
+            if self.max_drop is None
+            else (f'a speed-up at a drop of at most {self.max_drop:g}')
+        )
 
 
 class Images:
@@ -84,7 +90,7 @@ class Images:
         if count < 2:
             raise UserError(f'There are {count} images, and at least 2 are needed, one to search and one to verify on.')
         each = min(wanted, count // 2)
-        drawn = np.random.default_rng(seed).permutation(count)[:2 * each].tolist()
+        drawn = np.random.default_rng(seed).permutation(count)[: 2 * each].tolist()
         self.search, self.held_out = ([read(i) for i in part] for part in (drawn[:each], drawn[each:]))
 
 
@@ -105,8 +111,17 @@ class Judge:
         UserError: There are too few images, or no such metric.
     """
 
-    def __init__(self, cfg, model: nn.Module, folder: Optional[str], metric: str, speed_of: str, wanted: int,
-                 seed: int, clock: Callable[[], float] = now):
+    def __init__(
+        self,
+        cfg,
+        model: nn.Module,
+        folder: Optional[str],
+        metric: str,
+        speed_of: str,
+        wanted: int,
+        seed: int,
+        clock: Callable[[], float] = now,
+    ):
         self.model, self.metric, self.key, self.clock = model, metric, SPEED_OF[speed_of], clock
         if folder is None:
             self.evaluator = cfg.test_evaluator
@@ -120,8 +135,12 @@ class Judge:
             self.evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
             self.metainfo = dict(classes=[str(i) for i in range(model.num_classes)])
             paths, pipeline = images_in(folder, '**/*'), _pipeline(cfg)
-            self.images = Images(lambda i: self._labelled(pseudo_collate([pipeline(dict(img_path=str(paths[i])))])),
-                                 len(paths), wanted, seed)
+            self.images = Images(
+                lambda i: self._labelled(pseudo_collate([pipeline(dict(img_path=str(paths[i])))])),
+                len(paths),
+                wanted,
+                seed,
+            )
 
     def __call__(self, reduction: Optional[dict], batches: list[dict]) -> Outcome:
         """How ``reduction`` does on ``batches``, the value of the key ``token_reduction``."""
@@ -131,10 +150,15 @@ class Judge:
             results = compare_reductions(self.model, reducers, batches, evaluators, clock=self.clock)
         metrics = results['plain']['metrics']
         if not isinstance(metrics.get(self.metric), float):
-            raise UserError(f"--metric {self.metric} is none of the config's test_evaluator: it gives "
-                            f'{", ".join(metrics)}.')
-        return Outcome(results['reduced']['metrics'][self.metric], metrics[self.metric],
-                       results['reduced'][self.key], results['plain'][self.key])
+            raise UserError(
+                f"--metric {self.metric} is none of the config's test_evaluator: it gives {', '.join(metrics)}."
+            )
+        return Outcome(
+            results['reduced']['metrics'][self.metric],
+            metrics[self.metric],
+            results['reduced'][self.key],
+            results['plain'][self.key],
+        )
 
     @torch.inference_mode()
     def _labelled(self, batch):
@@ -167,8 +191,9 @@ def import_optuna():
     try:
         import optuna
     except ImportError as error:
-        raise UserError("Tuning needs optuna, which is not installed: pip install 'optuna>=5' "
-                        f'numpy=={np.__version__}.') from error
+        raise UserError(
+            f"Tuning needs optuna, which is not installed: pip install 'optuna>=5' numpy=={np.__version__}."
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -197,8 +222,16 @@ def finished(study) -> list:
     return [trial for trial in study.trials if trial.state.name == 'COMPLETE']
 
 
-def search(study, measure: Callable[[dict], Outcome], target: Target, methods: list[str], backbone: BackboneShape,
-           trials: int, seed: int, progress: Optional[Callable[[], object]] = None) -> None:
+def search(
+    study,
+    measure: Callable[[dict], Outcome],
+    target: Target,
+    methods: list[str],
+    backbone: BackboneShape,
+    trials: int,
+    seed: int,
+    progress: Optional[Callable[[], object]] = None,
+) -> None:
     """Add trials to ``study`` until it has ``trials``; the same ones again if ``measure`` gives the same.
 
     Args:
@@ -245,8 +278,7 @@ def ranked(study, target: Target) -> Iterator[tuple[dict, Outcome]]:
     """
     found = [(trial.user_attrs['reduction'], Outcome(**trial.user_attrs['outcome'])) for trial in finished(study)]
     seen = []
-    for reduction, outcome in sorted(found, key=lambda each: (
-            target.shortfall(each[1]), -target.value(each[1]))):
+    for reduction, outcome in sorted(found, key=lambda each: (target.shortfall(each[1]), -target.value(each[1]))):
         if reduction not in seen:
             seen.append(reduction)
             yield reduction, outcome

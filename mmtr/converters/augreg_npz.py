@@ -20,15 +20,7 @@ def read(path):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return ({key: torch.from_numpy(arrays[key]) for key in arrays.files},)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} cannot be read as an .npz file of plain arrays: {error}.') from error
 
 
@@ -62,8 +54,7 @@ def convert(state):
     for i in range(layers):
         for kind, shape in (('weight', (dim, dim)), ('bias', (dim,))):
             parts = [
-                converted.pop(f'layers.{i}.{name}.{kind}').reshape(shape).t()
-                for name in ('query', 'key', 'value')
+                converted.pop(f'layers.{i}.{name}.{kind}').reshape(shape).t() for name in ('query', 'key', 'value')
             ]
             converted[f'layers.{i}.attn.attn.in_proj_{kind}'] = torch.cat(parts)
         for name in ('attn.attn.out_proj', 'ffn.layers.0.0', 'ffn.layers.1'):

@@ -48,20 +48,24 @@ def convert(state, num_heads=None):
 
     notes = notes_of(converted, 'cropr', 'backbone.', num_heads)
     patch = converted['backbone.patch_embed.projection.weight'].shape[-1]
-    notes.settings.update({
-        'backbone.patch_size': patch,
-        'backbone.img_size': (patch * grid_side(converted['backbone.pos_embed']),) * 2,
-        'decode_head.num_classes': classes,
-        'data_preprocessor.mean': (127.5,) * 3,
-        'data_preprocessor.std': (127.5,) * 3,
-    })
+    notes.settings.update(
+        {
+            'backbone.patch_size': patch,
+            'backbone.img_size': (patch * grid_side(converted['backbone.pos_embed']),) * 2,
+            'decode_head.num_classes': classes,
+            'data_preprocessor.mean': (127.5,) * 3,
+            'data_preprocessor.std': (127.5,) * 3,
+        }
+    )
     if notes.fits:
         notes.fits = notes.fits.replace('*', 'cropr_ade20k' if modules else 'ade20k')
     if modules:
         notes.settings.update(_module_settings(state, dim))
         if 'cropr.0.cross_attn.proj.weight' in state:
-            notes.remarks.append('Its Cropr modules have several heads, and the file does not say how many: set '
-                                 'backbone.token_reduction.num_heads.')
+            notes.remarks.append(
+                'Its Cropr modules have several heads, and the file does not say how many: set '
+                'backbone.token_reduction.num_heads.'
+            )
     return converted, notes
 
 

@@ -37,8 +37,9 @@ def read(path):
     name = f'dinov2_vit{letter}14_pretrain.pth'
     file = Path(path).with_name(name)
     if not file.is_file():
-        raise UserError(f"'{path}' holds only what was tuned: put the DINOv2 that it was tuned on beside it, as "
-                        f'{name}.')
+        raise UserError(
+            f"'{path}' holds only what was tuned: put the DINOv2 that it was tuned on beside it, as {name}."
+        )
     return state, dinov2.read(file)[0]
 
 
@@ -68,21 +69,25 @@ def convert(state, base):
     frozen, base_notes = dinov2.convert(base)
     settings = base_notes.settings
     if (settings['backbone.embed_dims'], settings['backbone.num_layers']) != (dim, layers):
-        raise UserError(f'The DINOv2 beside it has {settings["backbone.num_layers"]} layers of '
-                        f'{settings["backbone.embed_dims"]} channels; {layers} layers of {dim} were tuned.')
+        raise UserError(
+            f'The DINOv2 beside it has {settings["backbone.num_layers"]} layers of '
+            f'{settings["backbone.embed_dims"]} channels; {layers} layers of {dim} were tuned.'
+        )
     converted.update({f'backbone.{key}': value for key, value in frozen.items()})
-    settings.update({
-        # As the release sets it, unlike that DINOv2; it shows at other sizes than 518.
-        'backbone.interpolate_antialias': True,
-        'backbone.interpolate_offset': 0.,
-        'backbone.token_reduction.type': 'DAR',
-        'backbone.peft.type': 'DAR',
-        'backbone.peft.bottleneck': len(state['backbone.blocks.0.adapter.down_proj.weight']),
-        'backbone.peft.compensator': len(state['backbone.blocks.0.compensator.down_conv1.weight']),
-        'decode_head.channels': channels,
-        'decode_head.num_classes': max(outputs, 2),
-        'decode_head.out_channels': outputs,
-    })
+    settings.update(
+        {
+            # As the release sets it, unlike that DINOv2; it shows at other sizes than 518.
+            'backbone.interpolate_antialias': True,
+            'backbone.interpolate_offset': 0.0,
+            'backbone.token_reduction.type': 'DAR',
+            'backbone.peft.type': 'DAR',
+            'backbone.peft.bottleneck': len(state['backbone.blocks.0.adapter.down_proj.weight']),
+            'backbone.peft.compensator': len(state['backbone.blocks.0.compensator.down_conv1.weight']),
+            'decode_head.channels': channels,
+            'decode_head.num_classes': max(outputs, 2),
+            'decode_head.out_channels': outputs,
+        }
+    )
     letter = SIZES.get((dim, layers), (None,))[0]
     notes = Notes(dict(source='dar', settings=settings), settings, letter and f'dinov2-{letter}_dar_*.py')
     notes.remarks = ['The whole model is in it: DINOv2, what was tuned, and the head. The task is not in the file.']

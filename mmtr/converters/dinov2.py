@@ -28,8 +28,10 @@ def convert(state):
 
 def _table(state):
     if 'blocks.0.mlp.w12.weight' in state:
-        raise UserError('The FFN of this DINOv2 is SwiGLU, so it is the giant (ViT-g), which mmtr.DINOv2 does not '
-                        'have: take S, B or L.')
+        raise UserError(
+            'The FFN of this DINOv2 is SwiGLU, so it is the giant (ViT-g), which mmtr.DINOv2 does not '
+            'have: take S, B or L.'
+        )
     table = vit_table(state, KIND)
     dim = len(need(state, 'patch_embed.proj.weight', KIND))
     registers = state.get('register_tokens')

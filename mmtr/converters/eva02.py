@@ -107,12 +107,16 @@ def _size(state, prefix, num_heads):
     dim = len(state[f'{prefix}patch_embed.projection.weight'])
     layers = depth(state, re.escape(prefix) + r'layers\.(\d+)\.')
     if num_heads is None and dim % 64:
-        raise UserError(f'The file has {dim} channels, which are no heads of 64, as in every EVA-02 that was '
-                        'released: give the number of its heads, --num-heads.')
+        raise UserError(
+            f'The file has {dim} channels, which are no heads of 64, as in every EVA-02 that was '
+            'released: give the number of its heads, --num-heads.'
+        )
     heads = dim // 64 if num_heads is None else num_heads
     if heads < 1 or dim % (4 * heads):
-        raise UserError(f'--num-heads {heads} does not fit the {dim} channels of the file: each head needs a multiple '
-                        'of 4, for the rotary embedding.')
+        raise UserError(
+            f'--num-heads {heads} does not fit the {dim} channels of the file: each head needs a multiple '
+            'of 4, for the rotary embedding.'
+        )
     letter, usual_heads = SIZES.get((dim, layers), (None, None))
     return dim, layers, heads, letter if heads == usual_heads else None
 

@@ -17,8 +17,12 @@ HEADS, POINTS = 8, 4
 # Constants of the release's own modules.
 DROPPED = ('criterion.empty_weight', 'pixel_mean', 'pixel_std')
 # Number of classes -> things, and the data set in the names of our configs. Other numbers are of things.
-DATA = {80: (80, 'coco-instance'), 133: (80, 'coco-panoptic'), 150: (0, 'ade20k-semantic'),
-        19: (0, 'cityscapes-semantic')}
+DATA = {
+    80: (80, 'coco-instance'),
+    133: (80, 'coco-panoptic'),
+    150: (0, 'ade20k-semantic'),
+    19: (0, 'cityscapes-semantic'),
+}
 
 
 def read(path):
@@ -44,10 +48,12 @@ def convert(state):
     settings.update({f'{HEAD}num_things_classes': things, f'{HEAD}num_stuff_classes': classes - things})
     notes = Notes(dict(source='maskdino', settings=settings), settings, data and f'maskdino_{name}_{data}.py')
     if settings[f'{HEAD}two_stage']:
-        notes.remarks.append('Whether it was trained with mask-enhanced boxes is not in the file: where its name says '
-                             "'maskenhanced' it needs panoptic_head.initial_boxes='bitmask' or 'mask2box', else 'no'. "
-                             'For the ResNet-50 of hid2048 the release has a config of each, and its table names '
-                             "'mask2box'.")
+        notes.remarks.append(
+            'Whether it was trained with mask-enhanced boxes is not in the file: where its name says '
+            "'maskenhanced' it needs panoptic_head.initial_boxes='bitmask' or 'mask2box', else 'no'. "
+            'For the ResNet-50 of hid2048 the release has a config of each, and its table names '
+            "'mask2box'."
+        )
     return converted, notes
 
 
@@ -79,8 +85,9 @@ class _Table(dict):
 
     def deformable(self, old, new, channels, levels):
         samples = HEADS * levels * POINTS
-        for name, rows in dict(sampling_offsets=2 * samples, attention_weights=samples, value_proj=channels,
-                               output_proj=channels).items():
+        for name, rows in dict(
+            sampling_offsets=2 * samples, attention_weights=samples, value_proj=channels, output_proj=channels
+        ).items():
             self.add(f'{old}.{name}', f'{new}.{name}', rows, channels)
 
     def feed_forward(self, old, new, channels, hidden):
@@ -117,18 +124,22 @@ def _pixel_table(table, settings, state, levels, channels):
             table.add(f'{old}.norm{j}', f'{new}.norms.{j - 1}', channels)
     for i in range(depth(state, PIXEL.replace('.', r'\.') + r'adapter_(\d+)\.') - 1):
         width = need(state, f'{PIXEL}adapter_{i + 1}.weight', KIND).shape[1]
-        for old, new, shape in ((f'adapter_{i + 1}', f'lateral_convs.{i}', (width, 1, 1)),
-                                (f'layer_{i + 1}', f'output_convs.{i}', (channels, 3, 3))):
+        for old, new, shape in (
+            (f'adapter_{i + 1}', f'lateral_convs.{i}', (width, 1, 1)),
+            (f'layer_{i + 1}', f'output_convs.{i}', (channels, 3, 3)),
+        ):
             table.add(PIXEL + old, f'{OURS}{new}.conv', channels, *shape, bias=False)
             table.add(f'{PIXEL}{old}.norm', f'{OURS}{new}.gn', channels)
     table.add(f'{PIXEL}mask_features', f'{OURS}mask_feature', channels, channels, 1, 1)
-    settings.update({
-        f'{OURS}num_encoder_levels': encoded,
-        f'{OURS}num_extra_levels': levels - encoded,
-        f'{OURS}num_layers': layers,
-        f'{OURS}feedforward_channels': hidden,
-        f'{OURS}feature_order': 'high2low' if coarse_first else 'low2high',
-    })
+    settings.update(
+        {
+            f'{OURS}num_encoder_levels': encoded,
+            f'{OURS}num_extra_levels': levels - encoded,
+            f'{OURS}num_layers': layers,
+            f'{OURS}feedforward_channels': hidden,
+            f'{OURS}feature_order': 'high2low' if coarse_first else 'low2high',
+        }
+    )
 
 
 def _predictor_table(table, settings, state, levels, channels):
@@ -161,12 +172,14 @@ def _predictor_table(table, settings, state, levels, channels):
     else:
         table.add(f'{PREDICTOR}enc_output', f'{HEAD}selection.linear', channels, channels)
         table.add(f'{PREDICTOR}enc_output_norm', f'{HEAD}selection.norm', channels)
-    settings.update({
-        f'{HEAD}decoder.num_layers': layers,
-        f'{HEAD}decoder.feedforward_channels': hidden,
-        f'{HEAD}two_stage': not learned,
-        f'{HEAD}softmax': rows > classes,
-    })
+    settings.update(
+        {
+            f'{HEAD}decoder.num_layers': layers,
+            f'{HEAD}decoder.feedforward_channels': hidden,
+            f'{HEAD}two_stage': not learned,
+            f'{HEAD}softmax': rows > classes,
+        }
+    )
 
 
 def _resnet(state):
@@ -183,8 +196,11 @@ def _swin(state):
     state = {key.removeprefix('backbone.'): value for key, value in state.items()}
     norms = {key: state.pop(key).float() for key in list(state) if re.match(r'norm\d\.', key)}
     weights, notes = swin.convert(state)
-    indices = {re.sub('layers(.*)attn', r'stages\1attn.w_msa', key): value
-               for key, value in state.items() if key.endswith('relative_position_index')}
+    indices = {
+        re.sub('layers(.*)attn', r'stages\1attn.w_msa', key): value
+        for key, value in state.items()
+        if key.endswith('relative_position_index')
+    }
     letter = swin.SIZES.get((notes.settings['backbone.embed_dims'], notes.settings['backbone.depths']))
     weights = {f'backbone.{key}': value for key, value in {**weights, **norms, **indices}.items()}
     return weights, notes.settings, f'swin-{letter}'

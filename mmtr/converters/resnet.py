@@ -16,8 +16,10 @@ def resnet_table(state, kind, source='', target=''):
     """The table for ``rename`` of a ResNet whose keys begin with ``source``, and its depth; raises ``UserError``."""
     table, blocks = {}, tuple(depth(state, re.escape(source) + rf'res{i}\.(\d+)\.') for i in (2, 3, 4, 5))
     if blocks not in BLOCKS:
-        raise UserError(f'The ResNet in the file has {blocks} blocks, which is none of depth '
-                        f'{", ".join(map(str, BLOCKS.values()))}.')
+        raise UserError(
+            f'The ResNet in the file has {blocks} blocks, which is none of depth '
+            f'{", ".join(map(str, BLOCKS.values()))}.'
+        )
 
     def add(old, conv, norm):
         kernel = need(state, f'{source}{old}.weight', kind)

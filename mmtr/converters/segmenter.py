@@ -185,5 +185,11 @@ def _token_reduction(said):
     (local_layer, global_layer), (rows, columns) = said['selected_layers'], said['merging_window_size']
     if rows != columns:
         raise UserError(f'variant.yml has merging windows of {rows}x{columns} patches: here they must be square.')
-    return dict(type='ALGM', variant='released', threshold=said['threshold'], local_layer=local_layer,
-                global_layer=global_layer, window=rows)
+    return dict(
+        type='ALGM',
+        variant='released',
+        threshold=said['threshold'],
+        local_layer=local_layer,
+        global_layer=global_layer,
+        window=rows,
+    )

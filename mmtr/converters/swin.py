@@ -57,9 +57,12 @@ def convert(state):
     }
     letter = SIZES.get((dim, depths))
     return converted, Notes(
-        dict(source='swin', settings=settings), settings, letter and f'upernet_swin-{letter}_*.py',
+        dict(source='swin', settings=settings),
+        settings,
+        letter and f'upernet_swin-{letter}_*.py',
         ['Tables of relative positions stay as they are; the backbone resizes them to its window_size.'],
-        pretrained='backbone.init_cfg.checkpoint')
+        pretrained='backbone.init_cfg.checkpoint',
+    )
 
 
 def _weight_and_bias(old, new, *shape):
@@ -70,10 +73,7 @@ def _block_table(state, old, new, dim):
     positions = 'relative_position_bias_table'
     hidden = len(need(state, f'{old}mlp.fc1.weight', KIND))
     return {
-        f'{old}attn.{positions}': (
-            f'{new}attn.w_msa.{positions}',
-            need(state, f'{old}attn.{positions}', KIND).shape,
-        ),
+        f'{old}attn.{positions}': (f'{new}attn.w_msa.{positions}', need(state, f'{old}attn.{positions}', KIND).shape),
         **_weight_and_bias(f'{old}norm1', f'{new}norm1', dim),
         **_weight_and_bias(f'{old}attn.qkv', f'{new}attn.w_msa.qkv', 3 * dim, dim),
         **_weight_and_bias(f'{old}attn.proj', f'{new}attn.w_msa.proj', dim, dim),

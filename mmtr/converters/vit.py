@@ -86,9 +86,7 @@ def rename(state, table, kind, dropped=()):
     renamed = {}
     for key, (new_key, shape) in table.items():
         if tuple(state[key].shape) != tuple(shape):
-            raise UserError(
-                f'{key!r} has shape {tuple(state[key].shape)}; {kind} of this size has {tuple(shape)}.'
-            )
+            raise UserError(f'{key!r} has shape {tuple(state[key].shape)}; {kind} of this size has {tuple(shape)}.')
         renamed[new_key] = state[key].float()
     return renamed
 
@@ -119,10 +117,7 @@ def vit_table(state, kind, source='', target=''):
     table = {
         f'{source}cls_token': (f'{target}cls_token', (1, 1, dim)),
         f'{source}pos_embed': (f'{target}pos_embed', (1, positions.numel() // dim, dim)),
-        f'{source}patch_embed.proj.weight': (
-            f'{target}patch_embed.projection.weight',
-            (dim, *kernel.shape[1:]),
-        ),
+        f'{source}patch_embed.proj.weight': (f'{target}patch_embed.projection.weight', (dim, *kernel.shape[1:])),
         f'{source}patch_embed.proj.bias': (f'{target}patch_embed.projection.bias', (dim,)),
         f'{source}norm.weight': (f'{target}ln1.weight', (dim,)),
         f'{source}norm.bias': (f'{target}ln1.bias', (dim,)),

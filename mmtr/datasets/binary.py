@@ -1,4 +1,5 @@
 """Foreground and background: saliency, camouflage, blur, polyps, skin lesions, cells."""
+
 import mmcv
 import numpy as np
 from mmengine import fileio
@@ -31,8 +32,10 @@ class BinaryDataset(BaseSegDataset):
 
     def __init__(self, foreground=None, pipeline=(), **kwargs):
         if any(isinstance(step, dict) and type_name(step['type']) == 'LoadAnnotations' for step in pipeline):
-            raise UserError("mmtr.BinaryDataset's pipeline must load masks by type='mmtr.LoadBinaryAnnotations', not "
-                            "'LoadAnnotations', for which 255 is 'ignored'.")
+            raise UserError(
+                "mmtr.BinaryDataset's pipeline must load masks by type='mmtr.LoadBinaryAnnotations', not "
+                "'LoadAnnotations', for which 255 is 'ignored'."
+            )
         self.foreground = foreground
         super().__init__(pipeline=pipeline, **kwargs)
 
@@ -85,7 +88,8 @@ def read_mask(path, backend_args=None):
     raise UserError(
         f"The mask '{path}' is not binary, it has the values {_listed(values)}, {what}; a mask is 0 for background and "
         '255 for foreground. Where the files are label maps, name the labels that are foreground in the data set, e.g. '
-        'foreground=[1].')
+        'foreground=[1].'
+    )
 
 
 def _listed(values):

@@ -1,4 +1,5 @@
 """What a registry says of a config that it cannot build, as a sentence that names the key."""
+
 import inspect
 import re
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def _said(error, cfg):
     builds = [i for i, frame in enumerate(frames) if frame.f_code is build_from_cfg.__code__]
     if not builds:
         return None
-    after, built = frames[builds[-1] + 1:], frames[builds[-1]].f_locals
+    after, built = frames[builds[-1] + 1 :], frames[builds[-1]].f_locals
     if isinstance(error, KeyError):
         return None if after or 'obj_cls' not in built or built['obj_cls'] is not None else _unknown(cfg, built)
     if 'obj_cls' not in built:
@@ -60,8 +61,9 @@ def _settings(kind):
     names = {}
     for each in kinds:
         parameters = inspect.signature(each).parameters.values()
-        names.update({p.name: p for p in parameters if p.name != 'self' and p.kind not in (
-            p.VAR_POSITIONAL, p.VAR_KEYWORD)})
+        names.update(
+            {p.name: p for p in parameters if p.name != 'self' and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        )
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names, False
     return names, True
@@ -75,13 +77,15 @@ def _unexpected(cfg, built, name):
     names = [name] if open_ended else [key for key in given if key not in known and key not in ('type', '_scope_')]
     listed = ' and '.join(map(repr, names))
     if name == '_delete_':
-        return f"{path} has _delete_={given[name]}, but no base config has anything there to delete: leave it out."
+        return f'{path} has _delete_={given[name]}, but no base config has anything there to delete: leave it out.'
     before = _type_in_base(cfg, path, name)
     if before:
-        return (f"{path} of type {kind} has no setting {listed}; the base config has it for type {before}: write "
-                f'_delete_=True into {path}, so that nothing is inherited.')
+        return (
+            f'{path} of type {kind} has no setting {listed}; the base config has it for type {before}: write '
+            f'_delete_=True into {path}, so that nothing is inherited.'
+        )
     hint = nearest(name, known)
-    return f"{path} of type {kind} has no setting {listed}{f'; it has {_list(known)}.' if hint == '.' else hint}"
+    return f'{path} of type {kind} has no setting {listed}{f"; it has {_list(known)}." if hint == "." else hint}'
 
 
 def _missing(cfg, built, owner, names):
@@ -90,7 +94,7 @@ def _missing(cfg, built, owner, names):
     if (owner and owner not in owners) or not set(names) <= set(_settings(built['obj_cls'])[0]):
         return None
     path = _path(cfg, built['cfg'])
-    return f"{path} of type {type_of(built['cfg'])} needs {' and '.join(names)}, which is not given."
+    return f'{path} of type {type_of(built["cfg"])} needs {" and ".join(names)}, which is not given.'
 
 
 def _unknown(cfg, built):
@@ -105,7 +109,7 @@ def _unknown(cfg, built):
         hint = "; the config has no default_scope, such as 'mmseg' or 'mmdet'."
     elif hint == '.':
         hint = '; a class of your own is registered, and imported by custom_imports=dict(imports=[...]).'
-    return f"{path}.type={kind!r} is unknown in {built['registry'].scope}{hint}"
+    return f'{path}.type={kind!r} is unknown in {built["registry"].scope}{hint}'
 
 
 def _list(known):
@@ -115,8 +119,9 @@ def _list(known):
 
 def _path(cfg, built, *keys):
     """Where in ``cfg`` the dict is that was built, whose values may have changed on the way: ``a.b.0``."""
-    found = [path for path, node in _dicts(cfg) if node.get('type') == built.get('type')
-             and all(key in node for key in keys)]
+    found = [
+        path for path, node in _dicts(cfg) if node.get('type') == built.get('type') and all(key in node for key in keys)
+    ]
     same = [path for path, node in _dicts(cfg) if path in found and dict(node) == dict(built)]
     return (same or found or [f'The config of a {type_of(built)}'])[0]
 

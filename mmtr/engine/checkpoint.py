@@ -3,6 +3,7 @@
 The loaders below take the place of mmengine's, some of which unpickle anything; what is read, and how, is in
 ``mmtr/engine/safe_load.py``.
 """
+
 import functools
 import json
 import logging
@@ -27,8 +28,13 @@ from mmtr.errors import UserError
 #: Of files that ``write_checkpoint`` can write.
 SUFFIXES = ('.pth', '.safetensors')
 #: What is read from the ``meta`` of any checkpoint, where it is there; the second is of ``mmtr/peft/checkpoint.py``.
-META = {'meta': dict, 'meta.frozen_weights': dict, 'meta.dataset_meta': dict,
-        'meta.dataset_meta.classes': (list, tuple), 'meta.CLASSES': (list, tuple)}
+META = {
+    'meta': dict,
+    'meta.frozen_weights': dict,
+    'meta.dataset_meta': dict,
+    'meta.dataset_meta.classes': (list, tuple),
+    'meta.CLASSES': (list, tuple),
+}
 
 
 def read_checkpoint(path, map_location=None):
@@ -53,7 +59,8 @@ def read_checkpoint(path, map_location=None):
             raise _corrupt(path, 'what it holds is not what torch.save writes') from error
         raise UserError(
             f"Checkpoint '{path}' is refused, nothing in it was run: it holds '{code[1]}', which is code, "
-            'and only tensors and plain values are loaded.') from error
+            'and only tensors and plain values are loaded.'
+        ) from error
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
@@ -103,12 +110,12 @@ def _warn(text):
 
 def _corrupt(path, why):
     size = path.stat().st_size
-    return UserError(
-        f"Checkpoint '{path}' ({size} bytes) cannot be read, it is corrupt or no checkpoint: {why}.")
+    return UserError(f"Checkpoint '{path}' ({size} bytes) cannot be read, it is corrupt or no checkpoint: {why}.")
 
 
 def _read_safetensors(path, map_location):
     from safetensors.torch import load_file
+
     weights = load_file(path)
     if isinstance(map_location, (str, torch.device)):
         weights = {name: tensor.to(map_location) for name, tensor in weights.items()}
@@ -166,6 +173,7 @@ def write_checkpoint(path, state_dict, meta):
         with written_whole(path) as partial:
             if path.suffix == '.safetensors':
                 from safetensors.torch import save_file
+
                 save_file(state_dict, partial, metadata={'format': 'pt', 'meta': json.dumps(meta)})
             else:
                 torch.save({'state_dict': state_dict, 'meta': meta}, partial)
@@ -215,8 +223,11 @@ def load_from_zoo(filename, map_location=None):
     """
     scheme, name = filename.split('://', 1)
     name = stock.get_deprecated_model_names().get(name, name)
-    urls = {'torchvision': stock.get_torchvision_models, 'modelzoo': stock.get_torchvision_models,
-            'mmcls': stock.get_mmcls_models}.get(scheme, stock.get_external_models)()
+    urls = {
+        'torchvision': stock.get_torchvision_models,
+        'modelzoo': stock.get_torchvision_models,
+        'mmcls': stock.get_mmcls_models,
+    }.get(scheme, stock.get_external_models)()
     if name not in urls:
         raise UserError(f"'{filename}' is no checkpoint that mmengine knows.")
     checkpoint = stock.CheckpointLoader.load_checkpoint(urls[name], map_location)
@@ -245,6 +256,7 @@ def refuse(filename, map_location=None):
 stock.CheckpointLoader.register_scheme('', load_from_local, force=True)
 stock.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
 stock.CheckpointLoader.register_scheme(
-    ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_zoo, force=True)
+    ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_zoo, force=True
+)
 stock.CheckpointLoader.register_scheme((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_storage, force=True)
 stock.CheckpointLoader.register_scheme('pavi://', refuse, force=True)

@@ -1,4 +1,5 @@
 """COCO's annotation files are looked into before a run: mmdet passes over what it does not know, or stops later."""
+
 import json
 import os.path as osp
 
@@ -51,8 +52,10 @@ def check_classes(model, kind, settings):
             if key in meta:
                 raise UserError(f'The data set has metainfo.{key}, which nothing reads: write {key.lower()}.')
         if isinstance(meta.get('classes'), str) and not osp.isfile(meta['classes']):
-            raise UserError(f"The data set's metainfo.classes={meta['classes']!r} is text, of which each letter would "
-                            f"be a class: write ({meta['classes']!r}, ).")
+            raise UserError(
+                f"The data set's metainfo.classes={meta['classes']!r} is text, of which each letter would "
+                f'be a class: write ({meta["classes"]!r}, ).'
+            )
     classes = _classes(kind, settings)
     _check_names(kind, meta, classes)
     bases = {base.__name__ for base in kind.__mro__}
@@ -62,15 +65,18 @@ def check_classes(model, kind, settings):
     for key, head in heads_in(model or {}):
         counts = [head.get(f'num_{part}_classes') for part in ('things', 'stuff')]
         if None not in counts and classes and sum(counts) != len(classes):
-            raise UserError(f'{key} has {counts[0]} classes of things and {counts[1]} of stuff, but {kind.__name__} '
-                            f'has {len(classes)} classes: set num_things_classes and num_stuff_classes of {key}.')
+            raise UserError(
+                f'{key} has {counts[0]} classes of things and {counts[1]} of stuff, but {kind.__name__} '
+                f'has {len(classes)} classes: set num_things_classes and num_stuff_classes of {key}.'
+            )
         # Panoptic data also train heads of instances alone.
         count = None if 'CocoPanopticDataset' in bases else head.get('num_classes')
         if None in counts and isinstance(count, int) and classes and count != len(classes):
             raise UserError(
                 f'{key}.num_classes={count}, but {kind.__name__} has {len(classes)} classes ({_some(classes)}): set '
                 f'num_classes={len(classes)} of every head, or metainfo=dict(classes=...) of the data set, of which '
-                'those are the names.')
+                'those are the names.'
+            )
 
 
 def _check_names(kind, meta, classes):
@@ -80,12 +86,16 @@ def _check_names(kind, meta, classes):
         return
     strange = [name for name in classes if own and name not in own]
     if strange:
-        raise UserError(f"{kind.__name__} reads {len(own)} classes of its own, of which {strange[0]!r} is none: data "
-                        "of your own are read by type='BaseSegDataset'.")
+        raise UserError(
+            f'{kind.__name__} reads {len(own)} classes of its own, of which {strange[0]!r} is none: data '
+            "of your own are read by type='BaseSegDataset'."
+        )
     palette = meta.get('palette') or getattr(kind, 'METAINFO', {}).get('palette') or classes
     if len(palette) < len(classes) or not own and len(palette) != len(classes):
-        raise UserError(f"The data set's metainfo has {len(classes)} classes and {len(palette)} colours in palette: "
-                        'give one colour a class, or leave palette out.')
+        raise UserError(
+            f"The data set's metainfo has {len(classes)} classes and {len(palette)} colours in palette: "
+            'give one colour a class, or leave palette out.'
+        )
 
 
 def heads_in(model, path='model'):
@@ -121,13 +131,16 @@ def _read(path):
 def _check_task(path, name, annotations, panoptic, with_masks):
     if any('segments_info' in each for each in annotations) != panoptic and annotations:
         found, reads = ('instances', 'panoptic') if panoptic else ('panoptic segments', 'instances')
-        raise UserError(f"'{path}' holds {found}, but {name} reads {reads}: set ann_file to the annotations of that "
-                        'task.')
+        raise UserError(
+            f"'{path}' holds {found}, but {name} reads {reads}: set ann_file to the annotations of that task."
+        )
     for key in ('category_id', 'bbox', *['segmentation'] * with_masks) if not panoptic else ():
         absent = sum(key not in each for each in annotations)
         if absent:
-            raise UserError(f"'{path}' holds {absent} of {len(annotations)} annotations without {key!r}, which {name} "
-                            'reads: set ann_file to instance annotations.')
+            raise UserError(
+                f"'{path}' holds {absent} of {len(annotations)} annotations without {key!r}, which {name} "
+                'reads: set ann_file to instance annotations.'
+            )
 
 
 def _check_categories(path, objects, categories, classes, panoptic):
@@ -136,16 +149,19 @@ def _check_categories(path, objects, categories, classes, panoptic):
     used = {part['category_id'] for part in objects}
     unknown = sorted(used - names.keys())
     if unknown:
-        raise UserError(f"'{path}' has annotations of category {unknown[0]}, which is none of its "
-                        f'{len(names)} categories.')
+        raise UserError(
+            f"'{path}' has annotations of category {unknown[0]}, which is none of its {len(names)} categories."
+        )
     absent = [name for name in classes if name not in names.values()]
     # mmdet reads panoptic data of all categories or none, instances also of some.
     further = sorted(names[i] for i in used if names[i] not in classes) if panoptic and classes else []
     if absent or further:
         which = f'does not have {absent[0]!r}' if absent else f'has {further[0]!r}'
-        raise UserError(f"The data set's classes are not those of '{path}', which {which}: set "
-                        f"metainfo=dict(classes=...) of the data set, and the model's number of classes; the file has "
-                        f'{_some(names.values())}.')
+        raise UserError(
+            f"The data set's classes are not those of '{path}', which {which}: set "
+            f"metainfo=dict(classes=...) of the data set, and the model's number of classes; the file has "
+            f'{_some(names.values())}.'
+        )
     return names
 
 
@@ -153,15 +169,21 @@ def _check_panoptic(path, data, names, folders, listed):
     try:
         import panopticapi.utils  # noqa: F401
     except ImportError:
-        raise UserError('mmdet reads panoptic data with panopticapi, which is not installed: pip install '
-                        'git+https://github.com/cocodataset/panopticapi.git') from None
+        raise UserError(
+            'mmdet reads panoptic data with panopticapi, which is not installed: pip install '
+            'git+https://github.com/cocodataset/panopticapi.git'
+        ) from None
     things = [bool(category.get('isthing')) for category in data['categories']]
     if things != sorted(things, reverse=True):
         first = names[data['categories'][things.index(False)]['id']]
-        raise UserError(f"'{path}' lists the stuff {first!r} before things: mmdet numbers classes in the order of the "
-                        'file, and things must come first.')
+        raise UserError(
+            f"'{path}' lists the stuff {first!r} before things: mmdet numbers classes in the order of the "
+            'file, and things must come first.'
+        )
     maps = [osp.join(folders['seg'], image['file_name'].replace('.jpg', '.png')) for image in data['images']]
     absent = [each for each in maps if not listed(each)]
     if absent:
-        raise UserError(f"{len(absent)} of {len(maps)} panoptic label maps are not there, the first is '{absent[0]}': "
-                        "data_prefix.seg is the folder of COCO's panoptic PNGs.")
+        raise UserError(
+            f"{len(absent)} of {len(maps)} panoptic label maps are not there, the first is '{absent[0]}': "
+            "data_prefix.seg is the folder of COCO's panoptic PNGs."
+        )

@@ -1,4 +1,5 @@
 """Reading configs, also those packaged with mmtr, mmseg and mmdet ('mmtr::...'), under either OpenMMLab stack."""
+
 import functools
 import importlib.util
 import os.path as osp
@@ -23,7 +24,7 @@ OWN = 'mmtr::'
 
 def _in_own(path):
     """The file of 'mmtr::<name>.py'; any other path as it is."""
-    return osp.join(MIM, 'configs', path[len(OWN):]) if str(path).startswith(OWN) else path
+    return osp.join(MIM, 'configs', path[len(OWN) :]) if str(path).startswith(OWN) else path
 
 
 def _find_own_configs():
@@ -72,8 +73,10 @@ def load_config(path):
     if packaged and not (module.isidentifier() and importlib.util.find_spec(module)):
         raise UserError(f"Config '{path}' is of '{module}', which is not installed.")
     if packaged and module not in MODULE2PACKAGE:
-        raise UserError(f"Config '{path}' is of '{module}', which is neither mmtr nor a library whose configs mmengine "
-                        f"finds by name ({', '.join(MODULE2PACKAGE)}): give the path of its file.")
+        raise UserError(
+            f"Config '{path}' is of '{module}', which is neither mmtr nor a library whose configs mmengine "
+            f'finds by name ({", ".join(MODULE2PACKAGE)}): give the path of its file.'
+        )
     if not packaged and not osp.isfile(file):
         where = f": mmtr has those of '{osp.join(MIM, 'configs')}'" if file != path else ''
         raise UserError(f"Config '{path}' is not there{where}.")
@@ -96,22 +99,34 @@ def read_reductions(path):
     try:
         return with_names(Config.fromfile(path)).reductions.to_dict()
     except (OSError, SyntaxError, AttributeError, ImportError) as error:
-        raise UserError(f"'{path}' must be a Python or YAML file with reductions = "
-                        f"dict(name=dict(type='TokenAdapter')): {error}") from error
+        raise UserError(
+            f"'{path}' must be a Python or YAML file with reductions = dict(name=dict(type='TokenAdapter')): {error}"
+        ) from error
 
 
 def add_options(parser):
     """Give an ``argparse`` parser the option ``--cfg-options``."""
-    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1; '
-                             "values are Python's: 0.3, (0.3,0.2), \"[dict(type='X')]\"")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=Options,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config, e.g. model.backbone.drop_path_rate=0.1; '
+        "values are Python's: 0.3, (0.3,0.2), \"[dict(type='X')]\"",
+    )
 
 
 def add_token_reduction(parser, what=''):
     """Give an ``argparse`` parser the option ``--token-reduction``, which ``read_config`` follows."""
-    parser.add_argument('--token-reduction', nargs='+', action=TokenReduction, metavar=('NAME', 'KEY=VALUE'),
-                        help=f"{what} this method and its settings in place of the config's, e.g. TokenAdapter "
-                             'ratio=0.3; none takes it away')
+    parser.add_argument(
+        '--token-reduction',
+        nargs='+',
+        action=TokenReduction,
+        metavar=('NAME', 'KEY=VALUE'),
+        help=f"{what} this method and its settings in place of the config's, e.g. TokenAdapter "
+        'ratio=0.3; none takes it away',
+    )
 
 
 def merge_options(cfg, options):

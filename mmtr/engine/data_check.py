@@ -1,4 +1,5 @@
 """Data sets are looked at before anything is built, so that a wrong path is one sentence, at once."""
+
 import inspect
 import os
 import os.path as osp
@@ -108,8 +109,9 @@ def _check(registry, cfg, model, scope):
 def _layout(name, folders, names, settings):
     suffix = dict(img_path=settings.get('img_suffix', ''), seg_map_path=settings.get('seg_map_suffix', ''))
     what = dict(img_path='images', img='images', seg_map_path='annotations', seg='annotations')
-    reads = [f"{what.get(key, key)} from '{osp.join(folder, '*' + suffix.get(key, ''))}'"
-             for key, folder in folders.items()]
+    reads = [
+        f"{what.get(key, key)} from '{osp.join(folder, '*' + suffix.get(key, ''))}'" for key, folder in folders.items()
+    ]
     if names:
         reads.append(f"{'image names' if 'img_suffix' in settings else 'annotations'} from '{names}'")
     return f'{name} reads {" and ".join(reads)}; {PAGE} tells how to get and lay out the data'
@@ -117,12 +119,16 @@ def _layout(name, folders, names, settings):
 
 def _check_prefix(kind, settings):
     prefixes = settings.get('data_prefix')
-    wrong = prefixes is not None and (not isinstance(prefixes, dict) or not all(
-        isinstance(prefix, str) or prefix is None for prefix in prefixes.values()))
+    wrong = prefixes is not None and (
+        not isinstance(prefixes, dict)
+        or not all(isinstance(prefix, str) or prefix is None for prefix in prefixes.values())
+    )
     if wrong:
         keys = 'img_path=..., seg_map_path=...' if 'img_suffix' in settings else 'img=...'
-        raise UserError(f'data_prefix={prefixes!r} of {kind.__name__} must be dict({keys}) with the folders of images '
-                        'and annotations below data_root.')
+        raise UserError(
+            f'data_prefix={prefixes!r} of {kind.__name__} must be dict({keys}) with the folders of images '
+            'and annotations below data_root.'
+        )
 
 
 def _check_pairs(registry, kind, cfg, settings, folders, layout, listed, model, scope):
@@ -135,9 +141,10 @@ def _check_pairs(registry, kind, cfg, settings, folders, layout, listed, model, 
         paths = [pair[key] for pair in pairs if key in pair]
         absent = [path for path in paths if not _is_listed(path, listed)]
         if absent:
-            raise UserError(f'{len(absent)} of {len(paths)} {what} files are not there, the first is '
-                            f"'{absent[0]}': {layout}.")
-    sample = pairs[::len(pairs) // SAMPLE + 1] if 'seg_map_path' in folders else []
+            raise UserError(
+                f"{len(absent)} of {len(paths)} {what} files are not there, the first is '{absent[0]}': {layout}."
+            )
+    sample = pairs[:: len(pairs) // SAMPLE + 1] if 'seg_map_path' in folders else []
     if issubclass(kind, BinaryDataset):
         load = LoadBinaryAnnotations()
         for pair in sample:

@@ -1,4 +1,5 @@
 """mmdet's inferencer of a model that is there already."""
+
 import warnings
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = ['BaseDetector', 'DetInferencer']
 
 class DetInferencer(OfModel, StockInferencer):
     """mmdet's, of a model; see ``OfModel``. Of several kinds of prediction, the one that ``shown`` names is drawn."""
+
     visualizer_type = DetLocalVisualizer
 
     def draw(self, image, sample, score_thr):
@@ -29,8 +31,9 @@ class DetInferencer(OfModel, StockInferencer):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', '.*out of bounds')  # said of what touches the border, too
-                self.visualizer.add_datasample('', image, DetDataSample(**{kind: sample.get(kind)}), draw_gt=False,
-                                               pred_score_thr=score_thr)
+                self.visualizer.add_datasample(
+                    '', image, DetDataSample(**{kind: sample.get(kind)}), draw_gt=False, pred_score_thr=score_thr
+                )
         finally:
             np.random.set_state(state)
         return self.visualizer.get_image()

@@ -1,4 +1,5 @@
 """A segmentor as an ONNX file, and whether that file says what the model says."""
+
 import importlib.util
 import logging
 import re
@@ -32,8 +33,10 @@ def check_packages() -> None:
     absent = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if absent:
         # Each may ask for another numpy, which the stack does not stand.
-        raise UserError(f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
-                        f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.')
+        raise UserError(
+            f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
+            f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.'
+        )
 
 
 class PixelSegmentor(nn.Module):
@@ -76,9 +79,8 @@ def _translations():
     def cdist(a, b, p, compute_mode=None):
         if p != 2:
             raise NotImplementedError  # ONNX could only build all differences, (B, N, M, C)
-        axis, factor = op.Constant(value_ints=[2]), op.Constant(value_float=2.)
-        norms = op.Add(op.ReduceSumSquare(a, axis),
-                       op.Transpose(op.ReduceSumSquare(b, axis), perm=[0, 2, 1]))
+        axis, factor = op.Constant(value_ints=[2]), op.Constant(value_float=2.0)
+        norms = op.Add(op.ReduceSumSquare(a, axis), op.Transpose(op.ReduceSumSquare(b, axis), perm=[0, 2, 1]))
         product = op.MatMul(a, op.Transpose(b, perm=[0, 2, 1]))
         return op.Sqrt(op.Relu(op.Sub(norms, op.Mul(factor, product))))
 
@@ -101,13 +103,17 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
     """
     check_packages()
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
     if not isinstance(model, EncoderDecoder):
-        raise UserError(f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an '
-                        'EncoderDecoder of mmseg.')
+        raise UserError(
+            f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an EncoderDecoder of mmseg.'
+        )
     adaptive = [type(m).__name__ for m in model.modules() if isinstance(m, TokenReducer) and not m.fixed_count]
     if adaptive:
-        raise UserError(f'{adaptive[0]} cannot be exported: how many tokens it keeps depends on the image, and the '
-                        f'shapes in the file are fixed. {PAGE} names the methods that can.')
+        raise UserError(
+            f'{adaptive[0]} cannot be exported: how many tokens it keeps depends on the image, and the '
+            f'shapes in the file are fixed. {PAGE} names the methods that can.'
+        )
     pixels = torch.zeros(2, image_channels(model), *shape, dtype=torch.uint8)
     segmentor = PixelSegmentor(model).eval()
     try:
@@ -115,15 +121,25 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         with _quiet(), sdpa_kernel(SDPBackend.MATH):
             # A batch of 1 would be taken for a constant, so the example has 2.
             torch.onnx.export(
-                segmentor, (pixels,), str(path), dynamo=True, dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),
-                input_names=['image'], output_names=['logits', 'labels'], external_data=False, verbose=False,
-                custom_translation_table=_translations())
+                segmentor,
+                (pixels,),
+                str(path),
+                dynamo=True,
+                dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),
+                input_names=['image'],
+                output_names=['logits', 'labels'],
+                external_data=False,
+                verbose=False,
+                custom_translation_table=_translations(),
+            )
     except torch.onnx.OnnxExporterError as error:
         operator = re.search(r'target=torch\.ops\.([\w.]+)', str(error))
         if operator is None:
             raise
-        raise UserError(f'The model cannot be exported: it uses the operator {operator[1]}, which ONNX lacks. {PAGE} '
-                        'names the settings that can be.') from error
+        raise UserError(
+            f'The model cannot be exported: it uses the operator {operator[1]}, which ONNX lacks. {PAGE} '
+            'names the settings that can be.'
+        ) from error
 
 
 @contextmanager
@@ -145,6 +161,7 @@ def _quiet():
 def session(path: str):
     """An onnxruntime session on the CPU, with as many threads as torch has."""
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that spin while they wait would take the cores from whoever runs in turns with it.
@@ -160,8 +177,9 @@ def default_shape(cfg) -> tuple[int, int]:
     """
     shape = (cfg.model.get('test_cfg') or {}).get('crop_size') or (cfg.model.get('data_preprocessor') or {}).get('size')
     if shape is None:
-        raise UserError('The config has neither model.test_cfg.crop_size nor model.data_preprocessor.size: give '
-                        '--shape H W.')
+        raise UserError(
+            'The config has neither model.test_cfg.crop_size nor model.data_preprocessor.size: give --shape H W.'
+        )
     return tuple(shape)
 
 
@@ -223,6 +241,7 @@ class Difference:
         median: The median over the pixels of their largest absolute difference.
         same_label: The share of pixels with the same label, 0 to 1.
     """
+
     batch: int
     largest: float
     median: float
@@ -244,16 +263,18 @@ def compare_with_onnx(model: EncoderDecoder, run, images: Sequence[Tensor]) -> l
     batch = torch.stack(list(images)).numpy()
     differences = []
     for size in (1, len(batch)):
-        parts = [run(None, {'image': batch[i:i + size]}) for i in range(0, len(batch), size)]
+        parts = [run(None, {'image': batch[i : i + size]}) for i in range(0, len(batch), size)]
         got = [np.concatenate(each) for each in zip(*parts)]
         apart = np.abs(got[0] - expected).max(1)
-        differences.append(Difference(size, float(apart.max()), float(np.median(apart)),
-                                      float((got[1] == labels).mean())))
+        differences.append(
+            Difference(size, float(apart.max()), float(np.median(apart)), float((got[1] == labels).mean()))
+        )
     return differences
 
 
-def check_difference(model: nn.Module, differences: Sequence[Difference], tolerance: float,
-                     same_label: float = 0.95) -> None:
+def check_difference(
+    model: nn.Module, differences: Sequence[Difference], tolerance: float, same_label: float = 0.95
+) -> None:
     """Raise a ``UserError`` if ONNX and PyTorch are further apart than rounding explains.
 
     Without a reducer the largest difference must keep the tolerance. A reducer compares tokens, and where
@@ -272,4 +293,5 @@ def check_difference(model: nn.Module, differences: Sequence[Difference], tolera
             raise UserError(
                 f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the logits is '
                 f'{value:.2g}, and {found.same_label:.2%} of the pixels have the same label; at most {tolerance:g} and '
-                f'at least {same_label:.0%} are expected.')
+                f'at least {same_label:.0%} are expected.'
+            )

@@ -1,4 +1,5 @@
 """Stock inferencers of a model that is there already: their pipelines, forward passes and visualizers."""
+
 import copy
 from typing import Union
 
@@ -30,6 +31,7 @@ class OfModel:
     Raises:
         UserError: The config's test pipeline reads no image file.
     """
+
     visualizer_type: type
 
     def __init__(self, cfg: Config, model: nn.Module, dataset_meta: dict):
@@ -39,7 +41,8 @@ class OfModel:
         data.pipeline = [step for step in data.pipeline if not loads_annotations(step)]
         try:
             super().__init__(
-                cfg, device=str(next(model.parameters()).device), scope=cfg.get('default_scope') or 'mmseg')
+                cfg, device=str(next(model.parameters()).device), scope=cfg.get('default_scope') or 'mmseg'
+            )
         except ValueError as error:
             raise UserError(f"Config '{cfg.filename}' reads no image files: {error}.") from error
         # Not before: mmseg's starts with the classes of Cityscapes.
@@ -62,6 +65,7 @@ class OfModel:
 
 class SegInferencer(OfModel, MMSegInferencer):
     """mmseg's, of a model; see ``OfModel``."""
+
     visualizer_type = SegLocalVisualizer
 
     def draw(self, image, sample, score_thr):
@@ -75,6 +79,7 @@ def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> BaseI
     if isinstance(model, BaseSegmentor):
         return SegInferencer(cfg, model, dataset_meta)
     from .det_inferencer import BaseDetector, DetInferencer  # mmdet takes long to import
+
     if isinstance(model, BaseDetector):
         return DetInferencer(cfg, model, dataset_meta)
     raise UserError(f'A {type(model).__name__} is neither a segmentor of mmseg nor a detector of mmdet.')
@@ -92,7 +97,8 @@ def dataset_meta(cfg: Config, meta: dict, model: nn.Module) -> tuple[dict, list[
     """
     count = getattr(model, 'num_classes', None) or max(
         (module.num_classes for module in model.modules() if isinstance(getattr(module, 'num_classes', None), int)),
-        default=0)
+        default=0,
+    )
     # Checkpoints of before mmseg 1 and mmdet 3 have the keys in capitals.
     saved = {key.lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}
     found = _complete(saved, count)

@@ -1,4 +1,5 @@
 """What ``tools/train.py`` and ``tools/test.py`` share: from the command line to a running ``Runner``."""
+
 import argparse
 import os
 import os.path as osp
@@ -29,8 +30,8 @@ from .model import has_peft
 LAUNCHER_ENV = dict(
     pytorch=dict(RANK='RANK', LOCAL_RANK='LOCAL_RANK', WORLD_SIZE='WORLD_SIZE'),
     slurm=dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS'),
-    mpi=dict(RANK='OMPI_COMM_WORLD_RANK', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK',
-             WORLD_SIZE='OMPI_COMM_WORLD_SIZE'))
+    mpi=dict(RANK='OMPI_COMM_WORLD_RANK', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE'),
+)
 
 
 def parser(description):
@@ -100,8 +101,10 @@ def start_processes(cfg):
     names = LAUNCHER_ENV[cfg.launcher]
     absent = [name for name in names.values() if name not in os.environ]
     if absent:
-        raise UserError(f"--launcher {cfg.launcher}, but {absent[0]} is not set: start the processes with "
-                        'tools/dist_*.sh, tools/slurm_*.sh or mpirun.')
+        raise UserError(
+            f'--launcher {cfg.launcher}, but {absent[0]} is not set: start the processes with '
+            'tools/dist_*.sh, tools/slurm_*.sh or mpirun.'
+        )
     # mmengine reads LOCAL_RANK for every launcher but sets it for slurm alone.
     os.environ.update({key: os.environ[name] for key, name in names.items()})
     if torch.cuda.is_available() or torch.distributed.is_initialized():
@@ -114,9 +117,11 @@ def start_processes(cfg):
     torch.distributed.init_process_group('gloo')
     # On a CPU a data-parallel model has no device number; mmengine would pass one.
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False,
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
-        **{**(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None})
+        **{**(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None},
+    )
 
 
 class RecordingRunner(Runner):

@@ -1,4 +1,5 @@
 """Learning rates that fall layer by layer towards the image, where mmseg knows some backbones by name only."""
+
 import re
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -26,8 +27,10 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('decay_rate')
         if self.paramwise_cfg.keys() != {'decay_rate'} or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise UserError(f'optim_wrapper.paramwise_cfg={dict(self.paramwise_cfg)} must be dict(decay_rate=...), '
-                            'with a number above 0, up to 1.')
+            raise UserError(
+                f'optim_wrapper.paramwise_cfg={dict(self.paramwise_cfg)} must be dict(decay_rate=...), '
+                'with a number above 0, up to 1.'
+            )
         self.decay_rate = rate
 
     def add_params(self, params, module, **kwargs):
@@ -43,7 +46,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             decays = parameter.dim() > 1 and not name.endswith(('pos_embed', 'cls_token', 'register_tokens'))
             group = groups.setdefault((below, decays), dict(params=[], lr=self.base_lr * self.decay_rate**below))
             if not decays:
-                group['weight_decay'] = 0.
+                group['weight_decay'] = 0.0
             group['params'].append(parameter)
         params.extend(groups.values())
 

@@ -1,4 +1,5 @@
 """A few label maps are looked into before a run: colours, 16 bits, labels that are no class."""
+
 import mmcv
 import numpy as np
 from mmengine import fileio
@@ -30,9 +31,11 @@ def check_reduction(kind, settings) -> None:
     for step in steps_in(settings.get('pipeline')):
         given = step.get('reduce_zero_label') if type_of(step) == 'LoadAnnotations' else None
         if own is not None and given is not None and given != own:
-            raise UserError(f'The pipeline of {kind.__name__} has LoadAnnotations with reduce_zero_label={given}, but '
-                            f'the data set has reduce_zero_label={own}: set it in the data set alone, True where 0 in '
-                            "the label maps stands for 'no class', False where 0 is the first class.")
+            raise UserError(
+                f'The pipeline of {kind.__name__} has LoadAnnotations with reduce_zero_label={given}, but '
+                f'the data set has reduce_zero_label={own}: set it in the data set alone, True where 0 in '
+                "the label maps stands for 'no class', False where 0 is the first class."
+            )
 
 
 def check_masks(pairs, pipeline, model, scope) -> None:
@@ -74,6 +77,8 @@ def _pixels(path, load):
         raise UserError(f"The label map '{path}' cannot be read as an image.")
     pixels = pixels.squeeze()
     if pixels.dtype != np.bool_ and not 0 <= pixels.min() <= pixels.max() <= 255:
-        raise UserError(f"The label map '{path}' has values from {pixels.min()} to {pixels.max()}, of which "
-                        'mmsegmentation reads the lowest 8 bits: write labels of 0 to 255.')
+        raise UserError(
+            f"The label map '{path}' has values from {pixels.min()} to {pixels.max()}, of which "
+            'mmsegmentation reads the lowest 8 bits: write labels of 0 to 255.'
+        )
     return pixels

@@ -1,4 +1,5 @@
 """What the tools share that measure models: their command line, and from it to a trained model."""
+
 import argparse
 import logging
 import os
@@ -38,8 +39,7 @@ def use_machine(args):
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
-        raise UserError(f'--device {args.device} cannot be used: '
-                        f'this machine has {", ".join(devices)}.') from error
+        raise UserError(f'--device {args.device} cannot be used: this machine has {", ".join(devices)}.') from error
     if args.threads:
         torch.set_num_threads(args.threads)
 
@@ -66,8 +66,9 @@ def load(args, loaders=('test_dataloader',)):
     needed = ('model', *loaders, 'test_evaluator') if loaders else ('model',)
     absent = [key for key in needed if not cfg.get(key)]
     if absent:
-        raise UserError(f"Config '{args.config}' has no {' and no '.join(absent)}: give one that "
-                        'tools/test.py can test.')
+        raise UserError(
+            f"Config '{args.config}' has no {' and no '.join(absent)}: give one that tools/test.py can test."
+        )
     check_data(cfg, loaders)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     model = build_model(cfg)

@@ -1,4 +1,5 @@
 """Images and videos in, pictures and videos out."""
+
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Picture(NamedTuple):
         given: What a model's pipeline reads: a file, or a frame, (height, width, 3) uint8 BGR.
         pixels: (height, width, 3) uint8 RGB.
     """
+
     name: str
     given: Union[str, np.ndarray]
     pixels: np.ndarray
@@ -42,6 +44,7 @@ class Images:
         unread: The files that could not be read so far.
         repeats: How often each picture is timed, unless someone says.
     """
+
     unit, repeats = 'image', 5
 
     def __init__(self, paths: list[Path]):
@@ -67,6 +70,7 @@ class Images:
         Raises:
             UserError: A file cannot be written, or is one of those that are read.
         """
+
         def write(name, picture):
             try:
                 mmcv.imwrite(picture[..., ::-1], str(folder / name))
@@ -91,13 +95,16 @@ class Video:
     Raises:
         UserError: OpenCV cannot open the file, or decode what is in it.
     """
+
     unit, repeats, unread = 'frame', 1, ()
 
     def __init__(self, path: Path):
         self.path, self.frames = path, mmcv.VideoReader(str(path))
         if not self.frames.opened or self.frames.read() is None:
-            raise UserError(f"The video '{path}' cannot be decoded: it is damaged, or this OpenCV ({cv2.__version__}) "
-                            f'has no decoder for it; try `ffmpeg -i {path} -c:v mpeg4 -q:v 2 again.mp4`.')
+            raise UserError(
+                f"The video '{path}' cannot be decoded: it is damaged, or this OpenCV ({cv2.__version__}) "
+                f'has no decoder for it; try `ffmpeg -i {path} -c:v mpeg4 -q:v 2 again.mp4`.'
+            )
 
     def __len__(self):
         return self.frames.frame_cnt
@@ -107,8 +114,10 @@ class Video:
         for count, frame in enumerate(self.frames, 1):
             yield Picture(f'frame {count}', frame, frame[..., ::-1])
         if count < len(self):
-            tqdm.write(f"'{self.path}' says that it has {len(self)} frames, but after {count} nothing more could be "
-                       'decoded.', file=sys.stderr)
+            tqdm.write(
+                f"'{self.path}' says that it has {len(self)} frames, but after {count} nothing more could be decoded.",
+                file=sys.stderr,
+            )
 
     @contextmanager
     def writer(self, folder: Path):
@@ -130,8 +139,9 @@ class Video:
             # mp4v has even sides only, and OpenCV would cut what is left over.
             picture = np.pad(picture, [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)], mode='edge')
             if count == 0:
-                stream.open(str(partial), cv2.VideoWriter_fourcc(*'mp4v'), self.frames.fps or DEFAULT_FPS,
-                            picture.shape[1::-1])
+                stream.open(
+                    str(partial), cv2.VideoWriter_fourcc(*'mp4v'), self.frames.fps or DEFAULT_FPS, picture.shape[1::-1]
+                )
             stream.write(np.ascontiguousarray(picture[..., ::-1]))
             count += 1
 
@@ -140,8 +150,10 @@ class Video:
             stream.release()
             written = mmcv.VideoReader(str(partial)) if partial.exists() else ()
             if len(written) != count:
-                raise UserError(f"'{path}' cannot be written: of {count} frames, {len(written)} could be read again; "
-                                f'is there space, and has this OpenCV ({cv2.__version__}) FFmpeg?')
+                raise UserError(
+                    f"'{path}' cannot be written: of {count} frames, {len(written)} could be read again; "
+                    f'is there space, and has this OpenCV ({cv2.__version__}) FFmpeg?'
+                )
             partial.replace(path)
         finally:
             stream.release()
@@ -163,5 +175,6 @@ def open_source(path: Path) -> Union[Images, Video]:
         return Images([path])
     if suffix in VIDEO_SUFFIXES:
         return Video(path)
-    raise UserError(f"'{path}' is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video "
-                    f"({', '.join(VIDEO_SUFFIXES)}).")
+    raise UserError(
+        f"'{path}' is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video ({', '.join(VIDEO_SUFFIXES)})."
+    )

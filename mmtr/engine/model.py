@@ -1,4 +1,5 @@
 """Build the model of a config and fill it from a checkpoint, outside of a runner."""
+
 import copy
 import warnings
 from pathlib import Path
@@ -31,9 +32,15 @@ def without_pretrained(node):
         return type(node)(without_pretrained(value) for value in node)
     if not isinstance(node, dict):
         return node
-    dropped = {key for key, value in node.items() if key == 'pretrained' and isinstance(value, str)
-               or key == 'init_cfg' and isinstance(value, dict)
-               and type_name(value.get('type')) in ('Pretrained', 'PretrainedInit')}
+    dropped = {
+        key
+        for key, value in node.items()
+        if key == 'pretrained'
+        and isinstance(value, str)
+        or key == 'init_cfg'
+        and isinstance(value, dict)
+        and type_name(value.get('type')) in ('Pretrained', 'PretrainedInit')
+    }
     return type(node)({key: without_pretrained(value) for key, value in node.items() if key not in dropped})
 
 
@@ -54,8 +61,11 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     Raises:
         UserError: It needs operators that mmcv-lite has not; see ``in_words_of``; or as the model.
     """
-    with in_words_of(cfg), warnings.catch_warnings(), DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope') or 'mmseg'):
+    with (
+        in_words_of(cfg),
+        warnings.catch_warnings(),
+        DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'),
+    ):
         warnings.simplefilter('ignore')
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
         model = check_operators(MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model)))
@@ -65,8 +75,12 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     return model
 
 
-def init_model(config: Union[str, Path, Config], checkpoint: Optional[str] = None, device: Optional[str] = None,
-               cfg_options: Optional[dict] = None) -> nn.Module:
+def init_model(
+    config: Union[str, Path, Config],
+    checkpoint: Optional[str] = None,
+    device: Optional[str] = None,
+    cfg_options: Optional[dict] = None,
+) -> nn.Module:
     """The model of any config of mmseg, mmdet or mmtr, with its token reduction, for their ``inference_*`` functions.
 
     As their ``init_model`` and ``init_detector``, but the checkpoint must cover the model, and a ``TokenReductionHook``

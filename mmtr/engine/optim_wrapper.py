@@ -1,4 +1,5 @@
 """Mixed precision where mmengine's ``AmpOptimWrapper`` refuses: on a CPU."""
+
 from contextlib import contextmanager
 
 import torch

@@ -1,4 +1,5 @@
 """Settings on the command line: ``--cfg-options KEY=VALUE ...`` and ``--token-reduction NAME KEY=VALUE ...``."""
+
 import argparse
 import ast
 
@@ -29,8 +30,10 @@ def parse_value(text: str):
 def _text(text):
     for opening, closing in ('[]', '()', '{}'):
         if text.count(opening) != text.count(closing):
-            raise UserError(f"'{text}' has {text.count(opening)} '{opening}' and {text.count(closing)} '{closing}': "
-                            'values are like 0.3, [a,b] or dict(a=1), in quotes where the shell would take them apart.')
+            raise UserError(
+                f"'{text}' has {text.count(opening)} '{opening}' and {text.count(closing)} '{closing}': "
+                'values are like 0.3, [a,b] or dict(a=1), in quotes where the shell would take them apart.'
+            )
     if any(bracket in text for bracket in '({'):
         raise UserError(f"'{text}' is no value: give Python's literals or dict(...), and text with brackets in quotes.")
     return DictAction._parse_iterable(text)
@@ -45,8 +48,10 @@ def _value(node, source):
     if isinstance(node, ast.Call):
         plain = isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args
         if not plain or any(each.arg is None for each in node.keywords):
-            raise UserError(f"'{ast.get_source_segment(source, node)}' is no value: of all calls, only dict(key=value, "
-                            '...) is one; text with brackets needs quotes of its own.')
+            raise UserError(
+                f"'{ast.get_source_segment(source, node)}' is no value: of all calls, only dict(key=value, "
+                '...) is one; text with brackets needs quotes of its own.'
+            )
         return {each.arg: _value(each.value, source) for each in node.keywords}
     try:
         return ast.literal_eval(node)
@@ -80,8 +85,10 @@ class TokenReduction(argparse.Action):
         """See ``argparse.Action``."""
         name, *settings = values
         if '=' in name:
-            raise UserError(f"{option_string} begins with the name of a method, as in '{option_string} TokenAdapter "
-                            f"ratio=0.3', and '{name}' is a setting.")
+            raise UserError(
+                f"{option_string} begins with the name of a method, as in '{option_string} TokenAdapter "
+                f"ratio=0.3', and '{name}' is a setting."
+            )
         none = name.lower() == 'none'
         if none and settings:
             raise UserError(f"{option_string} {name} takes the reduction away, so it has no settings: '{settings[0]}'.")

@@ -1,4 +1,5 @@
 """Configs in pure Python (``read_base()``, classes in place of names) as configs with names, which all others are."""
+
 import inspect
 
 from mmengine import registry

@@ -3,6 +3,7 @@
 Since torch 2.6, ``torch.load(weights_only=True)`` is all that it takes. Before, that knew no class but torch's own and
 ran the code of TorchScript files (CVE-2025-32434); there ``mmtr/engine/unpickler.py`` reads, by the same list.
 """
+
 from pickle import UnpicklingError
 
 import numpy as np
@@ -29,11 +30,13 @@ def safe_globals():
     reconstruct, _ = np.zeros(1).__reduce__()[:2]
     scalar, _ = np.float64(0).__reduce__()
     # numpy 2 renamed the module of these two; each release must read what the other wrote.
-    numpy = [(function, f'numpy.{core}.multiarray.{function.__name__}')
-             for function in (reconstruct, scalar) for core in ('core', '_core')]
+    numpy = [
+        (function, f'numpy.{core}.multiarray.{function.__name__}')
+        for function in (reconstruct, scalar)
+        for core in ('core', '_core')
+    ]
     dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
-    return [HistoryBuffer, OneCycleParamScheduler, (_method, 'builtins.getattr'), np.ndarray, np.dtype,
-            *numpy, *dtypes]
+    return [HistoryBuffer, OneCycleParamScheduler, (_method, 'builtins.getattr'), np.ndarray, np.dtype, *numpy, *dtypes]
 
 
 def load_data(file, map_location=None):
@@ -45,6 +48,7 @@ def load_data(file, map_location=None):
     if TORCH_READS_DATA:
         return torch.load(file, map_location=map_location, weights_only=True)
     from mmtr.engine.unpickler import load
+
     return load(file, map_location)
 
 

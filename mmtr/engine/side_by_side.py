@@ -1,4 +1,5 @@
 """One model on images, without and with its reduction: what it predicts, how fast, and where that differs."""
+
 from statistics import median
 from typing import Optional
 
@@ -26,8 +27,10 @@ def plain_and_own(model: nn.Module) -> dict[str, TokenReducer]:
     """
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
     if own is None or type(own) is TokenReducer:
-        raise UserError('--compare compares the model with its reduction, and this config has none: set one, as by '
-                        '--cfg-options model.backbone.token_reduction.type=TokenAdapter, or mmtr.TokenReductionHook.')
+        raise UserError(
+            '--compare compares the model with its reduction, and this config has none: set one, as by '
+            '--cfg-options model.backbone.token_reduction.type=TokenAdapter, or mmtr.TokenReductionHook.'
+        )
     device = next(model.parameters()).device
     return {'plain': apply_token_reduction(model, None).backbone.token_reducer.to(device).eval(), own.name: own}
 
@@ -55,8 +58,10 @@ class Predictor:
     def draw(self, picture: Picture, sample) -> np.ndarray:
         """The picture with a prediction."""
         if self.given_score_thr is not None and shown(sample) != 'pred_instances':
-            raise UserError(f'--score-thr {self.given_score_thr} is the least score of an instance, and this model '
-                            'predicts no instances: leave it out.')
+            raise UserError(
+                f'--score-thr {self.given_score_thr} is the least score of an instance, and this model '
+                'predicts no instances: leave it out.'
+            )
         return self.inferencer.draw(picture.pixels, sample, self.score_thr)
 
 
@@ -69,8 +74,13 @@ class SideBySide(Predictor):
         repeats: Times that each picture is timed with each of them.
     """
 
-    def __init__(self, inferencer: BaseInferencer, reducers: dict[str, TokenReducer], repeats: int,
-                 score_thr: Optional[float] = None):
+    def __init__(
+        self,
+        inferencer: BaseInferencer,
+        reducers: dict[str, TokenReducer],
+        repeats: int,
+        score_thr: Optional[float] = None,
+    ):
         super().__init__(inferencer, score_thr)
         self.reducers, self.repeats = reducers, repeats
         self.milliseconds: dict[str, list[float]] = {name: [] for name in reducers}
@@ -110,6 +120,7 @@ class SideBySide(Predictor):
         def run():
             with reducer_of(self.inferencer.model.backbone, self.reducers[name]):
                 samples[name] = self.inferencer.forward(batch)[0]
+
         return run
 
     def table(self) -> str:
@@ -121,9 +132,11 @@ class SideBySide(Predictor):
             cells.append((name, f'{took:.1f}', f'{1e3 / took:.1f}', f'{plain / took:.2f}x', differ))
         rows = [aligned_rows(cells)]
         if self.instances:
-            rows += [f'In all, {_in_words(self.instances)}.',
-                     'Pixels differ that are of another class or instance; an instance is in both with the same class '
-                     'and an intersection over union above 0.5.']
+            rows += [
+                f'In all, {_in_words(self.instances)}.',
+                'Pixels differ that are of another class or instance; an instance is in both with the same class '
+                'and an intersection over union above 0.5.',
+            ]
         else:
             rows.append('Pixels differ that are of another class.')
         runs = f'the median of {self.repeats} runs in turns' if self.repeats > 1 else 'one run'

@@ -1,4 +1,5 @@
 """An optimizer of the parameters that are trained."""
+
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 

@@ -1,4 +1,5 @@
 """Test-time augmentation, also for configs that say nothing of it."""
+
 import inspect
 
 from mmengine.config import Config
@@ -12,7 +13,7 @@ from .data_check import datasets_in
 #: Of an image's size in its test: those of mmseg's configs.
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # An image first, so that the sample that the others are merged into is as the image is.
-FLIPS = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0., 1.)]
+FLIPS = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
 # What the predictions of an augmented image are put back by.
 META_KEYS = ('flip', 'flip_direction')
 
@@ -39,6 +40,7 @@ def use_tta(cfg: Config) -> None:
         tta_model = dict(type='DetTTAModel', tta_cfg=joined) if detects else dict(type='mmseg.SegTTAModel')
     if name_of(tta_model) == 'DetTTAModel':  # mmdet's stops at masks
         from mmtr.models import detectors  # noqa: F401  takes long to import
+
         tta_model = {**tta_model, 'type': 'mmtr.DetTTAModel'}
     check_metrics(tta_model, cfg.test_evaluator)
     augmented = flipped if detects else scaled_and_flipped
@@ -71,11 +73,15 @@ def check_metrics(tta_model: dict, evaluator) -> None:
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         name = name_of(metric)
         if kind == 'DetTTAModel' and ('Panoptic' in name or 'Seg' in name):
-            raise UserError(f'--tta with DetTTAModel merges instances alone, and {name} measures maps: measure '
-                            'instances by CocoMetric, or give a tta_model of your own.')
+            raise UserError(
+                f'--tta with DetTTAModel merges instances alone, and {name} measures maps: measure '
+                'instances by CocoMetric, or give a tta_model of your own.'
+            )
         if kind == 'SegTTAModel' and name == 'BinaryMetric':
-            raise UserError('--tta with SegTTAModel merges labels, and mmtr.BinaryMetric measures probabilities: test '
-                            "without --tta, or with test_evaluator=dict(type='IoUMetric').")
+            raise UserError(
+                '--tta with SegTTAModel merges labels, and mmtr.BinaryMetric measures probabilities: test '
+                "without --tta, or with test_evaluator=dict(type='IoUMetric')."
+            )
 
 
 def scaled_and_flipped(steps: list[dict]) -> list[dict]:
@@ -94,7 +100,7 @@ def scaled_and_flipped(steps: list[dict]) -> list[dict]:
         steps = [steps[0], dict(type='Resize', scale_factor=1.0, keep_ratio=True), *steps[1:]]
         at = 1
     sizes = [_times(steps[at], ratio) for ratio in RATIOS]
-    others = [[step] for step in (*steps[at + 1:], *annotations, pack)]
+    others = [[step] for step in (*steps[at + 1 :], *annotations, pack)]
     return [*steps[:at], dict(type='TestTimeAug', transforms=[sizes, FLIPS, *others])]
 
 
@@ -119,8 +125,10 @@ def flipped(steps: list[dict]) -> list[dict]:
 def _with_meta(steps):
     *steps, pack = steps
     if not name_of(pack).startswith('Pack'):
-        raise UserError('--tta needs a tta_pipeline in the config: none can be made of a test pipeline that ends in '
-                        f"'{name_of(pack)}' in place of PackSegInputs or PackDetInputs.")
+        raise UserError(
+            '--tta needs a tta_pipeline in the config: none can be made of a test pipeline that ends in '
+            f"'{name_of(pack)}' in place of PackSegInputs or PackDetInputs."
+        )
     keys = pack.get('meta_keys')
     if keys:
         pack = {**pack, 'meta_keys': tuple(dict.fromkeys((*keys, *META_KEYS)))}

@@ -2,6 +2,7 @@
 
 torch reads the file, :class:`Unpickler` the pickles in it.
 """
+
 import codecs
 import pickle
 import tarfile
@@ -48,8 +49,10 @@ class _Archive:
 
 
 def _named(allowed):
-    pairs = [(value if isinstance(value, tuple) else (value, f'{value.__module__}.{value.__qualname__}'))
-             for value in allowed]
+    pairs = [
+        (value if isinstance(value, tuple) else (value, f'{value.__module__}.{value.__qualname__}'))
+        for value in allowed
+    ]
     return {path: value for value, path in pairs}
 
 
@@ -60,10 +63,10 @@ _GLOBALS = {
     **_named([torch.device, Counter, set, bytearray, complex, (codecs.encode, '_codecs.encode'), *safe_globals()]),
 }
 # What torch.save writes: values, containers, globals, calls of them, storages.
-_OPCODES = '''
+_OPCODES = """
     PROTO STOP MARK GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET'''.split()
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET""".split()
 # Of those that act on something: what that is, and what it may be. A class is nothing to be filled: that would replace
 # its methods.
 _ACTS = {

@@ -1,4 +1,5 @@
 """Measures of foreground maps, by PySODMetrics."""
+
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
@@ -18,20 +19,22 @@ def library():
     try:
         import py_sod_metrics
     except ImportError as error:
-        raise UserError('mmtr.BinaryMetric needs PySODMetrics, which is not installed: '
-                        'pip install --no-deps -r requirements/binary.txt') from error
+        raise UserError(
+            'mmtr.BinaryMetric needs PySODMetrics, which is not installed: '
+            'pip install --no-deps -r requirements/binary.txt'
+        ) from error
     return py_sod_metrics
 
 
 def s_measure():
     """The library's S-measure, of regions of one pixel and of none too, where it divides by zero."""
-    class Smeasure(library().Smeasure):
 
+    class Smeasure(library().Smeasure):
         def s_object(self, x):
             return super().s_object(np.repeat(x, 2) if x.size == 1 else x)
 
         def ssim(self, pred, gt):
-            return super().ssim(pred, gt) if pred.size > 1 else 1.
+            return super().ssim(pred, gt) if pred.size > 1 else 1.0
 
     return Smeasure(ALPHA)
 
@@ -64,8 +67,10 @@ class BinaryMetric(BaseMetric):
             labels = sample['gt_sem_seg']['data'].squeeze(0).cpu().numpy()
             found = foreground(sample['seg_logits']['data']).cpu().numpy()
             if found.shape != labels.shape:
-                raise UserError(f"'{sample.get('img_path')}' was segmented at {found.shape} and its mask loaded at "
-                                f'{labels.shape}: in a test pipeline, LoadBinaryAnnotations comes after Resize.')
+                raise UserError(
+                    f"'{sample.get('img_path')}' was segmented at {found.shape} and its mask loaded at "
+                    f'{labels.shape}: in a test pipeline, LoadBinaryAnnotations comes after Resize.'
+                )
             self.results.append(self.measure(np.where(labels < 2, found, 0), labels == 1))
 
     def measure(self, found, mask):
@@ -78,9 +83,14 @@ class BinaryMetric(BaseMetric):
             each.step(found, mask, normalize=False)
         em, fm = alignment.get_results()['em'], cut.get_results()['fm']
         return dict(
-            Smeasure=float(structure.get_results()['sm']), wFmeasure=float(weighted.get_results()['wfm']),
-            MAE=float(mae.get_results()['mae']), meanEm=em['curve'], adpEm=float(em['adp']), maxFm=fm['dynamic'],
-            adpFm=float(fm['adaptive']))
+            Smeasure=float(structure.get_results()['sm']),
+            wFmeasure=float(weighted.get_results()['wfm']),
+            MAE=float(mae.get_results()['mae']),
+            meanEm=em['curve'],
+            adpEm=float(em['adp']),
+            maxFm=fm['dynamic'],
+            adpFm=float(fm['adaptive']),
+        )
 
     def compute_metrics(self, results):
         """Means over the images; of curves then their mean or maximum."""
@@ -97,7 +107,8 @@ def foreground(seg_logits):
     """
     channels = len(seg_logits)
     if channels > 2:
-        raise UserError(f'mmtr.BinaryMetric is for models of background and foreground, not of {channels} classes: use '
-                        "'IoUMetric'.")
+        raise UserError(
+            f"mmtr.BinaryMetric is for models of background and foreground, not of {channels} classes: use 'IoUMetric'."
+        )
     # Of one channel mmseg has taken the sigmoid.
     return seg_logits[0].double() if channels == 1 else seg_logits.double().softmax(0)[1]

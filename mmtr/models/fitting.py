@@ -1,4 +1,5 @@
 """How the weights of a file fit a module, and what is left at random where a model starts from one."""
+
 import logging
 import math
 from typing import Optional
@@ -23,14 +24,18 @@ class Fit:
     """
 
     def __init__(self, module: nn.Module, state: dict[str, Tensor]):
-        have, want = ({name: _shape(value) for name, value in each.items()
-                       if not name.endswith('num_batches_tracked')} for each in (state, module.state_dict()))
+        have, want = (
+            {name: _shape(value) for name, value in each.items() if not name.endswith('num_batches_tracked')}
+            for each in (state, module.state_dict())
+        )
         self.missing = [name for name in want if name not in have]
         self.unexpected = [name for name in have if name not in want]
-        self.reshaped = {name: _differ(name, have[name], want[name])
-                         for name in want if name in have and have[name] != want[name]}
-        self.sizes = {name: math.prod(shape) for name, shape in want.items()
-                      if name in have or not {*ADDED} & {*name.split('.')}}
+        self.reshaped = {
+            name: _differ(name, have[name], want[name]) for name in want if name in have and have[name] != want[name]
+        }
+        self.sizes = {
+            name: math.prod(shape) for name, shape in want.items() if name in have or not {*ADDED} & {*name.split('.')}
+        }
 
     @property
     def nothing(self) -> bool:
@@ -39,8 +44,11 @@ class Fit:
 
     def difference(self) -> str:
         """In words; '' if the state dict covers the module exactly."""
-        parts = [(self.missing, 'missing'), (self.unexpected, 'unexpected'),
-                 (list(self.reshaped.values()), 'of another shape')]
+        parts = [
+            (self.missing, 'missing'),
+            (self.unexpected, 'unexpected'),
+            (list(self.reshaped.values()), 'of another shape'),
+        ]
         return ', '.join(f'{len(names)} {what} ({some(names)})' for names, what in parts if names)
 
     def loaded(self) -> str:
@@ -82,9 +90,13 @@ def prefix_in(module: nn.Module, state: dict[str, Tensor]) -> Optional[str]:
     wanted = _layers(module)
     longest = max(wanted, key=len, default='')
     for name in state:
-        prefix = name[:len(name) - len(longest)]
-        if longest and name.endswith(longest) and prefix[-1:] in ('', '.') and all(
-                prefix + each in state for each in wanted):
+        prefix = name[: len(name) - len(longest)]
+        if (
+            longest
+            and name.endswith(longest)
+            and prefix[-1:] in ('', '.')
+            and all(prefix + each in state for each in wanted)
+        ):
             if 2 * sum(_shape(state[prefix + each]) == _shape(value) for each, value in wanted.items()) > len(wanted):
                 return prefix
     return None
@@ -128,8 +140,10 @@ class PretrainedWatch:
             handle.remove()
         self.handles, unread, self.unread = [], self.unread, {}
         for where, (module, cfg) in unread.items():
-            self._say(f"{where} starts from random weights: nothing was read of '{cfg['checkpoint']}', for a "
-                      f'{type(module).__name__} does not look at its init_cfg')
+            self._say(
+                f"{where} starts from random weights: nothing was read of '{cfg['checkpoint']}', for a "
+                f'{type(module).__name__} does not look at its init_cfg'
+            )
 
     def _looks_at(self, module, where, cfg, whole):
         # A function, which a copy of the module shares: a hook may copy the model before the weights are there.
@@ -139,6 +153,7 @@ class PretrainedWatch:
                 if whole:
                     self._put_prefix_off(module, state, cfg)
                     self._check(module, where, cfg, state)
+
         return look
 
     @staticmethod
@@ -155,14 +170,19 @@ class PretrainedWatch:
         if {'backbone', 'teacher'} & {*where.split('.')}:
             left = left_random(module, state)
         else:
-            left = [f'{path}.{name}' for path, backbone in backbones(module)
-                    for name in left_random(backbone, part_of(state, path))]
+            left = [
+                f'{path}.{name}'
+                for path, backbone in backbones(module)
+                for name in left_random(backbone, part_of(state, path))
+            ]
         file = cfg['checkpoint']
         if not fit.nothing and not left:
             print_log(f"{where} starts from '{file}': {fit.loaded()}.", 'current')
             return
-        text = (f"{where} would start from random weights: '{file}' fills {fit.loaded()}, and not "
-                f'{some(left or fit.missing)}')
+        text = (
+            f"{where} would start from random weights: '{file}' fills {fit.loaded()}, and not "
+            f'{some(left or fit.missing)}'
+        )
         prefix = prefix_in(module, state)
         if prefix:
             text += f'; it fits with {where}.{start_from(file, prefix)}'
@@ -207,11 +227,17 @@ def _differ(name, have, want):
 
 def _layers(module):
     """Weights of layers, tables and kernels by name, without vectors and what no file has."""
-    return {name: value for name, value in module.named_parameters()
-            if value.dim() > 1 and not {*ADDED} & {*name.split('.')}}
+    return {
+        name: value
+        for name, value in module.named_parameters()
+        if value.dim() > 1 and not {*ADDED} & {*name.split('.')}
+    }
 
 
 def _pretrained(module):
     cfgs = getattr(module, 'init_cfg', None) or ()
-    return [cfg for cfg in ((cfgs, ) if isinstance(cfgs, dict) else cfgs)
-            if isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', 'Pretrained_Part', PretrainedInit)]
+    return [
+        cfg
+        for cfg in ((cfgs,) if isinstance(cfgs, dict) else cfgs)
+        if isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', 'Pretrained_Part', PretrainedInit)
+    ]

@@ -1,4 +1,5 @@
 """Attention and encoder layer of mmcv / mmseg with fused attention and the reducer's five moments."""
+
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -48,7 +49,7 @@ class MultiheadAttention(mmcv_transformer.MultiheadAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         """Attention and output projection: (B, heads, N, D) each -> (B, N, C); ``bias`` as of ``attention``."""
-        out = attention(q, k, v, self.backend, self.attn.dropout if self.training else 0., bias)
+        out = attention(q, k, v, self.backend, self.attn.dropout if self.training else 0.0, bias)
         return self.attn.out_proj(out.transpose(1, 2).flatten(2))
 
     def branch(self, x: Tensor) -> Tensor:
@@ -90,6 +91,7 @@ class Step:
         peft: What is trained beside frozen weights.
         first: Layers before those that the reducer counts; ``peft`` counts them too.
     """
+
     tokens: Tokens
     reducer: TokenReducer
     i: int
@@ -97,8 +99,9 @@ class Step:
     first: int = 0
 
 
-def run_layer(layer: nn.Module, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None,
-              first: int = 0) -> Tokens:
+def run_layer(
+    layer: nn.Module, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None, first: int = 0
+) -> Tokens:
     """Layer ``i``, a ``ReducibleLayer``, on ``tokens``; see ``Step``."""
     step = Step(tokens, reducer, i, peft, first)
     x = layer(tokens.x, step=step)
@@ -133,8 +136,9 @@ class ReducibleLayer:
             return reducer.attention(i, self.attn.at(tokens), x, tokens)
 
         tokens = reducer.between(i, tokens.replace(x=self._attend(self.norm1(tokens.x), tokens, attend)))
-        x = self.ffn(self.norm2(tokens.x), identity=tokens.x,
-                     branch=lambda x: reducer.ffn(i, self.ffn.branch, x, tokens))
+        x = self.ffn(
+            self.norm2(tokens.x), identity=tokens.x, branch=lambda x: reducer.ffn(i, self.ffn.branch, x, tokens)
+        )
         return tokens.replace(x=x if peft is None else peft.add_branch(first + i, x, tokens))
 
     def _attend(self, x, tokens, branch: Callable):
@@ -148,8 +152,12 @@ class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
     def linears(self):
         """See ``ReducibleLayer``."""
         attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
-        return dict(qkv=(self.attn.in_projection, attn.in_proj_weight), proj=(attn.out_proj, attn.out_proj.weight),
-                    fc1=(fc1, fc1.weight), fc2=(fc2, fc2.weight))
+        return dict(
+            qkv=(self.attn.in_projection, attn.in_proj_weight),
+            proj=(attn.out_proj, attn.out_proj.weight),
+            fc1=(fc1, fc1.weight),
+            fc2=(fc2, fc2.weight),
+        )
 
 
 def reducible(layer: vit.TransformerEncoderLayer, attn_backend: str) -> TransformerEncoderLayer:

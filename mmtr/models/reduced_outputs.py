@@ -1,4 +1,5 @@
 """What a backbone hands on whose tokens are given back after the head."""
+
 from collections.abc import Sequence
 
 import torch
@@ -60,8 +61,10 @@ class ReducedOutputs:
         return head.forward(maps).flatten(2).transpose(1, 2)
 
     def _refuse(self, *args):
-        raise UserError("token_reduction.restore_at='after_head' leaves the tokens reduced until the head has seen "
-                        "them, and only a segmentor of type='mmtr.EncoderDecoder' gives its logits back: use that, or "
-                        "restore_at='before_norm'.")
+        raise UserError(
+            "token_reduction.restore_at='after_head' leaves the tokens reduced until the head has seen "
+            "them, and only a segmentor of type='mmtr.EncoderDecoder' gives its logits back: use that, or "
+            "restore_at='before_norm'."
+        )
 
     __getitem__ = __iter__ = __len__ = _refuse

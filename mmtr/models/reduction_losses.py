@@ -1,4 +1,5 @@
 """How the auxiliary losses of a token reducer reach the runner."""
+
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
 from mmtr.reducers.auxiliary import Semantic, auxiliary_outputs
@@ -22,16 +23,20 @@ class ReductionLosses:
         for reducer in self._reducers().values():
             found, expected = getattr(reducer, 'num_classes', None), self._num_classes()
             if found not in (None, expected):
-                raise UserError(f'token_reduction.num_classes={found}, but the model has {expected} classes: '
-                                f'set num_classes={expected}.')
+                raise UserError(
+                    f'token_reduction.num_classes={found}, but the model has {expected} classes: '
+                    f'set num_classes={expected}.'
+                )
 
         if self._restores_late():
             self._check_restoring()
 
     def _check_restoring(self):
         """Raise a ``UserError`` if it cannot give back logits."""
-        raise UserError(f"token_reduction.restore_at='after_head' gives back the logits of a segmentor, and a "
-                        f"{type(self).__name__} needs the full grid of patches: set restore_at='before_norm'.")
+        raise UserError(
+            f"token_reduction.restore_at='after_head' gives back the logits of a segmentor, and a "
+            f"{type(self).__name__} needs the full grid of patches: set restore_at='before_norm'."
+        )
 
     def _restores_late(self):
         return any(reducer.restore_at == 'after_head' for reducer in self._reducers().values())

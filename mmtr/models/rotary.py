@@ -1,4 +1,5 @@
 """The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
+
 from dataclasses import dataclass
 from typing import Optional
 
@@ -30,7 +31,7 @@ class RotaryAttention(BaseModule):
         backend: See ``mmtr.ops.attention``.
     """
 
-    def __init__(self, embed_dims, num_heads, norm_cfg=None, drop_path=0., window=None, backend='auto'):
+    def __init__(self, embed_dims, num_heads, norm_cfg=None, drop_path=0.0, window=None, backend='auto'):
         super().__init__()
         self.num_heads, self.window, self.backend = num_heads, window, backend
         self.in_proj = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
@@ -53,6 +54,7 @@ class RotaryAttention(BaseModule):
 @dataclass
 class AttentionAt:
     """``RotaryAttention`` of given tokens: the one place where a token's position turns it."""
+
     module: RotaryAttention
     tokens: Tokens
 
@@ -120,7 +122,7 @@ class SwiGLU(BaseModule):
         drop_path: Probability to skip the branch.
     """
 
-    def __init__(self, embed_dims, hidden, norm_cfg=None, drop_path=0.):
+    def __init__(self, embed_dims, hidden, norm_cfg=None, drop_path=0.0):
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, 2 * hidden)
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
@@ -151,8 +153,9 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         with_cp: Recompute the layer in the backward pass instead of keeping what it computed.
     """
 
-    def __init__(self, embed_dims, num_heads, hidden, norm_cfg, ffn_norm, attn_norm, drop_path, window, backend,
-                 with_cp):
+    def __init__(
+        self, embed_dims, num_heads, hidden, norm_cfg, ffn_norm, attn_norm, drop_path, window, backend, with_cp
+    ):
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.attn = RotaryAttention(embed_dims, num_heads, norm_cfg if attn_norm else None, drop_path, window, backend)
@@ -163,5 +166,9 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
     def linears(self):
         """See ``ReducibleLayer``."""
         attn, ffn = self.attn, self.ffn
-        return dict(qkv=(attn.in_projection, attn.in_proj.weight), proj=(attn.proj, attn.proj.weight),
-                    fc1=(ffn.fc1, ffn.fc1.weight), fc2=(ffn.fc2, ffn.fc2.weight))
+        return dict(
+            qkv=(attn.in_projection, attn.in_proj.weight),
+            proj=(attn.proj, attn.proj.weight),
+            fc1=(ffn.fc1, ffn.fc1.weight),
+            fc2=(ffn.fc2, ffn.fc2.weight),
+        )

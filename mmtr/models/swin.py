@@ -1,4 +1,5 @@
 """Swin's attention, block and stage with fused attention and the reducer's five moments."""
+
 from typing import Optional
 
 from mmengine.model import ModuleList
@@ -43,26 +44,31 @@ class AttentionAt:
         """Queries, keys, values of windows: (B, n, C) -> three of (B, heads, n, C / heads)."""
         module = self.module
         q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        usual = q.shape[-1]**-0.5
+        usual = q.shape[-1] ** -0.5
         return q if module.scale == usual else q * (module.scale / usual), k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         """Attention without the output projection: (B, heads, n, D) each -> (B, n, C)."""
         module = self.module
-        out = attention(q, k, v, self.backend, module.attn_drop.p if module.training else 0., bias)
+        out = attention(q, k, v, self.backend, module.attn_drop.p if module.training else 0.0, bias)
         return out.transpose(1, 2).flatten(2)
 
     def branch(self, x: Tensor) -> Tensor:
         """Attention and output projection, without residual and dropout: (B, H * W, C) -> (B, H * W, C)."""
         module, layout = self.module, self.layout
         table = resize_relative_positions(
-            module.relative_position_bias_table, tuple(module.window_size), self.windows.window,
-            self.windows.interpolation)
+            module.relative_position_bias_table,
+            tuple(module.window_size),
+            self.windows.window,
+            self.windows.interpolation,
+        )
         bias = table.t()[:, self.windows.relative]
         # Padding is zeros after the norm, as stock has it.
         parts = gather_pieces(F.pad(x, (0, 0, 0, 1)) if layout.padded else x, layout.positions)
-        parts = [self.attend(*self.qkv(part), bias[:, :h, :w, :h, :w].flatten(3).flatten(1, 2).unsqueeze(0))
-                 for part, (h, w) in zip(parts, layout.sizes)]
+        parts = [
+            self.attend(*self.qkv(part), bias[:, :h, :w, :h, :w].flatten(3).flatten(1, 2).unsqueeze(0))
+            for part, (h, w) in zip(parts, layout.sizes)
+        ]
         return module.proj(join_pieces(parts, layout.positions, layout.place))
 
 
@@ -72,8 +78,10 @@ class SwinBlock(ReducibleLayer, swin.SwinBlock):
     def linears(self):
         """See ``ReducibleLayer``."""
         attn, ((fc1, *_), fc2, *_) = self.attn.w_msa, self.ffn.layers
-        return {name: (linear, linear.weight)
-                for name, linear in dict(qkv=attn.qkv, proj=attn.proj, fc1=fc1, fc2=fc2).items()}
+        return {
+            name: (linear, linear.weight)
+            for name, linear in dict(qkv=attn.qkv, proj=attn.proj, fc1=fc1, fc2=fc2).items()
+        }
 
     def _attend(self, x, tokens, branch):
         return tokens.x + self.attn(x, tokens.grid, branch=branch)
@@ -82,8 +90,9 @@ class SwinBlock(ReducibleLayer, swin.SwinBlock):
 class SwinStage(swin.SwinBlockSequence):
     """mmseg's ``SwinBlockSequence`` with a reducer; made by ``reducible_stage``."""
 
-    def forward(self, x: Tensor, grid: tuple[int, int], reducer: TokenReducer, peft: Optional[PEFT] = None,
-                first: int = 0):
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], reducer: TokenReducer, peft: Optional[PEFT] = None, first: int = 0
+    ):
         """(B, H * W, C) -> that of the next stage and its grid; and of this one and its grid.
 
         Args:

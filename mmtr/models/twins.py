@@ -3,6 +3,7 @@
 A twin is an instance of a subclass with the stock instance's own content: no parameter is copied, no
 key of the ``state_dict`` changes, and the stock instance stays what it was.
 """
+
 from typing import Callable, Optional, Union
 
 from torch import nn
@@ -34,8 +35,7 @@ def share(cls: type, module: nn.Module) -> nn.Module:
     ``cls`` is a subclass of ``type(module)``, or of its like in another OpenMMLab library.
     """
     twin = cls.__new__(cls)
-    twin.__dict__ = {key: value.copy() if isinstance(value, dict) else value
-                     for key, value in module.__dict__.items()}
+    twin.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in module.__dict__.items()}
     return twin
 
 

@@ -1,4 +1,5 @@
 """Scaled dot-product attention: the one place that picks a backend."""
+
 import importlib.util
 from typing import Optional
 
@@ -21,22 +22,26 @@ def check_backend(backend: str) -> str:
         raise UserError(f'attn_backend={backend!r} is unknown: choose one of {", ".join(BACKENDS)}.')
     if backend == 'xformers':
         if importlib.util.find_spec('xformers') is None:
-            raise UserError("attn_backend='xformers' needs the package xformers, which is not installed: "
-                            "pip install xformers, or use attn_backend='auto'.")
+            raise UserError(
+                "attn_backend='xformers' needs the package xformers, which is not installed: "
+                "pip install xformers, or use attn_backend='auto'."
+            )
         if not torch.cuda.is_available():
-            raise UserError("attn_backend='xformers' needs a CUDA GPU, and there is none here: "
-                            "use attn_backend='auto'.")
+            raise UserError(
+                "attn_backend='xformers' needs a CUDA GPU, and there is none here: use attn_backend='auto'."
+            )
     return backend
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias): (..., N, D) and (..., M, D) -> (..., N, M)."""
-    logits = (q * q.shape[-1]**-0.5) @ k.transpose(-2, -1)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias).softmax(dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: float = 0.,
-              bias: Optional[Tensor] = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: float = 0.0, bias: Optional[Tensor] = None
+) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v.
 
     Args:
@@ -57,9 +62,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: f
         return F.dropout(attention_weights(q, k, bias), dropout, training=dropout > 0) @ v
     if backend == 'xformers':
         from xformers.ops import memory_efficient_attention
+
         if bias is not None:
             # Its kernels read 8 keys at once, and take strides of 0 for what is broadcast.
-            bias = F.pad(bias, (0, -bias.shape[-1] % 8))[..., :bias.shape[-1]]
+            bias = F.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
             bias = bias.expand(*q.shape[:3], k.shape[2])
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout).transpose(1, 2)

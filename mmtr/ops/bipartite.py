@@ -1,4 +1,5 @@
 """Bipartite matching: every second token may merge into the most similar of the others (ToMe, Sec. 3)."""
+
 from dataclasses import dataclass
 from typing import Optional
 
@@ -19,9 +20,9 @@ def best_edges(metric: Tensor, first: int = 0, valid: Optional[Tensor] = None) -
     Returns:
         The similarity (B, S), float32, and which of those between (B, S).
     """
-    alike = similarity(metric[:, first::2], metric[:, 1 - first::2], 'cosine')
+    alike = similarity(metric[:, first::2], metric[:, 1 - first :: 2], 'cosine')
     if valid is not None:
-        alike = alike.masked_fill(~valid[:, None, 1 - first::2], -torch.inf)
+        alike = alike.masked_fill(~valid[:, None, 1 - first :: 2], -torch.inf)
     return alike.max(2)
 
 
@@ -34,6 +35,7 @@ class Matching:
         source: (B, r) positions of those that merge.
         into: (B, r) which of the kept tokens each of them merges into.
     """
+
     kept: Tensor
     source: Tensor
     into: Tensor

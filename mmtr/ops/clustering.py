@@ -1,4 +1,5 @@
 """Token clustering and reconstruction (Expediting, Liang et al. 2022)."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +23,9 @@ def _windows(grid: tuple[int, int], clusters: tuple[int, int], window: int, devi
     return rows, torch.logical_or(far_rows[:, None, :, None], far_columns[None, :, None, :]).flatten(2)
 
 
-def cluster_tokens(x: Tensor, grid: tuple[int, int], clusters: tuple[int, int], n_iters: int, window: int,
-                   temperature: float) -> tuple[Tensor, Tensor]:
+def cluster_tokens(
+    x: Tensor, grid: tuple[int, int], clusters: tuple[int, int], n_iters: int, window: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Token clustering layer: soft k-means that looks at near centroids only.
 
     A row of tokens is compared with the rows of centroids in its window, a batch of small products

@@ -1,4 +1,5 @@
 """Deformable attention on a CPU: a bag of weighted rows for each query and head."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +22,9 @@ def _bags(centres, offsets, weights, sizes, starts, step):
     return (t.view(4, bags, -1).transpose(0, 1).flatten(1) for t in (rows, parts))
 
 
-def deformable_attention(value: Tensor, shapes: Tensor, starts: Tensor, centres: Tensor, offsets: Tensor,
-                         weights: Tensor) -> tuple[Tensor, Tensor]:
+def deformable_attention(
+    value: Tensor, shapes: Tensor, starts: Tensor, centres: Tensor, offsets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sum of bilinear samples of several maps (Deformable DETR, arXiv 2010.04159, Eq. 3); zeros lie around a map.
 
     Args:

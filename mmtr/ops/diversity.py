@@ -1,4 +1,5 @@
 """How alike vectors, or the attention maps of a layer, are."""
+
 from typing import Optional
 
 import torch
@@ -27,7 +28,7 @@ def attention_similarity(q: Tensor, k: Tensor, bias: Optional[Tensor] = None, ch
         k: (B, heads, M, D).
         bias: Added to the logits, broadcast to (B, heads, N, M); None: nothing.
     """
-    total = squares = 0.
+    total = squares = 0.0
     for start in range(0, q.shape[2], chunk):
         rows = slice(start, start + chunk)
         part = bias if bias is None or bias.shape[-2] == 1 else bias[..., rows, :]

@@ -1,4 +1,5 @@
 """Dropping tokens, and giving the positions that they left a token again."""
+
 from typing import Optional
 
 import torch
@@ -26,7 +27,7 @@ def others(kept: Tensor, n: int) -> Tensor:
     """The slots that are not among ``kept``: (B, M) of 0 to ``n`` - 1 -> (B, n - M), ascending."""
     slots = torch.arange(n, device=kept.device).expand(kept.shape[0], n)
     # Kept slots go to the end.
-    return slots.scatter_add(1, kept, torch.full_like(kept, n)).sort(1)[0][:, :n - kept.shape[1]]
+    return slots.scatter_add(1, kept, torch.full_like(kept, n)).sort(1)[0][:, : n - kept.shape[1]]
 
 
 def fuse_tokens(x: Tensor, weights: Tensor) -> Tensor:

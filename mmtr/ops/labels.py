@@ -1,4 +1,5 @@
 """Which class is the largest in each pixel, one class after the other, so that their maps need not exist together."""
+
 from collections.abc import Iterable
 
 import torch

@@ -1,4 +1,5 @@
 """Similarity between token sets, nearest matches, and merging into them."""
+
 from typing import Optional
 
 import torch
@@ -33,11 +34,12 @@ def similarity(a: Tensor, b: Tensor, metric: str) -> Tensor:
             return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2)
         if metric == 'dot':
             return a @ b.transpose(1, 2)
-        return -torch.cdist(a, b, p=2. if metric == 'euclidean' else 1.)
+        return -torch.cdist(a, b, p=2.0 if metric == 'euclidean' else 1.0)
 
 
-def merge_mean(x: Tensor, others: Tensor, into: Tensor,
-               sizes: Optional[tuple[Tensor, Tensor]] = None) -> tuple[Tensor, Tensor]:
+def merge_mean(
+    x: Tensor, others: Tensor, into: Tensor, sizes: Optional[tuple[Tensor, Tensor]] = None
+) -> tuple[Tensor, Tensor]:
     """Replace each token by the mean of itself and the others that go into it.
 
     Args:
@@ -59,12 +61,14 @@ def merge_mean(x: Tensor, others: Tensor, into: Tensor,
     count = size.scatter_add(1, into, size_others)
     # float32, since half precision holds no sum of many tokens.
     total = (x * size.unsqueeze(-1)).scatter_add(
-        1, into.unsqueeze(-1).expand_as(others), others * size_others.unsqueeze(-1))
+        1, into.unsqueeze(-1).expand_as(others), others * size_others.unsqueeze(-1)
+    )
     return (total / count.unsqueeze(-1)).to(x.dtype), count
 
 
-def merge_into(x: Tensor, into: Tensor, size: Optional[Tensor] = None,
-               order: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def merge_into(
+    x: Tensor, into: Tensor, size: Optional[Tensor] = None, order: Optional[Tensor] = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Merge each token into the one it points at; what is left may differ from image to image.
 
     Args:
@@ -89,6 +93,7 @@ def merge_into(x: Tensor, into: Tensor, size: Optional[Tensor] = None,
     count = size.new_zeros(x.shape[0], longest).scatter_add(1, slots, size)
     weighted = x * size.unsqueeze(-1)
     total = weighted.new_zeros(x.shape[0], longest, x.shape[2]).scatter_add(
-        1, slots.unsqueeze(-1).expand_as(weighted), weighted)
+        1, slots.unsqueeze(-1).expand_as(weighted), weighted
+    )
     kept = slots.new_zeros(x.shape[0], longest).scatter_add(1, slots, position * stays)
     return (total / count.unsqueeze(-1).clamp(min=1)).to(x.dtype), count, kept, slots

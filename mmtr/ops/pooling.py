@@ -1,4 +1,5 @@
 """Pooling of the patch grid, and back, as products with small matrices."""
+
 import torch
 from torch import Tensor
 

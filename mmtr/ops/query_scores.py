@@ -1,4 +1,5 @@
 """Scores of tokens by learned queries, and the highest of them, in the whole image or in each part of it."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

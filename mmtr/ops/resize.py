@@ -1,4 +1,5 @@
 """Pretrained weights for a grid of patches, made to fit another one."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,8 +10,14 @@ def _bicubic(x, antialias=True, **size):
     return F.interpolate(x, mode='bicubic', antialias=antialias, **size)
 
 
-def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int,
-                     antialias: bool = True, offset: float = 0.) -> Tensor:
+def resize_positions(
+    table: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    num_prefix: int,
+    antialias: bool = True,
+    offset: float = 0.0,
+) -> Tensor:
     """A position table (1, P + H * W, C) for another grid; its P prefix tokens stay as they are.
 
     Args:
@@ -43,8 +50,9 @@ def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
     return fitted.to(kernel.dtype).unflatten(2, new)
 
 
-def resize_relative_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int],
-                              mode: str = 'bicubic') -> Tensor:
+def resize_relative_positions(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = 'bicubic'
+) -> Tensor:
     """A table of relative positions ((2 H - 1) * (2 W - 1), heads) of an (H, W) window for another window.
 
     ``mode``: as of ``F.interpolate``; bicubic is how OpenMMLab resizes the tables of pretrained Swins. No antialiasing:

@@ -1,4 +1,5 @@
 """Rotary position embedding of a patch grid, as in EVA-02 (Fang et al., Sec. 2.1)."""
+
 from typing import Optional
 
 import torch
@@ -6,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def rotary_table(grid: tuple[int, int], channels: int, reference: int, window: Optional[int] = None,
-                 device=None) -> Tensor:
+def rotary_table(
+    grid: tuple[int, int], channels: int, reference: int, window: Optional[int] = None, device=None
+) -> Tensor:
     """Cosine and sine of the angles by which each position of a grid turns its channel pairs.
 
     The first half of the pairs turns with the row, the second with the column. Whatever its size, the
@@ -25,7 +27,8 @@ def rotary_table(grid: tuple[int, int], channels: int, reference: int, window: O
     bands = 10000 ** (torch.arange(channels // 4, device=device) / -(channels // 4))
     rows, columns = (
         (torch.arange(n, device=device) % (window or n) * (reference / (window or n))).unsqueeze(1) * bands
-        for n in grid)
+        for n in grid
+    )
     angles = torch.cat([rows.unsqueeze(1).expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)], 2)
     angles = F.pad(angles.flatten(0, 1), (0, 0, 0, 1))
     return torch.stack([angles.cos(), angles.sin()])

@@ -1,4 +1,5 @@
 """Rows and columns of the patch grid: scoring, grouping, injecting, ejecting (Token Adapter, Sec. 3.2)."""
+
 from dataclasses import dataclass
 from typing import Optional
 
@@ -13,14 +14,19 @@ SCORES = ('max', 'sum', 'range', 'attn', 'random', 'alternating')
 MERGES = ('average', 'keep', 'max_pool', 'avg_pool', 'bilinear')
 REFERENCES = ('reduced_merged', 'reduced', 'representative_merged', 'representative')
 
-_REDUCE = dict(max=lambda t, dim: t.amax(dim), sum=lambda t, dim: t.sum(dim),
-               range=lambda t, dim: t.amax(dim) - t.amin(dim))
-_RESIZE = dict(max_pool=F.adaptive_max_pool2d, avg_pool=F.adaptive_avg_pool2d,
-               bilinear=lambda t, size: F.interpolate(t, size, mode='bilinear', align_corners=False))
+_REDUCE = dict(
+    max=lambda t, dim: t.amax(dim), sum=lambda t, dim: t.sum(dim), range=lambda t, dim: t.amax(dim) - t.amin(dim)
+)
+_RESIZE = dict(
+    max_pool=F.adaptive_max_pool2d,
+    avg_pool=F.adaptive_avg_pool2d,
+    bilinear=lambda t, size: F.interpolate(t, size, mode='bilinear', align_corners=False),
+)
 
 
-def row_column_scores(x: Tensor, score: str, normal: tuple[int, int], attn: Optional[Tensor] = None,
-                      seed: int = 0) -> tuple[Tensor, Tensor]:
+def row_column_scores(
+    x: Tensor, score: str, normal: tuple[int, int], attn: Optional[Tensor] = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Importance of each row and column (Sec. 3.2, Tab. 4a).
 
     Args:
@@ -36,9 +42,12 @@ def row_column_scores(x: Tensor, score: str, normal: tuple[int, int], attn: Opti
     """
     batch, height, width, _ = x.shape
     if score in ('random', 'alternating'):
-        return tuple((pseudo_random(n, seed + axis, x.device) if score == 'random'
-                      else _alternating(n, count, x.device)).expand(batch, n)
-                     for axis, (n, count) in enumerate(zip((height, width), normal)))
+        return tuple(
+            (pseudo_random(n, seed + axis, x.device) if score == 'random' else _alternating(n, count, x.device)).expand(
+                batch, n
+            )
+            for axis, (n, count) in enumerate(zip((height, width), normal))
+        )
     reduce = _REDUCE.get(score, _REDUCE['max'])
     tokens = attn if score == 'attn' else reduce(x.detach().float(), -1)
     return reduce(tokens, 2), reduce(tokens, 1)
@@ -70,6 +79,7 @@ class Groups:
         grid: (H, W).
         reduced_grid: (H', W').
     """
+
     kept: Tensor
     normal: Tensor
     representative: Tensor
@@ -88,8 +98,7 @@ class Groups:
         return slots.scatter(1, self.kept, own).scatter(1, self.normal, match)
 
 
-def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int],
-                       unique: tuple[int, int]) -> Groups:
+def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int], unique: tuple[int, int]) -> Groups:
     """Group tokens by the scores of row and column: lowest normal, highest unique, else representative.
 
     Args:
@@ -114,7 +123,9 @@ def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int],
         kept=_outer(kept[0], kept[1], width),
         normal=torch.cat([_outer(dropped[0], all_columns, width), _outer(kept[0], dropped[1], width)], 1),
         representative=_outer(representative[0], representative[1], reduced_grid[1]),
-        grid=(height, width), reduced_grid=reduced_grid)
+        grid=(height, width),
+        reduced_grid=reduced_grid,
+    )
 
 
 def match_normal(x: Tensor, groups: Groups, metric: str) -> Tensor:
@@ -153,6 +164,7 @@ class Assignment:
         nearest: (B, N) the one, or None.
         weights: (B, N, M) the share of each reduced token, or None.
     """
+
     nearest: Optional[Tensor] = None
     weights: Optional[Tensor] = None
 
@@ -161,8 +173,9 @@ class Assignment:
         return self.weights.argmax(2) if self.nearest is None else self.nearest
 
 
-def assign(x: Tensor, merged: Tensor, groups: Groups, metric: str, reference: str,
-           tau: Optional[float] = None) -> Assignment:
+def assign(
+    x: Tensor, merged: Tensor, groups: Groups, metric: str, reference: str, tau: Optional[float] = None
+) -> Assignment:
     """Token Ejector's matching, made before the reduced tokens are refined (Sec. 3.2, Tab. 4c and 4e).
 
     Args:

@@ -1,4 +1,5 @@
 """Choosing some tokens of each image, and computing on these alone."""
+
 from typing import Callable
 
 import torch

@@ -1,4 +1,5 @@
 """The windows of a grid that its tokens attend within, shifted or not (Swin, Liu et al., ICCV 2021, Sec. 3.2)."""
+
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,10 @@ def piece_positions(rows: list[int], columns: list[int], size: tuple[int, int], 
     Returns:
         (pieces, h * w).
     """
-    rows, columns = (torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(n, device=device)
-                     for starts, n in zip((rows, columns), size))
+    rows, columns = (
+        torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(n, device=device)
+        for starts, n in zip((rows, columns), size)
+    )
     return (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
@@ -47,8 +50,9 @@ def relative_positions(window: tuple[int, int], device=None) -> Tensor:
 
     The table has an entry for each of (2 h - 1) * (2 w - 1) offsets.
     """
-    rows, columns = (line.unsqueeze(1) - line + len(line) - 1 for line in (
-        torch.arange(n, device=device) for n in window))
+    rows, columns = (
+        line.unsqueeze(1) - line + len(line) - 1 for line in (torch.arange(n, device=device) for n in window)
+    )
     return rows[:, None, :, None] * (2 * window[1] - 1) + columns[None, :, None, :]
 
 
@@ -62,6 +66,7 @@ class Layout:
         place: (H * W,) where each token is when all pieces are in a row.
         padded: Whether there is padding.
     """
+
     sizes: list[tuple[int, int]]
     positions: list[Tensor]
     place: Tensor
@@ -79,6 +84,7 @@ class Windows:
         relative: (h, w, h, w) of ``relative_positions``.
         interpolation: How a position table of larger windows is resized to these.
     """
+
     grid: tuple[int, int]
     window: tuple[int, int]
     layouts: tuple[Layout, Layout]
@@ -86,8 +92,9 @@ class Windows:
     interpolation: str = 'bicubic'
 
 
-def make_windows(grid: tuple[int, int], window: tuple[int, int], device=None,
-                 interpolation: str = 'bicubic') -> Windows:
+def make_windows(
+    grid: tuple[int, int], window: tuple[int, int], device=None, interpolation: str = 'bicubic'
+) -> Windows:
     """The windows of a grid, which is padded at the bottom and on the right to a multiple of them.
 
     Shifted windows are shifted by half a window, rounded down. Those that Swin's cyclic shift wraps around are

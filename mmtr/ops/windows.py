@@ -1,4 +1,5 @@
 """Windows of the patch grid."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +37,7 @@ def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: fl
     return torch.where(alike > -torch.inf, first, torch.arange(len(member), device=x.device)), alike
 
 
-def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.) -> Tensor:
+def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.0) -> Tensor:
     """Cut a grid into windows; the last ones are padded with ``value`` where it is no multiple of them.
 
     Args:

@@ -1,4 +1,5 @@
 """Adapter: a small MLP beside the FFN of every layer."""
+
 import torch
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
@@ -85,11 +86,13 @@ class Adapter(PEFT):
         UserError: A setting cannot work.
     """
 
-    def __init__(self, backbone, bottleneck: HIDDEN = 72, norm: NORM = 'none', dropout: PROBABILITY = 0.,
-                 scale: SCALE = 0.1):
+    def __init__(
+        self, backbone, bottleneck: HIDDEN = 72, norm: NORM = 'none', dropout: PROBABILITY = 0.0, scale: SCALE = 0.1
+    ):
         super().__init__(backbone)
         self.adapters = nn.ModuleList(
-            Bottleneck(channels, bottleneck, norm, dropout) for channels in backbone.layer_dims)
+            Bottleneck(channels, bottleneck, norm, dropout) for channels in backbone.layer_dims
+        )
         self.scales = nn.ModuleList(Scale(float(scale)) for _ in backbone.layer_dims)
 
     def add_branch(self, i, x, tokens):

@@ -1,4 +1,5 @@
 """The contract of parameter-efficient fine-tuning: what is trained beside the frozen weights of a backbone."""
+
 from collections.abc import Sequence
 from typing import Optional
 
@@ -19,6 +20,7 @@ class PEFT(BackbonePart):
     Args:
         backbone: The backbone it is built for.
     """
+
     setting_prefix = 'peft.'
     #: Whether the patch tokens must be the whole grid in every layer.
     needs_grid = False
@@ -42,7 +44,8 @@ class PEFT(BackbonePart):
             raise UserError(
                 f'peft.type={type(self).__name__!r} looks at the whole grid of patches, of which token_reduction.type='
                 f"{reducer.name!r} leaves a part: use peft=dict(type='Adapter') or 'LoRA', which work with every "
-                "method, or, in a plain ViT, token_reduction=dict(type='DAR'), which keeps the grid.")
+                "method, or, in a plain ViT, token_reduction=dict(type='DAR'), which keeps the grid."
+            )
 
     def merged_state_dict(self, backbone: nn.Module) -> Optional[dict[str, Tensor]]:
         """The state dict of the same backbone with ``peft=None``; None: it has no such form."""

@@ -1,4 +1,5 @@
 """Checkpoints of what was tuned: they need the frozen weights that it was tuned with, and know these again."""
+
 from collections import OrderedDict
 from typing import Optional
 
@@ -69,8 +70,13 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
         raise UserError(f'{what}, and the model of this config has no peft: set model.backbone.peft as in training.')
     for name, backbone in backbones.items():
         prefix = f'{name}.' if name else ''
-        find_frozen(backbone, name, expected.get(name) or {
-            each.removeprefix(prefix): value for each, value in older.items() if each.startswith(prefix)}, what)
+        find_frozen(
+            backbone,
+            name,
+            expected.get(name)
+            or {each.removeprefix(prefix): value for each, value in older.items() if each.startswith(prefix)},
+            what,
+        )
         _check_tuned(backbone, prefix, weights_in(checkpoint), f"'{path}'")
     frozen = frozen_state(model)
     for name in backbones:  # it is whole now, for the next that asks
@@ -104,17 +110,25 @@ def complete(backbone: nn.Module, state: dict[str, Tensor], prefix: str, metadat
     what = 'The weights to be loaded are only those that were tuned'
     if backbone.peft is None:
         raise UserError(f'{what}, and the backbone has no peft: set model.backbone.peft as in training.')
-    find_frozen(backbone, prefix.rstrip('.'), expected, what, remedy=(
-        ', or, where an init_model of others takes that key away, use mmtr.init_model, or write one whole file with '
-        'tools/deploy_model.py'))
+    find_frozen(
+        backbone,
+        prefix.rstrip('.'),
+        expected,
+        what,
+        remedy=(
+            ', or, where an init_model of others takes that key away, use mmtr.init_model, or write one whole file '
+            'with tools/deploy_model.py'
+        ),
+    )
     if expected is not None:
         _check_tuned(backbone, prefix, state, 'What is to be loaded')
     for name, value in frozen_part(backbone).items():
         state.setdefault(prefix + name, value)
 
 
-def find_frozen(backbone: nn.Module, name: str, expected: Optional[dict[str, Tensor]], what: str,
-                remedy: str = '') -> None:
+def find_frozen(
+    backbone: nn.Module, name: str, expected: Optional[dict[str, Tensor]], what: str, remedy: str = ''
+) -> None:
     """Fill a backbone from its pretrained file, unless it has the frozen weights of a fingerprint already.
 
     Args:
@@ -131,7 +145,8 @@ def find_frozen(backbone: nn.Module, name: str, expected: Optional[dict[str, Ten
     if backbone.pretrained_file is None:
         raise UserError(
             f'{what}, and this config does not say where the frozen weights are: set model.{name or "backbone"}.'
-            f'pretrained to the file of training{remedy}.')
+            f'pretrained to the file of training{remedy}.'
+        )
     try:
         backbone.load_pretrained()
     except UserError as error:
@@ -140,7 +155,8 @@ def find_frozen(backbone: nn.Module, name: str, expected: Optional[dict[str, Ten
     if differing:
         raise UserError(
             f"{what}, and the pretrained file '{backbone.pretrained_file}' is not the one that it was tuned with: "
-            f'{len(differing)} of {len(expected)} weights differ, such as {f"{name}.{differing[0]}".lstrip(".")}.')
+            f'{len(differing)} of {len(expected)} weights differ, such as {f"{name}.{differing[0]}".lstrip(".")}.'
+        )
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -150,7 +166,8 @@ def check_pretrained(model: nn.Module) -> None:
             raise UserError(
                 f'{name or "backbone"}.peft freezes the weights of the backbone, and there are none to freeze: set '
                 f'model.{name or "backbone"}.pretrained to their file. A whole model in load_from would not do, for '
-                'checkpoints hold only what is tuned.')
+                'checkpoints hold only what is tuned.'
+            )
 
 
 def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
@@ -158,14 +175,15 @@ def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
     state = weights_in(checkpoint)
     frozen = frozen_state(model)
     # A weight of another shape is not loaded, and that is for others to say.
-    shared = {name: value for name, value in state.items()
-              if name in frozen and value.shape == frozen[name].shape}
+    shared = {name: value for name, value in state.items() if name in frozen and value.shape == frozen[name].shape}
     differing = _differing(fingerprint(shared), {name: frozen[name] for name in shared})
     if differing:
         name = next(iter(dict(frozen_backbones(model))))
-        raise UserError(f"'{path}' holds other weights than the pretrained file for {len(differing)} of those that "
-                        'peft freezes, and checkpoints of what is tuned would not find them again: freeze these by '
-                        f"model.{name}.init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='{name}').")
+        raise UserError(
+            f"'{path}' holds other weights than the pretrained file for {len(differing)} of those that "
+            'peft freezes, and checkpoints of what is tuned would not find them again: freeze these by '
+            f"model.{name}.init_cfg=dict(type='Pretrained', checkpoint='{path}', prefix='{name}')."
+        )
 
 
 def _copies(checkpoint, frozen):
@@ -175,7 +193,7 @@ def _copies(checkpoint, frozen):
         if key == 'state_dict' or not isinstance(value, dict):
             continue
         for name in value:
-            prefix = str(name)[:-len(first)]
+            prefix = str(name)[: -len(first)]
             if str(name).endswith(first) and all(prefix + each in value for each in frozen):
                 found[key] = prefix
     return found
@@ -189,36 +207,57 @@ def _state(items, metadata):
 
 def _without(state, frozen, prefix, metadata):
     gone = {prefix + name: value for name, value in frozen.items()}
-    return _state(((name, value) for name, value in state.items()
-                   if name not in gone or (value.shape, value.dtype) != (gone[name].shape, gone[name].dtype)
-                   or not torch.equal(value.to(gone[name].device), gone[name])), metadata)
+    return _state(
+        (
+            (name, value)
+            for name, value in state.items()
+            if name not in gone
+            or (value.shape, value.dtype) != (gone[name].shape, gone[name].dtype)
+            or not torch.equal(value.to(gone[name].device), gone[name])
+        ),
+        metadata,
+    )
 
 
 def _with(state, frozen, prefix, metadata):
     device = next((value.device for value in state.values() if isinstance(value, Tensor)), None)
     # Copies: a hook may change what is in a checkpoint.
-    added = ((prefix + name, value.detach().to(device, copy=True))
-             for name, value in frozen.items() if prefix + name not in state)
+    added = (
+        (prefix + name, value.detach().to(device, copy=True))
+        for name, value in frozen.items()
+        if prefix + name not in state
+    )
     return _state((*state.items(), *added), metadata)
 
 
 def _differing(expected, frozen):
     found = fingerprint(frozen)
     # Of one file resized by two machines, rounding may differ.
-    return [name for name in {**expected, **found} if name not in found or name not in expected
-            or found[name].shape != expected[name].shape
-            or not torch.allclose(found[name], expected[name].cpu(), rtol=1e-3, atol=1e-5)]
+    return [
+        name
+        for name in {**expected, **found}
+        if name not in found
+        or name not in expected
+        or found[name].shape != expected[name].shape
+        or not torch.allclose(found[name], expected[name].cpu(), rtol=1e-3, atol=1e-5)
+    ]
 
 
 def _check_tuned(backbone, prefix, state, what):
     """Heads are left to whoever loads: they may differ where a model is trained on."""
     tuned = tuple(f'{prefix}{part}.' for part in ('peft', 'token_reducer'))
-    want, have = ({name: value.shape for name, value in each.items() if name.startswith(tuned)}
-                  for each in (backbone.state_dict(prefix=prefix), state))
+    want, have = (
+        {name: value.shape for name, value in each.items() if name.startswith(tuned)}
+        for each in (backbone.state_dict(prefix=prefix), state)
+    )
     wrong = [name for name in {**want, **have} if want.get(name) != have.get(name)]
     if wrong:
-        first, sizes = wrong[0], [str(tuple(shapes[wrong[0]])) if wrong[0] in shapes else 'not there'
-                                  for shapes in (have, want)]
-        raise UserError(f'{what} was tuned with another peft or token_reduction than this config has: {len(wrong)} '
-                        f'weights differ, such as {first}, {sizes[0]} in the file and {sizes[1]} in the model; set '
-                        'both keys as in training.')
+        first, sizes = (
+            wrong[0],
+            [str(tuple(shapes[wrong[0]])) if wrong[0] in shapes else 'not there' for shapes in (have, want)],
+        )
+        raise UserError(
+            f'{what} was tuned with another peft or token_reduction than this config has: {len(wrong)} '
+            f'weights differ, such as {first}, {sizes[0]} in the file and {sizes[1]} in the model; set '
+            'both keys as in training.'
+        )

@@ -1,4 +1,5 @@
 """DAR's light branch: the Adapter, and the Compensator over the patch grid."""
+
 import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
@@ -22,8 +23,11 @@ class Compensator(nn.Module):
         super().__init__()
         self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
         # A 1x1 convolution is a linear layer of each token, and tokens need not be reordered for it.
-        self.down, self.mix, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, hidden), nn.Linear(
-            hidden, channels)
+        self.down, self.mix, self.up = (
+            nn.Linear(channels, hidden),
+            nn.Linear(hidden, hidden),
+            nn.Linear(hidden, channels),
+        )
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.init_weights()
 
@@ -56,15 +60,22 @@ class DAR(Adapter):
     Raises:
         UserError: A setting cannot work; or tokens are reduced in a way that leaves no grid.
     """
+
     needs_grid = True
 
-    def __init__(self, backbone, bottleneck: HIDDEN = 72, compensator: Whole(1, 2**12) = 48, norm: NORM = 'none',
-                 dropout: PROBABILITY = 0., scale: SCALE = 2.):
+    def __init__(
+        self,
+        backbone,
+        bottleneck: HIDDEN = 72,
+        compensator: Whole(1, 2**12) = 48,
+        norm: NORM = 'none',
+        dropout: PROBABILITY = 0.0,
+        scale: SCALE = 2.0,
+    ):
         super().__init__(backbone, bottleneck, norm, dropout, scale)
-        self.compensators = nn.ModuleList(
-            Compensator(channels, compensator, norm) for channels in backbone.layer_dims)
+        self.compensators = nn.ModuleList(Compensator(channels, compensator, norm) for channels in backbone.layer_dims)
 
     def _branch(self, i, tokens):
         branch = super()._branch(i, tokens)
-        branch[:, tokens.num_prefix:] += self.compensators[i](tokens.patches, tokens.grid)
+        branch[:, tokens.num_prefix :] += self.compensators[i](tokens.patches, tokens.grid)
         return branch

@@ -1,4 +1,5 @@
 """What ``peft`` freezes: everything in a backbone that is none of its ``trained_parts``."""
+
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -25,20 +26,30 @@ def frozen_backbones(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def frozen_part(backbone: nn.Module) -> dict[str, Tensor]:
     """What is frozen of the state dict of a backbone with ``peft``, parameters and buffers."""
-    return {name: value for name, value in backbone.state_dict().items()
-            if name.partition('.')[0] not in backbone.trained_parts}
+    return {
+        name: value
+        for name, value in backbone.state_dict().items()
+        if name.partition('.')[0] not in backbone.trained_parts
+    }
 
 
 def frozen_state(model: nn.Module) -> dict[str, Tensor]:
     """The part of the state dict of ``model`` that is frozen by a ``peft``, parameters and buffers."""
-    return {f'{path}.{name}'.removeprefix('.'): value
-            for path, backbone in frozen_backbones(model) for name, value in frozen_part(backbone).items()}
+    return {
+        f'{path}.{name}'.removeprefix('.'): value
+        for path, backbone in frozen_backbones(model)
+        for name, value in frozen_part(backbone).items()
+    }
 
 
 def table(model: nn.Module) -> str:
     """Trainable and frozen parameters of each part of ``model``, as text; a frozen backbone's parts by themselves."""
-    inside = {f'{path}.{name}'.removeprefix('.'): part for path, backbone in frozen_backbones(model)
-              for name, part in backbone.named_children() if name in backbone.trained_parts}
+    inside = {
+        f'{path}.{name}'.removeprefix('.'): part
+        for path, backbone in frozen_backbones(model)
+        for name, part in backbone.named_children()
+        if name in backbone.trained_parts
+    }
     parts = {**dict(model.named_children()), **inside, 'all': model}
     rows = [('module', 'trainable', 'frozen', 'trainable %')]
     for name in sorted(parts, key=lambda name: (name == 'all', name)):
@@ -47,5 +58,7 @@ def table(model: nn.Module) -> str:
         if counts:
             rows.append((name, f'{trained:,}', f'{sum(counts) - trained:,}', f'{100 * trained / sum(counts):.2f}'))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))])
-                     for name, *cells in rows)
+    return '\n'.join(
+        '  '.join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))])
+        for name, *cells in rows
+    )

@@ -1,4 +1,5 @@
 """LoRA: a low-rank change of some linear layers."""
+
 import math
 import re
 
@@ -59,11 +60,17 @@ class LoRA(PEFT):
         UserError: A setting cannot work, or one of ``targets`` is no linear layer.
     """
 
-    def __init__(self, backbone, rank: Whole(1, 2**12) = 8, alpha: Maybe(Number(above=0)) = None,
-                 dropout: PROBABILITY = 0., targets: OneOrMore(Text('a regular expression'), least=1) = ('qkv', )):
+    def __init__(
+        self,
+        backbone,
+        rank: Whole(1, 2**12) = 8,
+        alpha: Maybe(Number(above=0)) = None,
+        dropout: PROBABILITY = 0.0,
+        targets: OneOrMore(Text('a regular expression'), least=1) = ('qkv',),
+    ):
         super().__init__(backbone)
         self.rank, self.alpha, self.dropout = rank, rank if alpha is None else alpha, dropout
-        self.targets = (targets, ) if isinstance(targets, str) else targets
+        self.targets = (targets,) if isinstance(targets, str) else targets
 
     def attach(self, layers):
         """See ``PEFT``; the layers say what linear ones they have."""
@@ -73,25 +80,38 @@ class LoRA(PEFT):
             found = {(i, name) for i, name in linears if _fits(target, name) or _fits(target, f'{i}.{name}')}
             if not found:
                 names = ', '.join(dict.fromkeys(name for _, name in linears))
-                raise UserError(f'peft.targets={target!r} is no linear layer of this backbone: it has {names} in '
-                                f'each of {len(layers)} layers, and 0.qkv, for example, is that of the first alone.')
+                raise UserError(
+                    f'peft.targets={target!r} is no linear layer of this backbone: it has {names} in '
+                    f'each of {len(layers)} layers, and 0.qkv, for example, is that of the first alone.'
+                )
             chosen |= found
-        self.layers = nn.ModuleList(nn.ModuleDict({
-            name: LowRank(weight, self.rank, self.alpha, self.dropout)
-            for name, (_, weight) in layer.linears().items() if (i, name) in chosen})
-            for i, layer in enumerate(layers))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    name: LowRank(weight, self.rank, self.alpha, self.dropout)
+                    for name, (_, weight) in layer.linears().items()
+                    if (i, name) in chosen
+                }
+            )
+            for i, layer in enumerate(layers)
+        )
         for i, each in enumerate(self.layers):
             for name, low_rank in each.items():
                 linears[i, name][0].register_forward_hook(low_rank.add_to)
 
     def merged_state_dict(self, backbone):
         """See ``PEFT``."""
-        changes = {id(linears[name][1]): low_rank.change()
-                   for each, linears in zip(self.layers, (layer.linears() for layer in backbone.all_layers))
-                   for name, low_rank in each.items()}
+        changes = {
+            id(linears[name][1]): low_rank.change()
+            for each, linears in zip(self.layers, (layer.linears() for layer in backbone.all_layers))
+            for name, low_rank in each.items()
+        }
         with torch.no_grad():
-            return {name: value.detach() + changes[id(value)] if id(value) in changes else value.detach()
-                    for name, value in backbone.state_dict(keep_vars=True).items() if not name.startswith('peft.')}
+            return {
+                name: value.detach() + changes[id(value)] if id(value) in changes else value.detach()
+                for name, value in backbone.state_dict(keep_vars=True).items()
+                if not name.startswith('peft.')
+            }
 
 
 def _fits(target, name):

@@ -9,5 +9,18 @@ from .random_drop import Random
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
-__all__ = ['ALGM', 'BackbonePart', 'BackboneShape', 'Cropr', 'DAR', 'EViT', 'Expediting', 'GridPool', 'Random', 'ToMe',
-           'TokenAdapter', 'TokenReducer', 'build_token_reducer']
+__all__ = [
+    'ALGM',
+    'BackbonePart',
+    'BackboneShape',
+    'Cropr',
+    'DAR',
+    'EViT',
+    'Expediting',
+    'GridPool',
+    'Random',
+    'ToMe',
+    'TokenAdapter',
+    'TokenReducer',
+    'build_token_reducer',
+]

@@ -1,4 +1,5 @@
 """ALGM: merge alike tokens, first within small windows, later across the image."""
+
 import torch
 import torch.nn.functional as F
 
@@ -39,13 +40,21 @@ class ALGM(MergingReducer):
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
+
     nothing = dict(local_layer=None, global_layer=None)
     fixed_count = False
 
-    def __init__(self, backbone, threshold: COSINE = 0.88, local_layer: Maybe(Layer(-1)) = 1,
-                 global_layer: Maybe(Layer(-1), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
-                 window: Whole(2, 64) = 2, variant: Choice('training_free', 'released') = 'training_free',
-                 restore: Maybe(RESTORE) = None, restore_at: Maybe(RESTORE_AT) = None):
+    def __init__(
+        self,
+        backbone,
+        threshold: COSINE = 0.88,
+        local_layer: Maybe(Layer(-1)) = 1,
+        global_layer: Maybe(Layer(-1), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
+        window: Whole(2, 64) = 2,
+        variant: Choice('training_free', 'released') = 'training_free',
+        restore: Maybe(RESTORE) = None,
+        restore_at: Maybe(RESTORE_AT) = None,
+    ):
         released = variant == 'released'
         if restore is None:
             restore = 'copy' if released else 'residual'
@@ -58,8 +67,10 @@ class ALGM(MergingReducer):
             if layer is not None:
                 Whole(int(released), backbone.depth - 1 + int(released)).check(f'token_reduction.{key}', layer)
         if local_layer is not None and global_layer is not None and local_layer >= global_layer:
-            raise UserError(f'token_reduction.local_layer={local_layer} must be less than global_layer='
-                            f'{global_layer}: windows are of the whole grid.')
+            raise UserError(
+                f'token_reduction.local_layer={local_layer} must be less than global_layer='
+                f'{global_layer}: windows are of the whole grid.'
+            )
         self.released, self.threshold, self.window = released, threshold, window
         self.local_layer, self.global_layer = local_layer, global_layer
 
@@ -68,9 +79,12 @@ class ALGM(MergingReducer):
         """See ``TokenReducer``."""
         local = trial.suggest_int('local_layer', 0, max(backbone.depth - 2, 0))
         later = trial.suggest_int('layers between', 1, max(backbone.depth - 1, 1))
-        return dict(threshold=trial.suggest_float('threshold', 0.7, 0.98, step=0.02), local_layer=local,
-                    global_layer=local + later if local + later < backbone.depth else None,
-                    window=trial.suggest_int('window', 2, 4))
+        return dict(
+            threshold=trial.suggest_float('threshold', 0.7, 0.98, step=0.02),
+            local_layer=local,
+            global_layer=local + later if local + later < backbone.depth else None,
+            window=trial.suggest_int('window', 2, 4),
+        )
 
     def before_layer(self, i, tokens):
         """Local merging before layer ``local_layer``, global merging before ``global_layer``, from 0."""
@@ -98,7 +112,7 @@ class ALGM(MergingReducer):
         tokens = self.merged(tokens, x, size, kept, slots)
         padding = size == 0
         # Without padding attention needs no bias, and more kernels can run it.
-        bias = F.pad(torch.where(padding, -torch.inf, 0.), (tokens.num_prefix, 0)) if padding.any() else None
+        bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
         return tokens.replace(memo={**tokens.memo, 'bias': None if bias is None else bias[:, None, None]})
 
     def attention(self, i, attn, x, tokens):

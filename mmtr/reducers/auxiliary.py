@@ -1,4 +1,5 @@
 """From a forward pass to auxiliary losses: what a reducer notes, and how it is compared with the annotations."""
+
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -34,9 +35,11 @@ def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
     outputs = _OUTPUTS.get()
     if outputs is None:
         leave = ', or set token_reduction.deploy=True to leave it as it is' if hasattr(reducer, 'deploy') else ''
-        raise UserError("The token_reduction of this model learns from losses of its own, which a model of this type "
-                        "does not ask for: train it with type='mmtr.EncoderDecoder', 'mmtr.CascadeRCNN' or "
-                        f"'mmtr.MaskDINO' in place of the stock type{leave}.")
+        raise UserError(
+            'The token_reduction of this model learns from losses of its own, which a model of this type '
+            "does not ask for: train it with type='mmtr.EncoderDecoder', 'mmtr.CascadeRCNN' or "
+            f"'mmtr.MaskDINO' in place of the stock type{leave}."
+        )
     outputs.setdefault(reducer, {})[name] = value
 
 
@@ -47,6 +50,7 @@ class Task:
         num_classes: K.
         grid: (H, W) of the patch grid of training images; M is its size for dense tasks, else 1.
     """
+
     #: The field of a data sample that holds the annotation.
     field = ''
     loss_name = 'loss_ce'
@@ -63,8 +67,10 @@ class Task:
         """Of one module: (B, M, K) -> scalar."""
         absent = next((sample for sample in data_samples if self.field not in sample), None)
         if absent is not None:
-            raise UserError(f'token_reduction.task needs {self.field} in the training data, which have '
-                            f'{", ".join(absent.keys()) or "no annotation"}: choose the task that fits them.')
+            raise UserError(
+                f'token_reduction.task needs {self.field} in the training data, which have '
+                f'{", ".join(absent.keys()) or "no annotation"}: choose the task that fits them.'
+            )
         return self._loss(logits, [sample.get(self.field) for sample in data_samples])
 
     def _checked(self, labels, ignored=()):
@@ -73,13 +79,16 @@ class Task:
             wrong &= labels != label
         if wrong.any():
             also = ''.join(f', or {label} for what is ignored' for label in ignored)
-            raise UserError(f'token_reduction.num_classes={self.num_classes}, but the training data hold the label '
-                            f'{int(labels[wrong].max())}: labels must be 0 to {self.num_classes - 1}{also}.')
+            raise UserError(
+                f'token_reduction.num_classes={self.num_classes}, but the training data hold the label '
+                f'{int(labels[wrong].max())}: labels must be 0 to {self.num_classes - 1}{also}.'
+            )
         return labels
 
 
 class Semantic(Task):
     """One query a patch of the training grid; cross-entropy with the labels, taken at the corner of each patch."""
+
     field = 'gt_sem_seg'
     #: The label that is no class. A model with a head sets that of the head, see ``ReductionLosses``.
     ignore_index = 255
@@ -99,6 +108,7 @@ class Semantic(Task):
 
 class MultiLabel(Task):
     """One query; binary cross-entropy with which classes the boxes of an image have."""
+
     field = 'gt_instances'
     loss_name = 'loss_bce'
 
@@ -111,6 +121,7 @@ class MultiLabel(Task):
 
 class Classification(Task):
     """One query; cross-entropy with the label of the image."""
+
     field = 'gt_label'
 
     def _loss(self, logits, annotations):

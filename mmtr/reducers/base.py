@@ -1,4 +1,5 @@
 """The contract that every token reducer keeps."""
+
 import logging
 from dataclasses import dataclass
 from typing import Callable, Optional
@@ -22,6 +23,7 @@ class BackboneShape:
     the batch axis of the tokens is then B * windows, and windows at the border of an image may be smaller.
     ``widths`` are the channels of each layer where they differ; ``embed_dims`` are then those of the last output.
     """
+
     depth: int
     embed_dims: int
     num_prefix: int
@@ -32,7 +34,7 @@ class BackboneShape:
     @property
     def layer_dims(self) -> tuple[int, ...]:
         """Channels of each layer."""
-        return self.widths or (self.embed_dims, ) * self.depth
+        return self.widths or (self.embed_dims,) * self.depth
 
 
 class BackbonePart(Declared, BaseModule):
@@ -69,6 +71,7 @@ class TokenReducer(BackbonePart):
     Raises:
         UserError: It ``needs_class_token``, and the backbone has no prefix token.
     """
+
     setting_prefix = 'token_reduction.'
     #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
     nothing: dict = {}
@@ -91,8 +94,10 @@ class TokenReducer(BackbonePart):
     def __init__(self, backbone: BackboneShape):
         super().__init__(backbone)
         if self.needs_class_token and backbone.num_prefix == 0:
-            raise UserError(f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
-                            'backbone has none: build it with with_cls_token=True, or choose another method.')
+            raise UserError(
+                f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
+                'backbone has none: build it with with_cls_token=True, or choose another method.'
+            )
         self.untaught = self.trained
 
     @property
@@ -108,8 +113,12 @@ class TokenReducer(BackbonePart):
     def train(self, mode=True):
         """As torch; one that learns says so where it is used before it has learnt."""
         if self.untaught and not mode:
-            print_log(f'{self.name} learns which tokens matter and has not: it chooses at random until the model is '
-                      'trained with it, or a checkpoint of such a training is loaded.', 'current', logging.WARNING)
+            print_log(
+                f'{self.name} learns which tokens matter and has not: it chooses at random until the model is '
+                'trained with it, or a checkpoint of such a training is loaded.',
+                'current',
+                logging.WARNING,
+            )
         self.untaught = False  # it is taught now, or it has been said
         return super().train(mode)
 
@@ -221,14 +230,20 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
     Raises:
         UserError: The method or one of its settings does not exist, or a setting cannot work.
     """
+
     def check(method):
         if backbone.stage is not None and not method.within_windows:
             fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.within_windows)
-            raise UserError(f'token_reduction.type={method.__name__!r} cannot work within the windows of a Swin, where '
-                            f'what is left must be a smaller grid: choose one of {fitting}.')
+            raise UserError(
+                f'token_reduction.type={method.__name__!r} cannot work within the windows of a Swin, where '
+                f'what is left must be a smaller grid: choose one of {fitting}.'
+            )
 
-    return TokenReducer(backbone) if cfg is None else build_from_key(
-        'token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
+    return (
+        TokenReducer(backbone)
+        if cfg is None
+        else build_from_key('token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
+    )
 
 
 def default_start(depth: int) -> int:

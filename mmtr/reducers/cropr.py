@@ -1,4 +1,5 @@
 """Token Cropr: tokens are ranked by queries that learn from auxiliary predictions of the task."""
+
 import torch
 from torch import Tensor, nn
 
@@ -31,18 +32,24 @@ class AuxiliaryHead(nn.Module):
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.empty(num_queries, channels))
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if pre_norm else nn.Identity()
-        self.q, self.k, self.v = (nn.Linear(channels, channels, bias=False) if name in projections else nn.Identity()
-                                  for name in 'qkv')
+        self.q, self.k, self.v = (
+            nn.Linear(channels, channels, bias=False) if name in projections else nn.Identity() for name in 'qkv'
+        )
         self.proj = nn.Linear(channels, channels) if num_heads > 1 else nn.Identity()
         width = int(channels * mlp_ratio)
-        self.mlp = None if width == 0 else nn.Sequential(
-            nn.LayerNorm(channels, eps=NORM_EPS), nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels))
+        self.mlp = (
+            None
+            if width == 0
+            else nn.Sequential(
+                nn.LayerNorm(channels, eps=NORM_EPS), nn.Linear(channels, width), nn.GELU(), nn.Linear(width, channels)
+            )
+        )
         self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, num_classes))
         self.init_weights()
 
     def init_weights(self) -> None:
         """As published; what is not drawn here starts as torch's layers do."""
-        nn.init.trunc_normal_(self.queries, std=self.queries.shape[1]**-0.5)
+        nn.init.trunc_normal_(self.queries, std=self.queries.shape[1] ** -0.5)
         nn.init.trunc_normal_(self.head[1].weight, std=0.02)
         nn.init.zeros_(self.head[1].bias)
 
@@ -94,33 +101,58 @@ class Cropr(PruneReducer):
         UserError: A setting cannot work, alone, with another one or with this backbone; while a checkpoint is
             loaded: it is one of training and ``deploy`` is set, or the reverse; in training: see ``Task``.
     """
+
     nothing = dict(r=0)
     trained = True
 
-    def __init__(self, backbone, r: LEAVING = None, layers: LAYERS = None, multiple_of: MULTIPLE = None,
-                 fusion: FUSION = 'llf', restore: RESTORE_DROPPED = 'last', region: Maybe(Whole(1, 1024)) = None,
-                 task: Choice(*TASKS) = 'semantic', num_classes: Whole(1, 2**16) = 150, num_heads: Whole(1, 1024) = 1,
-                 projections: Letters('qkv') = (), pre_norm: Flag() = False,
-                 mlp_ratio: Number(least=0, most=64) = 4., deploy: Flag() = False):
+    def __init__(
+        self,
+        backbone,
+        r: LEAVING = None,
+        layers: LAYERS = None,
+        multiple_of: MULTIPLE = None,
+        fusion: FUSION = 'llf',
+        restore: RESTORE_DROPPED = 'last',
+        region: Maybe(Whole(1, 1024)) = None,
+        task: Choice(*TASKS) = 'semantic',
+        num_classes: Whole(1, 2**16) = 150,
+        num_heads: Whole(1, 1024) = 1,
+        projections: Letters('qkv') = (),
+        pre_norm: Flag() = False,
+        mlp_ratio: Number(least=0, most=64) = 4.0,
+        deploy: Flag() = False,
+    ):
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         channels = backbone.embed_dims
         if channels % num_heads:
-            raise UserError(f'token_reduction.num_heads={num_heads} does not divide the {channels} channels of this '
-                            'backbone.')
+            raise UserError(
+                f'token_reduction.num_heads={num_heads} does not divide the {channels} channels of this backbone.'
+            )
         self.region, self.num_classes, self.pre_norm, self.deploy = region, num_classes, pre_norm, deploy
         if deploy:
-            self.scorers = nn.ParameterDict({name: nn.Parameter(torch.empty(channels), requires_grad=False)
-                                             for name in map(self._name, self.layers)})
+            self.scorers = nn.ParameterDict(
+                {
+                    name: nn.Parameter(torch.empty(channels), requires_grad=False)
+                    for name in map(self._name, self.layers)
+                }
+            )
             for scorer in self.scorers.values():
                 nn.init.trunc_normal_(scorer, std=channels**-0.5)
             return
         if task == 'semantic' and backbone.grid is None:
-            raise UserError("token_reduction.task='semantic' has a query for each patch of a training image, and this "
-                            'backbone does not tell how many there are: give it img_size.')
+            raise UserError(
+                "token_reduction.task='semantic' has a query for each patch of a training image, and this "
+                'backbone does not tell how many there are: give it img_size.'
+            )
         self.task = TASKS[task](self.num_classes, backbone.grid)
-        self.heads = nn.ModuleDict({
-            name: AuxiliaryHead(channels, self.task.num_queries, num_classes, num_heads, projections, pre_norm,
-                                mlp_ratio) for name in map(self._name, self.layers)})
+        self.heads = nn.ModuleDict(
+            {
+                name: AuxiliaryHead(
+                    channels, self.task.num_queries, num_classes, num_heads, projections, pre_norm, mlp_ratio
+                )
+                for name in map(self._name, self.layers)
+            }
+        )
 
     @staticmethod
     def _name(i):
@@ -144,9 +176,14 @@ class Cropr(PruneReducer):
 
     def losses(self, outputs, data_samples):
         """One loss a module."""
-        return {} if self.deploy else {
-            f'{name}.{self.task.loss_name}': self.task.loss(logits, data_samples)
-            for name, logits in outputs.items()}
+        return (
+            {}
+            if self.deploy
+            else {
+                f'{name}.{self.task.loss_name}': self.task.loss(logits, data_samples)
+                for name, logits in outputs.items()
+            }
+        )
 
     def deployed_state_dict(self) -> dict[str, Tensor]:
         """The state dict of the same reducer with ``deploy=True``."""
@@ -159,7 +196,8 @@ class Cropr(PruneReducer):
             raise UserError(
                 'This checkpoint is of training, it holds the auxiliary heads of Cropr, and the config has '
                 'token_reduction.deploy=True: convert it with tools/deploy_model.py, or set deploy=False.'
-                if self.deploy else
-                'This checkpoint was written by tools/deploy_model.py, without the auxiliary heads of Cropr, and the '
-                'config has token_reduction.deploy=False: set deploy=True, or give the checkpoint of training.')
+                if self.deploy
+                else 'This checkpoint was written by tools/deploy_model.py, without the auxiliary heads of Cropr, and '
+                'the config has token_reduction.deploy=False: set deploy=True, or give the checkpoint of training.'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,4 +1,5 @@
 """DAR: the FFN of each layer runs on some of the tokens; attention sees all."""
+
 import math
 
 import torch
@@ -33,18 +34,23 @@ class DAR(TokenReducer):
     Raises:
         UserError: A setting cannot work.
     """
-    nothing = dict(threshold=0.)
+
+    nothing = dict(threshold=0.0)
     fixed_count = False
     trained = True
 
-    def __init__(self, backbone, target: Number(above=0, most=1, noun='a share') = 0.5,
-                 temperature: Number(least=1e-3) = 5., budget_weight: Number(least=0) = 2.,
-                 threshold: PROBABILITY = 0.5):
+    def __init__(
+        self,
+        backbone,
+        target: Number(above=0, most=1, noun='a share') = 0.5,
+        temperature: Number(least=1e-3) = 5.0,
+        budget_weight: Number(least=0) = 2.0,
+        threshold: PROBABILITY = 0.5,
+    ):
         super().__init__(backbone)
         self.target, self.temperature, self.budget_weight = target, temperature, budget_weight
         self.cut = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        self.selectors = nn.ModuleList(
-            nn.Conv2d(backbone.embed_dims, 1, 3, padding=1) for _ in range(backbone.depth))
+        self.selectors = nn.ModuleList(nn.Conv2d(backbone.embed_dims, 1, 3, padding=1) for _ in range(backbone.depth))
 
     def between(self, i, tokens):
         """Choose; the released code looks at the tokens as they are, not normalised."""
@@ -64,7 +70,7 @@ class DAR(TokenReducer):
     def after_layer(self, i, tokens):
         """Note the share of each image: here, since ``between`` and ``ffn`` may run a second time, without losses."""
         if self.training:
-            note_output(self, f'layer_{i:02}', tokens.memo[_SELECTED][:, tokens.num_prefix:].mean(1))
+            note_output(self, f'layer_{i:02}', tokens.memo[_SELECTED][:, tokens.num_prefix :].mean(1))
         return tokens
 
     def losses(self, outputs, data_samples):
@@ -72,8 +78,10 @@ class DAR(TokenReducer):
         if not outputs:
             return {}
         shares = torch.stack(list(outputs.values()))
-        return dict(loss_budget=self.budget_weight * (shares.mean(0) - self.target).square().mean(),
-                    selected=shares.detach().mean())
+        return dict(
+            loss_budget=self.budget_weight * (shares.mean(0) - self.target).square().mean(),
+            selected=shares.detach().mean(),
+        )
 
     @torch.no_grad()
     def calibrate(self, forward):
@@ -98,5 +106,5 @@ class DAR(TokenReducer):
         """Chosen patches are unique, the others normal; each stands for itself."""
         if _SELECTED not in tokens.memo:
             return None
-        group = 2 * (tokens.memo[_SELECTED][:, tokens.num_prefix:] > 0).long()
+        group = 2 * (tokens.memo[_SELECTED][:, tokens.num_prefix :] > 0).long()
         return group, torch.arange(group.shape[1], device=group.device).expand_as(group)

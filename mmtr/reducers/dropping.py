@@ -1,4 +1,5 @@
 """What methods share that drop tokens and give their positions a token back at the end."""
+
 from typing import NamedTuple, Optional
 
 import torch
@@ -23,6 +24,7 @@ class _Drop(NamedTuple):
         own: (B, G, C) what those that left have of their own.
         anchors: (B, G) slot, among the kept ones, of the token whose value is added to it; None: it is all they have.
     """
+
     order: Tensor
     own: Tensor
     anchors: Optional[Tensor]
@@ -43,6 +45,7 @@ class DropReducer(RestoringReducer):
             ``copy``, the token that is nearest on the patch grid of those that were kept; ``residual``, its
             last value and the change since then of the token that was nearest of those that were kept then.
     """
+
     expansion = 'dropped'
 
     def _drop(self, tokens: Tokens, kept: Tensor, fused: Tensor = None) -> Tokens:
@@ -71,8 +74,7 @@ class DropReducer(RestoringReducer):
             parts.append(fused)
             index = torch.cat([index, torch.full_like(index[:, :1], tokens.grid[0] * tokens.grid[1])], 1)
             size = torch.cat([size, total - size.sum(1, keepdim=True)], 1)
-        return tokens.replace(
-            x=torch.cat(parts, 1), index=index, size=size, memo={**tokens.memo, 'dropped': dropped})
+        return tokens.replace(x=torch.cat(parts, 1), index=index, size=size, memo={**tokens.memo, 'dropped': dropped})
 
     @staticmethod
     def _index(tokens):

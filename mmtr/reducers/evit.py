@@ -1,4 +1,5 @@
 """EViT: keep the tokens that the class token attends to, fuse the others."""
+
 import math
 
 from mmtr.ops.attention import class_attention
@@ -30,11 +31,18 @@ class EViT(DropReducer):
     Raises:
         UserError: A setting cannot work, alone or with this backbone, or there is no class token.
     """
-    nothing = dict(keep_rate=1.)
+
+    nothing = dict(keep_rate=1.0)
     needs_class_token = True
 
-    def __init__(self, backbone, keep_rate: Number(above=0, most=1, noun='a share') = 0.8,
-                 layers: Maybe(Listed(Layer())) = None, fuse: Flag() = True, restore: RESTORE_DROPPED = 'residual'):
+    def __init__(
+        self,
+        backbone,
+        keep_rate: Number(above=0, most=1, noun='a share') = 0.8,
+        layers: Maybe(Listed(Layer())) = None,
+        fuse: Flag() = True,
+        restore: RESTORE_DROPPED = 'residual',
+    ):
         super().__init__(backbone, restore)
         self.keep_rate, self.fuse = keep_rate, fuse
         if layers is None:
@@ -45,9 +53,11 @@ class EViT(DropReducer):
     def search_space(cls, trial, backbone):
         """See ``TokenReducer``."""
         start, count = trial.suggest_int('start', 0, backbone.depth - 1), trial.suggest_int('layers', 1, 4)
-        return dict(keep_rate=trial.suggest_float('keep_rate', 0.4, 0.95, step=0.05),
-                    layers=sorted({start + (backbone.depth - start) * k // count for k in range(count)}),
-                    restore=trial.suggest_categorical('restore', ('last', 'residual')))
+        return dict(
+            keep_rate=trial.suggest_float('keep_rate', 0.4, 0.95, step=0.05),
+            layers=sorted({start + (backbone.depth - start) * k // count for k in range(count)}),
+            restore=trial.suggest_categorical('restore', ('last', 'residual')),
+        )
 
     def _kept(self, count):
         return math.ceil(self.keep_rate * count)
@@ -60,7 +70,7 @@ class EViT(DropReducer):
         if not self._reduces(i):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        tokens.memo['class_attention'] = class_attention(q, k)[:, tokens.num_prefix:]
+        tokens.memo['class_attention'] = class_attention(q, k)[:, tokens.num_prefix :]
         return attn.attend(q, k, v)
 
     def between(self, i, tokens):

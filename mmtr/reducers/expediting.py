@@ -1,4 +1,5 @@
 """Expediting: cluster tokens before a layer, reconstruct them after the last one."""
+
 import torch
 
 from mmtr.errors import UserError
@@ -39,17 +40,26 @@ class Expediting(RestoringReducer):
         UserError: A setting cannot work, alone or with this backbone; at the first forward, ``grid``
             has more rows or columns than there are patches.
     """
-    nothing = dict(grid=1.)
+
+    nothing = dict(grid=1.0)
     within_windows = True
     table_interpolation = 'bilinear'  # as the released code
     expansion = 'assignment'
 
-    def __init__(self, backbone, layer: Maybe(Layer()) = None,
-                 grid: Pair(Either(Number(above=0, most=1, noun='a fraction', fraction=True), Whole(1, 4096))) = 0.7,
-                 n_iters: Whole(1, 100) = 5, window: Whole(1, 255, odd=True) = 5, temperature: Number(above=0) = 0.02,
-                 k: Whole(1, 4096) = 20, recon_temperature: Number(above=0) = 0.02,
-                 normalize: Maybe(Choice('l2', 'l1')) = None, restore: RESTORE = 'residual',
-                 restore_at: RESTORE_AT = 'before_norm'):
+    def __init__(
+        self,
+        backbone,
+        layer: Maybe(Layer()) = None,
+        grid: Pair(Either(Number(above=0, most=1, noun='a fraction', fraction=True), Whole(1, 4096))) = 0.7,
+        n_iters: Whole(1, 100) = 5,
+        window: Whole(1, 255, odd=True) = 5,
+        temperature: Number(above=0) = 0.02,
+        k: Whole(1, 4096) = 20,
+        recon_temperature: Number(above=0) = 0.02,
+        normalize: Maybe(Choice('l2', 'l1')) = None,
+        restore: RESTORE = 'residual',
+        restore_at: RESTORE_AT = 'before_norm',
+    ):
         super().__init__(backbone, restore, restore_at)
         self.layer = default_start(backbone.depth) if layer is None else layer
         self.grid = grid
@@ -63,16 +73,19 @@ class Expediting(RestoringReducer):
     @classmethod
     def search_space(cls, trial, backbone):
         """See ``TokenReducer``."""
-        return dict(grid=trial.suggest_float('grid', 0.3, 0.95, step=0.05),
-                    layer=trial.suggest_int('layer', 0, backbone.depth - 1))
+        return dict(
+            grid=trial.suggest_float('grid', 0.3, 0.95, step=0.05),
+            layer=trial.suggest_int('layer', 0, backbone.depth - 1),
+        )
 
     def _clusters(self, grid):
-        clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1)
-                         for n, size in zip(self.grid, grid))
+        clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1) for n, size in zip(self.grid, grid))
         if any(n > size for n, size in zip(clusters, grid)):
-            raise UserError(f'token_reduction.grid={self.grid} is more than the {grid[0]}x{grid[1]} patches of this '
-                            f'{"image" if self.backbone.stage is None else "window"}: give at most as many rows and '
-                            'columns, or fractions up to 1.0.')
+            raise UserError(
+                f'token_reduction.grid={self.grid} is more than the {grid[0]}x{grid[1]} patches of this '
+                f'{"image" if self.backbone.stage is None else "window"}: give at most as many rows and '
+                'columns, or fractions up to 1.0.'
+            )
         return clusters
 
     def before_layer(self, i, tokens):
@@ -80,13 +93,17 @@ class Expediting(RestoringReducer):
         if i != self.layer or self._clusters(tokens.grid) == tokens.grid:
             return tokens
         x, clusters = tokens.patches, self._clusters(tokens.grid)
-        centroids, size = cluster_tokens(
-            x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
+        centroids, size = cluster_tokens(x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
         assignment = reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize)
-        return self._reduced(tokens, tokens.replace(
-            x=torch.cat([tokens.prefix, centroids], 1), size=size,
-            index=cell_centres(tokens.grid, clusters, x.device).expand_as(size),
-            memo={**tokens.memo, 'assignment': assignment}))
+        return self._reduced(
+            tokens,
+            tokens.replace(
+                x=torch.cat([tokens.prefix, centroids], 1),
+                size=size,
+                index=cell_centres(tokens.grid, clusters, x.device).expand_as(size),
+                memo={**tokens.memo, 'assignment': assignment},
+            ),
+        )
 
     def expand(self, tokens):
         """Token reconstruction layer."""

@@ -1,4 +1,5 @@
 """GridPool: average-pool the patch grid before a span of layers, add the upsampled change after it."""
+
 import torch
 
 from mmtr.ops.pooling import average_pool, cell_centres, upsample
@@ -24,12 +25,12 @@ class GridPool(RestoringReducer):
     Raises:
         UserError: A setting cannot work, alone or with this backbone.
     """
-    nothing = dict(ratio=0.)
+
+    nothing = dict(ratio=0.0)
     within_windows = True
     expansion = 'cells'
 
-    def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Maybe(Span()) = None,
-                 restore: RESTORE = 'residual'):
+    def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Maybe(Span()) = None, restore: RESTORE = 'residual'):
         super().__init__(backbone, restore)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
         self.stop = self.layers[1]
@@ -37,8 +38,10 @@ class GridPool(RestoringReducer):
     @classmethod
     def search_space(cls, trial, backbone):
         """See ``TokenReducer``."""
-        return dict(ratio=trial.suggest_float('ratio', 0.05, 0.7, step=0.05),
-                    layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth))
+        return dict(
+            ratio=trial.suggest_float('ratio', 0.05, 0.7, step=0.05),
+            layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
+        )
 
     def _cells(self, grid):
         return tuple(max(n - round(share * n), 1) for n, share in zip(grid, self.ratio))
@@ -51,8 +54,12 @@ class GridPool(RestoringReducer):
         x = average_pool(tokens.patches, tokens.grid, cells)
         index = cell_centres(tokens.grid, cells, x.device).expand(x.shape[:2])
         size = torch.full(index.shape, tokens.grid[0] * tokens.grid[1] / index.shape[1], device=x.device)
-        return self._reduced(tokens, tokens.replace(
-            x=torch.cat([tokens.prefix, x], 1), index=index, size=size, memo={**tokens.memo, 'cells': cells}))
+        return self._reduced(
+            tokens,
+            tokens.replace(
+                x=torch.cat([tokens.prefix, x], 1), index=index, size=size, memo={**tokens.memo, 'cells': cells}
+            ),
+        )
 
     def expand(self, tokens):
         """Upsample."""
@@ -66,7 +73,8 @@ class GridPool(RestoringReducer):
         """See ``TokenReducer``; the middle patch of a cell stands for those that it is nearest to."""
         if 'cells' not in tokens.memo:
             return None
-        rows, columns = (torch.arange(n, device=tokens.x.device) * m // n
-                         for n, m in zip(tokens.grid, tokens.memo['cells']))
+        rows, columns = (
+            torch.arange(n, device=tokens.x.device) * m // n for n, m in zip(tokens.grid, tokens.memo['cells'])
+        )
         slots = (rows.unsqueeze(1) * tokens.memo['cells'][1] + columns).flatten().expand(tokens.x.shape[0], -1)
         return torch.zeros_like(slots).scatter(1, tokens.index, 1), tokens.index.gather(1, slots)

@@ -1,4 +1,5 @@
 """What methods share whose tokens merge for good: where each patch went."""
+
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from .restoring import RestoringReducer
 
 class MergingReducer(RestoringReducer):
     """Keeps in ``memo['slots']`` which token stands for each patch, (B, H * W)."""
+
     expansion = 'slots'
 
     def merged(self, tokens: Tokens, x: Tensor, size: Tensor, kept: Tensor, slots: Tensor) -> Tokens:
@@ -22,10 +24,15 @@ class MergingReducer(RestoringReducer):
             slots: (B, N) which of the M stands for each.
         """
         before = tokens.memo.get('slots')
-        return self._reduced(tokens, tokens.replace(
-            x=torch.cat([tokens.prefix, x], 1), size=size,
-            index=kept if tokens.index is None else tokens.index.gather(1, kept),
-            memo={**tokens.memo, 'slots': slots if before is None else slots.gather(1, before)}))
+        return self._reduced(
+            tokens,
+            tokens.replace(
+                x=torch.cat([tokens.prefix, x], 1),
+                size=size,
+                index=kept if tokens.index is None else tokens.index.gather(1, kept),
+                memo={**tokens.memo, 'slots': slots if before is None else slots.gather(1, before)},
+            ),
+        )
 
     def expand(self, tokens):
         """The token that each patch merged into."""

@@ -1,4 +1,5 @@
 """A reducer that looks on while another one works, for tools and pictures."""
+
 from contextlib import contextmanager
 
 from torch import nn
@@ -12,8 +13,18 @@ class Observer(TokenReducer):
     def __init__(self, inner: TokenReducer):
         super().__init__(inner.backbone)
         self.inner, self.fixed_count, self.restore_at = inner, inner.fixed_count, inner.restore_at
-        for name in ('before_layer', 'attention', 'between', 'ffn', 'after_layer', 'restore', 'give_back',
-                     'losses', 'token_schedule', 'token_map'):
+        for name in (
+            'before_layer',
+            'attention',
+            'between',
+            'ffn',
+            'after_layer',
+            'restore',
+            'give_back',
+            'losses',
+            'token_schedule',
+            'token_map',
+        ):
             if getattr(type(self), name) is getattr(TokenReducer, name):
                 setattr(self, name, getattr(inner, name))
 

@@ -1,4 +1,5 @@
 """What methods share that rank tokens and drop the lowest, by a schedule."""
+
 from itertools import accumulate
 
 from torch import Tensor
@@ -45,7 +46,7 @@ class PruneReducer(DropReducer):
         self.r = self._checked_r(r)
         self.multiple_of = multiple_of or 1
         #: Share of ``r`` that leaves in training, 0 to 1, for ``PruningCurriculumHook``.
-        self.rate = 1.
+        self.rate = 1.0
         if backbone.grid is not None and backbone.stage is None:  # that of a window is none of images
             self.token_schedule(backbone.grid, backbone.depth)
 
@@ -54,21 +55,26 @@ class PruneReducer(DropReducer):
         if layers is None:
             return tuple(range(depth - 2))
         if layers and layers[-1] == depth - 2 and self.fusion == 'llf':
-            raise UserError(f"token_reduction.layers={layers!r}: with fusion='llf' what left after layer "
-                            f'{depth - 2} would be back at once in the last layer; end with layer {depth - 3}.')
+            raise UserError(
+                f"token_reduction.layers={layers!r}: with fusion='llf' what left after layer "
+                f'{depth - 2} would be back at once in the last layer; end with layer {depth - 3}.'
+            )
         return layers
 
     def _checked_r(self, r):
         count = len(self.layers)
         if r is None:
             r = PUBLISHED_SHARE / max(count, 1)
-        values = r if isinstance(r, tuple) else (r, ) * count
+        values = r if isinstance(r, tuple) else (r,) * count
         if len(values) != count:
-            raise UserError(f'token_reduction.r={r!r} has {len(values)} values, but tokens leave after {count} '
-                            f'layers, {list(self.layers)}: give one value each.')
+            raise UserError(
+                f'token_reduction.r={r!r} has {len(values)} values, but tokens leave after {count} '
+                f'layers, {list(self.layers)}: give one value each.'
+            )
         if sum(value for value in values if value < 1) >= 1:
-            raise UserError(f'token_reduction.r={r!r} after {count} layers is all tokens: the shares must sum to '
-                            'less than 1.')
+            raise UserError(
+                f'token_reduction.r={r!r} after {count} layers is all tokens: the shares must sum to less than 1.'
+            )
         return values
 
     def score(self, i: int, tokens: Tokens) -> Tensor:
@@ -89,7 +95,8 @@ class PruneReducer(DropReducer):
             raise UserError(
                 f'token_reduction.r={self.r[0] if len(set(self.r)) == 1 else list(self.r)} after {len(self.r)} layers '
                 f'takes {gone} of the {patches} patches of a {grid[0]}x{grid[1]} grid away, and none would be left: '
-                'give less, or a share below 1, which fits any image.')
+                'give less, or a share below 1, which fits any image.'
+            )
         return max(left, 1)
 
     def before_layer(self, i, tokens):
@@ -101,7 +108,7 @@ class PruneReducer(DropReducer):
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``; in training at the present ``rate``."""
-        patches, rate = grid[0] * grid[1], self.rate if self.training else 1.
+        patches, rate = grid[0] * grid[1], self.rate if self.training else 1.0
         gone = {layer + 1: round(rate * n) for layer, n in zip(self.layers, self._gone(patches))}
         schedule, left = [], patches
         for i in range(depth):

@@ -1,4 +1,5 @@
 """Random: drop tokens without a look at them."""
+
 import math
 
 import torch
@@ -34,35 +35,55 @@ class Random(PruneReducer):
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
+
     nothing = dict(r=0, ratio=None, layer=None, every=None)
     within_windows = True
     every = None
 
-    def __init__(self, backbone, ratio: Maybe(SHARE) = None, layer: Maybe(Layer()) = None,
-                 every: Maybe(Whole(1, 2**20)) = None, seed: SEED = 0, restore: RESTORE_DROPPED = 'residual',
-                 r: LEAVING = None, layers: LAYERS = None, multiple_of: MULTIPLE = None, fusion: FUSION = 'none'):
+    def __init__(
+        self,
+        backbone,
+        ratio: Maybe(SHARE) = None,
+        layer: Maybe(Layer()) = None,
+        every: Maybe(Whole(1, 2**20)) = None,
+        seed: SEED = 0,
+        restore: RESTORE_DROPPED = 'residual',
+        r: LEAVING = None,
+        layers: LAYERS = None,
+        multiple_of: MULTIPLE = None,
+        fusion: FUSION = 'none',
+    ):
         if ratio is not None and every is not None:
-            raise UserError(f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: '
-                            'give one of them.')
-        once, often = ({key: value for key, value in settings.items() if value is not None}
-                       for settings in (dict(ratio=ratio, layer=layer, every=every), dict(r=r, layers=layers)))
+            raise UserError(
+                f'token_reduction.ratio={ratio!r} and every={every!r} exclude each other: give one of them.'
+            )
+        once, often = (
+            {key: value for key, value in settings.items() if value is not None}
+            for settings in (dict(ratio=ratio, layer=layer, every=every), dict(r=r, layers=layers))
+        )
         if once and often:
-            raise UserError(f'token_reduction has {", ".join(once)} and {", ".join(often)}: ratio, layer and every '
-                            'drop once, r and layers after several layers; give either.')
+            raise UserError(
+                f'token_reduction has {", ".join(once)} and {", ".join(often)}: ratio, layer and every '
+                'drop once, r and layers after several layers; give either.'
+            )
         if backbone.stage is not None and (often or every is not None or multiple_of or fusion != 'none'):
-            raise UserError('token_reduction of type Random drops rows and columns once within windows: give ratio and '
-                            'layer, and leave every, r, layers, multiple_of and fusion out.')
+            raise UserError(
+                'token_reduction of type Random drops rows and columns once within windows: give ratio and '
+                'layer, and leave every, r, layers, multiple_of and fusion out.'
+            )
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         self.every, self.seed = every, seed
         if not often:
-            self.layers = ((default_start(backbone.depth) if layer is None else layer) - 1, )
-            self.r = (0.5 if ratio is None else ratio, )
+            self.layers = ((default_start(backbone.depth) if layer is None else layer) - 1,)
+            self.r = (0.5 if ratio is None else ratio,)
 
     @classmethod
     def search_space(cls, trial, backbone):
         """See ``TokenReducer``."""
-        return dict(ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
-                    layer=trial.suggest_int('layer', 0, backbone.depth - 1))
+        return dict(
+            ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
+            layer=trial.suggest_int('layer', 0, backbone.depth - 1),
+        )
 
     def before_layer(self, i, tokens):
         """See ``PruneReducer``; within windows whole rows and columns go."""
@@ -71,8 +92,10 @@ class Random(PruneReducer):
         left = self._left_of_window(tokens.grid)
         if i != self.layers[0] + 1 or left == tokens.grid:
             return tokens
-        rows, columns = (highest(pseudo_random(n, self.seed + axis, tokens.x.device).unsqueeze(0), count)[0]
-                         for axis, (n, count) in enumerate(zip(tokens.grid, left)))
+        rows, columns = (
+            highest(pseudo_random(n, self.seed + axis, tokens.x.device).unsqueeze(0), count)[0]
+            for axis, (n, count) in enumerate(zip(tokens.grid, left))
+        )
         kept = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten()
         return self._drop(tokens, kept.expand(tokens.x.shape[0], -1))
 

@@ -1,4 +1,5 @@
 """What methods share that give every patch a token again: from what stands for it, copied or as a change."""
+
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class RestoringReducer(TokenReducer):
     Raises:
         UserError: ``after_head`` with another ``restore`` than ``copy``, or in the windows of a Swin.
     """
+
     #: Key of ``Tokens.memo`` under which ``expand`` finds what it needs; there if anything was reduced.
     expansion: str
     #: Tokens are restored after layer ``stop - 1``; None: for an output only.
@@ -42,11 +44,15 @@ class RestoringReducer(TokenReducer):
     def __init__(self, backbone, restore, restore_at='before_norm'):
         super().__init__(backbone)
         if restore_at == 'after_head' and restore != 'copy':
-            raise UserError("token_reduction.restore_at='after_head' gives back logits, which have no value of their "
-                            f"own for restore={restore!r}: set restore='copy'.")
+            raise UserError(
+                "token_reduction.restore_at='after_head' gives back logits, which have no value of their "
+                f"own for restore={restore!r}: set restore='copy'."
+            )
         if restore_at == 'after_head' and backbone.stage is not None:
-            raise UserError("token_reduction.restore_at='after_head' cannot work in a Swin, whose next stage needs all "
-                            "tokens: set restore_at='before_norm'.")
+            raise UserError(
+                "token_reduction.restore_at='after_head' cannot work in a Swin, whose next stage needs all "
+                "tokens: set restore_at='before_norm'."
+            )
         self.restoration, self.restore_at = restore, restore_at
 
     def expand(self, tokens: Tokens) -> Tensor:

@@ -1,4 +1,5 @@
 """Token Adapter: merge rows and columns of tokens, restore them after a span of layers."""
+
 from dataclasses import dataclass
 from typing import Optional
 
@@ -32,6 +33,7 @@ from .restoring import RestoringReducer
 @dataclass(frozen=True)
 class _Level:
     """One injection: how to undo it, and what pictures of it need."""
+
     groups: Groups
     assignment: Optional[Assignment]
     match: Optional[Tensor]
@@ -66,35 +68,53 @@ class TokenAdapter(RestoringReducer):
     Raises:
         UserError: A setting cannot work, alone, with another one or with this backbone.
     """
-    nothing = dict(ratio=0.)
+
+    nothing = dict(ratio=0.0)
     within_windows = True
     expansion = 'levels'
 
-    def __init__(self, backbone, ratio: Maybe(Pair(SHARE)) = None, unique: Pair(SHARE) = 0.,
-                 layers: Maybe(Span()) = None, per_layer: Maybe(Pair(Whole(0, 1024))) = None,
-                 score: Choice(*SCORES) = 'alternating', metric: Choice(*METRICS) = 'cosine',
-                 merge: Choice(*MERGES) = 'average', reference: Choice(*REFERENCES) = 'reduced_merged',
-                 mode: Choice('max', 'threshold') = 'max', tau: Number(least=-1e6) = 0.995,
-                 restore: Choice('copy', 'residual', 'none') = 'residual', seed: SEED = 0):
+    def __init__(
+        self,
+        backbone,
+        ratio: Maybe(Pair(SHARE)) = None,
+        unique: Pair(SHARE) = 0.0,
+        layers: Maybe(Span()) = None,
+        per_layer: Maybe(Pair(Whole(0, 1024))) = None,
+        score: Choice(*SCORES) = 'alternating',
+        metric: Choice(*METRICS) = 'cosine',
+        merge: Choice(*MERGES) = 'average',
+        reference: Choice(*REFERENCES) = 'reduced_merged',
+        mode: Choice('max', 'threshold') = 'max',
+        tau: Number(least=-1e6) = 0.995,
+        restore: Choice('copy', 'residual', 'none') = 'residual',
+        seed: SEED = 0,
+    ):
         super().__init__(backbone, restore)
         if backbone.stage is not None and score == 'attn':
-            raise UserError("token_reduction.score='attn' cannot work within windows, which are not those of the layer "
-                            f"before: choose one of {', '.join(s for s in SCORES if s != 'attn')}.")
+            raise UserError(
+                "token_reduction.score='attn' cannot work within windows, which are not those of the layer "
+                f'before: choose one of {", ".join(s for s in SCORES if s != "attn")}.'
+            )
         if backbone.stage is not None and restore == 'none':
-            raise UserError("token_reduction.restore='none' cannot work within windows, since the next stage needs "
-                            'every token: choose copy or residual.')
+            raise UserError(
+                "token_reduction.restore='none' cannot work within windows, since the next stage needs "
+                'every token: choose copy or residual.'
+            )
         self.layers, self.unique, self.per_layer = default_span(layers, backbone.depth), unique, per_layer
         if ratio is not None and per_layer is not None:
-            raise UserError(f'token_reduction.ratio={ratio!r} and per_layer={per_layer!r} exclude each other: '
-                            'give one of them.')
+            raise UserError(
+                f'token_reduction.ratio={ratio!r} and per_layer={per_layer!r} exclude each other: give one of them.'
+            )
         self.ratio = (0.3, 0.3) if ratio is None else ratio
         if per_layer is None:
             self._check_shares()
         if metric == 'cosine':
             COSINE.check('token_reduction.tau', tau)
         if score == 'attn' and self.layers[0] == 0:
-            raise UserError(f"token_reduction.score='attn' uses the attention of the layer before the span, and "
-                            f'layers={self.layers} has none: start at layer 1 or later.')
+            raise UserError(
+                f"token_reduction.score='attn' uses the attention of the layer before the span, and "
+                f'layers={self.layers} has none: start at layer 1 or later.'
+            )
         self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
         self.tau = tau if mode == 'threshold' else None
         self.seed = seed
@@ -108,13 +128,16 @@ class TokenAdapter(RestoringReducer):
             ratio=trial.suggest_float('ratio', 0.05, 0.6, step=0.05),
             layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
             score=trial.suggest_categorical('score', ('max', 'alternating')),
-            metric=trial.suggest_categorical('metric', ('cosine', 'euclidean')))
+            metric=trial.suggest_categorical('metric', ('cosine', 'euclidean')),
+        )
 
     def _check_shares(self):
         for axis, ratio, unique in zip(('rows', 'columns'), self.ratio, self.unique):
             if ratio + unique >= 1:
-                raise UserError(f'token_reduction.ratio={ratio:g} and unique={unique:g} leave no representative '
-                                f'{axis}: their sum must be below 1.')
+                raise UserError(
+                    f'token_reduction.ratio={ratio:g} and unique={unique:g} leave no representative '
+                    f'{axis}: their sum must be below 1.'
+                )
 
     def _counts(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """How many rows and columns of ``grid`` become normal, and how many are unique."""
@@ -124,14 +147,17 @@ class TokenAdapter(RestoringReducer):
         normal = tuple(round(share * n) for share, n in zip(self.ratio, grid))
         if self.backbone.stage is not None:
             # Of a window at the border as much goes as can.
-            normal = tuple(min(k, n - u - 1) if n < whole else k
-                           for k, u, n, whole in zip(normal, unique, grid, self.backbone.grid))
+            normal = tuple(
+                min(k, n - u - 1) if n < whole else k
+                for k, u, n, whole in zip(normal, unique, grid, self.backbone.grid)
+            )
         for axis, n, k, u, ratio in zip(('rows', 'columns'), grid, normal, unique, self.ratio):
             if k > 0 and n - k - u < 1:
                 raise UserError(
                     f'token_reduction.ratio={ratio:g} takes {k} of {n} {axis} of the {grid[0]}x{grid[1]} patch grid '
                     f'with {u} unique ones, and no representative remains: the largest ratio that fits is '
-                    f'{max(n - u - 1, 0) / n:.3g}.')
+                    f'{max(n - u - 1, 0) / n:.3g}.'
+                )
         return normal, unique
 
     def _injects(self, i: int) -> bool:
@@ -159,15 +185,19 @@ class TokenAdapter(RestoringReducer):
         assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if self.restores else None
         index = groups.kept if tokens.index is None else tokens.index.gather(1, groups.kept)
         levels = (*tokens.memo.get('levels', ()), _Level(groups, assignment, match))
-        return self._reduced(tokens, tokens.replace(
-            x=torch.cat([tokens.prefix, merged], 1), index=index, size=count, memo={**tokens.memo, 'levels': levels}))
+        return self._reduced(
+            tokens,
+            tokens.replace(
+                x=torch.cat([tokens.prefix, merged], 1), index=index, size=count, memo={**tokens.memo, 'levels': levels}
+            ),
+        )
 
     def attention(self, i, attn, x, tokens):
         """The layer's own; with ``score='attn'`` what the next injection needs is noted."""
         if self.score != 'attn' or not self._injects(i + 1):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix:]
+        received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix :]
         tokens.memo['received'] = received.unflatten(1, self._grid(tokens))
         return attn.attend(q, k, v)
 

@@ -1,4 +1,5 @@
 """ToMe: merge the most similar tokens, for good between attention and FFN, or only within each of them."""
+
 from numbers import Integral
 
 import torch
@@ -16,13 +17,16 @@ from .restoring import RESTORE
 
 class Merging(Setting):
     """How many tokens merge in each layer of a span: ``r`` of ``ToMe``."""
+
     _each = Either(Number(least=0, most=0.5, noun='a share', fraction=True), Whole(0, 2**20))
     _inflect = Number(least=-1, most=1)
 
     def words(self, depth=None):
         """See ``Setting``."""
-        return (f'{self._each.words()}, or a list of these, one for each layer, or a tuple (r, inflect) with an '
-                'inflect from -1 to 1')
+        return (
+            f'{self._each.words()}, or a list of these, one for each layer, or a tuple (r, inflect) with an '
+            'inflect from -1 to 1'
+        )
 
     def take(self, value, depth=None):
         """See ``Setting``."""
@@ -55,16 +59,25 @@ class ToMe(MergingReducer):
     Raises:
         UserError: A setting cannot work, alone or with this backbone.
     """
+
     nothing = dict(r=0)
 
-    def __init__(self, backbone, mode: Choice('sublayer', 'progressive') = 'sublayer', r: Maybe(Merging()) = None,
-                 layers: Maybe(Span()) = None, proportional_attention: Maybe(Flag()) = None,
-                 restore: Maybe(RESTORE) = None):
+    def __init__(
+        self,
+        backbone,
+        mode: Choice('sublayer', 'progressive') = 'sublayer',
+        r: Maybe(Merging()) = None,
+        layers: Maybe(Span()) = None,
+        proportional_attention: Maybe(Flag()) = None,
+        restore: Maybe(RESTORE) = None,
+    ):
         super().__init__(backbone, 'residual' if restore is None else restore)
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:
-            raise UserError(f"token_reduction.restore={restore!r} is for mode='progressive': a sublayer adds what it "
-                            'unmerges to the tokens, so leave restore out.')
+            raise UserError(
+                f"token_reduction.restore={restore!r} is for mode='progressive': a sublayer adds what it "
+                'unmerges to the tokens, so leave restore out.'
+            )
         self.layers = (0, backbone.depth) if layers is None else layers
         if r is None:
             r = 8 if self.progressive else 0.3
@@ -76,16 +89,21 @@ class ToMe(MergingReducer):
         """See ``TokenReducer``."""
         if self.backbone.embed_dims >= 384 or not any(self.r):
             return ''
-        return (f'ToMe matches tokens in every layer, which costs a backbone of {self.backbone.embed_dims} channels '
-                'about what it saves, or more: see tools/benchmark.py, or reduce once, as GridPool does.')
+        return (
+            f'ToMe matches tokens in every layer, which costs a backbone of {self.backbone.embed_dims} channels '
+            'about what it saves, or more: see tools/benchmark.py, or reduce once, as GridPool does.'
+        )
 
     @classmethod
     def search_space(cls, trial, backbone):
         """See ``TokenReducer``."""
         mode = trial.suggest_categorical('mode', ('sublayer', 'progressive'))
         most = 0.5 if mode == 'sublayer' else 0.2  # of each layer; progressive merging adds up
-        return dict(mode=mode, r=trial.suggest_float(f'r of {mode}', 0.02, most, step=0.02),
-                    layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth))
+        return dict(
+            mode=mode,
+            r=trial.suggest_float(f'r of {mode}', 0.02, most, step=0.02),
+            layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
+        )
 
     def _count(self, i: int, n: int) -> int:
         """How many of ``n`` tokens merge in layer ``i``."""
@@ -97,12 +115,12 @@ class ToMe(MergingReducer):
 
     def attention(self, i, attn, x, tokens):
         """Attention on merged tokens, or, if progressive, on all of them, noting which merge after it."""
-        patches = x[:, tokens.num_prefix:]
+        patches = x[:, tokens.num_prefix :]
         count = self._count(i, int(patches.shape[1]))
         if self.progressive:
             q, k, v = attn.qkv(x)
             if count > 0:
-                keys = k[:, :, tokens.num_prefix:].detach().mean(1, dtype=torch.float32)
+                keys = k[:, :, tokens.num_prefix :].detach().mean(1, dtype=torch.float32)
                 tokens.memo['matching'] = soft_matching(keys, count, tokens.num_prefix)
             return attn.attend(q, k, v, self._bias(tokens.size, tokens.num_prefix))
         if count == 0:
@@ -128,7 +146,7 @@ class ToMe(MergingReducer):
 
     def ffn(self, i, ffn, x, tokens):
         """The FFN, on merged tokens unless progressive."""
-        patches = x[:, tokens.num_prefix:]
+        patches = x[:, tokens.num_prefix :]
         count = 0 if self.progressive else self._count(i, int(patches.shape[1]))
         if count == 0:
             return ffn(x)
@@ -163,9 +181,10 @@ def _schedule(r, depth):
         value, inflect = r
         _check_r(r, value)
         if not isinstance(inflect, (int, float)) or not -1 <= inflect <= 1:
-            raise UserError(f'token_reduction.r={r!r} has the inflection {inflect!r}: choose -1, falling to '
-                            '0, to 1, rising from 0.')
-        low, steps = value * (1. - inflect), max(depth - 1, 1)
+            raise UserError(
+                f'token_reduction.r={r!r} has the inflection {inflect!r}: choose -1, falling to 0, to 1, rising from 0.'
+            )
+        low, steps = value * (1.0 - inflect), max(depth - 1, 1)
         if isinstance(value, Integral):
             # With the released code's rounding, to the last bit.
             low = int(low)
@@ -175,8 +194,9 @@ def _schedule(r, depth):
             each = [low + (2 * value - 2 * low) * (k / steps) for k in range(depth)]
     elif isinstance(r, list):
         if len(r) != depth:
-            raise UserError(f'token_reduction.r={r!r} has {len(r)} values for {depth} layers: give one for '
-                            'each layer of the span.')
+            raise UserError(
+                f'token_reduction.r={r!r} has {len(r)} values for {depth} layers: give one for each layer of the span.'
+            )
         each = r
     else:
         each = [r] * depth
@@ -188,8 +208,10 @@ def _schedule(r, depth):
 def _check_r(r, value):
     if isinstance(value, Integral) and value >= 0 or isinstance(value, float) and 0 <= value <= 0.5:
         return
-    raise UserError(f'token_reduction.r={r!r} cannot work: give a whole number of tokens, or a share of 0.0 '
-                    'to 0.5, since at most half of them merge at once, or a list of these, or (r, inflect).')
+    raise UserError(
+        f'token_reduction.r={r!r} cannot work: give a whole number of tokens, or a share of 0.0 '
+        'to 0.5, since at most half of them merge at once, or a list of these, or (r, inflect).'
+    )
 
 
 def _without_matching(tokens):

@@ -1,4 +1,5 @@
 """A reducer within each window of a grid."""
+
 from typing import Callable
 
 import torch
@@ -63,15 +64,19 @@ class Windowed(TokenReducer):
 
     def _cut(self, grid: tuple[int, int]) -> list[tuple[tuple[int, int], tuple[list[int], list[int]]]]:
         """The sizes that windows of ``grid`` have, and in which rows and columns of windows they are."""
-        rows, columns = ({size: [start // side for start in starts] for size, starts in cut(n, side).items()}
-                         for n, side in zip(grid, self.backbone.grid))
+        rows, columns = (
+            {size: [start // side for start in starts] for size, starts in cut(n, side).items()}
+            for n, side in zip(grid, self.backbone.grid)
+        )
         return [((h, w), (rows[h], columns[w])) for h in rows for w in columns]
 
     def _positions(self, grid: tuple[int, int], i: int, device) -> tuple[tuple[int, int], list[Tensor]]:
         """The grid (H', W') that tokens form in layer ``i``, and where those of the windows of each size are in it."""
         side = self._size(self.backbone.grid, i)
-        found = [(self._size(size, i), [[n * s for n in line] for line, s in zip(lines, side)])
-                 for size, lines in self._cut(grid)]
+        found = [
+            (self._size(size, i), [[n * s for n in line] for line, s in zip(lines, side)])
+            for size, lines in self._cut(grid)
+        ]
         extent = tuple(max(starts[axis][-1] + size[axis] for size, starts in found) for axis in (0, 1))
         return extent, [piece_positions(*starts, size, extent[1], device) for size, starts in found]
 
@@ -89,13 +94,17 @@ class Windowed(TokenReducer):
         place = places(torch.cat([p.flatten() for p in positions]), grid[0] * grid[1])
         x = join_pieces([window.x for window in windows], positions, place)
         tokens = tokens.replace(
-            x=x, windows=make_windows(
-                grid, self._size(self.backbone.grid, i), device, self.inner.table_interpolation),
-            memo={key: value for key, value in tokens.memo.items() if key != 'windows'}, index=None)
+            x=x,
+            windows=make_windows(grid, self._size(self.backbone.grid, i), device, self.inner.table_interpolation),
+            memo={key: value for key, value in tokens.memo.items() if key != 'windows'},
+            index=None,
+        )
         if grid == tokens.grid:
             return tokens
-        index = [self._in_grid(window.index, window, whole) for window, whole in zip(
-            windows, self._positions(tokens.grid, full, device)[1])]
+        index = [
+            self._in_grid(window.index, window, whole)
+            for window, whole in zip(windows, self._positions(tokens.grid, full, device)[1])
+        ]
         index = join_pieces([part.unsqueeze(2) for part in index], positions, place).squeeze(2)
         return tokens.replace(index=index, memo={**tokens.memo, 'windows': (i, windows)})
 
@@ -107,8 +116,10 @@ class Windowed(TokenReducer):
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``; padding is not counted."""
-        sizes = [(len(rows) * len(columns), self.inner.token_schedule(size, depth))
-                 for size, (rows, columns) in self._cut(grid)]
+        sizes = [
+            (len(rows) * len(columns), self.inner.token_schedule(size, depth))
+            for size, (rows, columns) in self._cut(grid)
+        ]
         return [sum(count * schedule[i] for count, schedule in sizes) for i in range(depth)]
 
     def token_map(self, tokens):
@@ -123,5 +134,7 @@ class Windowed(TokenReducer):
             found = self.inner.token_map(window)
             groups.append(torch.ones_like(own) if found is None else found[0])
             stands_for.append(own if found is None else self._in_grid(found[1], window, whole))
-        return tuple(join_pieces([part.unsqueeze(2) for part in parts], positions, place).squeeze(2)
-                     for parts in (groups, stands_for))
+        return tuple(
+            join_pieces([part.unsqueeze(2) for part in parts], positions, place).squeeze(2)
+            for parts in (groups, stands_for)
+        )

@@ -1,4 +1,5 @@
 """What a reducer does, in one line."""
+
 from torch import nn
 
 from mmtr.errors import UserError

@@ -1,4 +1,5 @@
 """One picture of what a reducer did to an image, layer by layer."""
+
 import cv2
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ def _changing(maps, image):
     found = []
     for layer in sorted(maps):
         new = maps[layer][image]
-        if not found or not (np.array_equal(new.group, found[-1].group)
-                             and np.array_equal(new.stands_for, found[-1].stands_for)):
+        if not found or not (
+            np.array_equal(new.group, found[-1].group) and np.array_equal(new.stands_for, found[-1].stands_for)
+        ):
             found.append(new)
     return found
 
@@ -65,8 +67,9 @@ def group_legend(maps: list[TokenMap]) -> Caption:
     return [(None, 'token:'), *((GROUP_COLORS[i], names[i]) for i in found)]
 
 
-def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int, index: int = 0,
-                  max_layers: int = 4) -> np.ndarray:
+def token_picture(
+    image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int, index: int = 0, max_layers: int = 4
+) -> np.ndarray:
     """The token maps of an image as rows of pictures: (height, width, 3) uint8 RGB.
 
     Args:
@@ -86,8 +89,10 @@ def token_picture(image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int
     rows = []
     for m in layers:
         side = _patch_side(image, m.group.shape, patch)
-        row = [(f'layer {m.layer}: {(m.group > 0).sum()} of {m.group.size} patches keep a token', image),
-               (legend, draw_groups(image, m, side))]
+        row = [
+            (f'layer {m.layer}: {(m.group > 0).sum()} of {m.group.size} patches keep a token', image),
+            (legend, draw_groups(image, m, side)),
+        ]
         if shares:
             row.append(('one colour: share a token, that of the dot', draw_matches(image, m, side)))
         left = [(GROUP_COLORS[0], 'dropped'), (None, 'others: mean of each token')]

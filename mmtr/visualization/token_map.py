@@ -1,4 +1,5 @@
 """Pictures of what a reducer does to the patches of an image (Token Adapter, Fig. 5)."""
+
 import colorsys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,18 @@ from mmtr.reducers.observer import Observer, reducer_of
 #: RGB of normal, representative and unique patches.
 GROUP_COLORS = np.array([[0, 120, 130], [225, 225, 225], [255, 140, 0]], np.uint8)
 #: RGB of tokens that stand for several patches: twelve hues, each bright, pale and dark.
-TOKEN_COLORS = np.array([colorsys.hsv_to_rgb(hue / 12, saturation, value) for saturation, value in
-                         ((1, 1), (0.45, 1), (1, 0.55)) for hue in range(12)]) * 255
+TOKEN_COLORS = (
+    np.array(
+        [
+            colorsys.hsv_to_rgb(hue / 12, saturation, value)
+            for saturation, value in ((1, 1), (0.45, 1), (1, 0.55))
+            for hue in range(12)
+        ]
+    )
+    * 255
+)
 #: Sum of the differences of two colours' channels from which on they are told apart at a glance.
-FAR = 250.
+FAR = 250.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class TokenMap:
         group: (H, W) 0 normal, 1 representative, 2 unique.
         stands_for: (H, W) raster position of the patch whose token stands for each patch.
     """
+
     layer: int
     group: np.ndarray
     stands_for: np.ndarray
@@ -56,8 +66,9 @@ class _Recorder(Observer):
     def _note(self, i, tokens):
         found = self.inner.token_map(tokens)
         if found is not None:
-            self.runs[-1][1][i] = [TokenMap(i, *(t.reshape(tokens.grid).cpu().numpy() for t in pair))
-                                   for pair in zip(*found)]
+            self.runs[-1][1][i] = [
+                TokenMap(i, *(t.reshape(tokens.grid).cpu().numpy() for t in pair)) for pair in zip(*found)
+            ]
         return tokens
 
 
@@ -112,13 +123,17 @@ def _colors_of_tokens(stands_for):
     """
     counts = np.bincount(stands_for.reshape(-1), minlength=stands_for.size)
     touching = [set() for _ in counts]
-    for one, other in ((stands_for[:, 1:], stands_for[:, :-1]), (stands_for[1:], stands_for[:-1]),
-                       (stands_for[1:, 1:], stands_for[:-1, :-1]), (stands_for[1:, :-1], stands_for[:-1, 1:])):
+    for one, other in (
+        (stands_for[:, 1:], stands_for[:, :-1]),
+        (stands_for[1:], stands_for[:-1]),
+        (stands_for[1:, 1:], stands_for[:-1, :-1]),
+        (stands_for[1:, :-1], stands_for[:-1, 1:]),
+    ):
         for a, b in zip(one.reshape(-1).tolist(), other.reshape(-1).tolist()):
             touching[a].add(b)
             touching[b].add(a)
     chosen, used = np.full(len(counts), -1), np.zeros(len(TOKEN_COLORS))
-    for token in np.argsort(-counts, kind='stable')[:(counts > 1).sum()]:
+    for token in np.argsort(-counts, kind='stable')[: (counts > 1).sum()]:
         others = [chosen[other] for other in touching[token] if other != token and chosen[other] >= 0]
         distance = np.abs(TOKEN_COLORS[:, None] - TOKEN_COLORS[np.array(others, int)]).sum(-1).min(1, initial=FAR)
         # Far enough is enough; of those, the colour that fewest tokens have.
@@ -154,8 +169,9 @@ def draw_injected(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndar
     cells = _cells(token_map.group.shape, patch, image.shape)
     owner = token_map.stands_for.reshape(-1)[cells].reshape(-1)
     count = np.maximum(np.bincount(owner, minlength=token_map.group.size), 1)
-    mean = np.stack([np.bincount(owner, image[..., c].reshape(-1), minlength=token_map.group.size) / count
-                     for c in range(3)], 1)
+    mean = np.stack(
+        [np.bincount(owner, image[..., c].reshape(-1), minlength=token_map.group.size) / count for c in range(3)], 1
+    )
     dropped = token_map.dropped.reshape(-1)[cells]
     return np.where(dropped[..., None], GROUP_COLORS[0], mean[owner].reshape(image.shape)).astype(np.uint8)
 

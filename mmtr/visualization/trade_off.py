@@ -1,4 +1,5 @@
 """Accuracy against speed-up of many reductions, as a figure for print."""
+
 from typing import Optional
 
 import numpy as np
@@ -69,18 +70,28 @@ def draw_trade_off(results: dict[str, dict], metric: str, paths, title: str = ''
         for name in own:
             axes.plot(*shown[name], marker=CARETDOWN if name in below else marker, zorder=4, clip_on=False, **style)
     if front:
-        axes.plot(*zip(*(points[name] for name in front)), color='black', lw=3.5, alpha=0.18, zorder=2,
-                  solid_capstyle='round', label='front')
+        axes.plot(
+            *zip(*(points[name] for name in front)),
+            color='black',
+            lw=3.5,
+            alpha=0.18,
+            zorder=2,
+            solid_capstyle='round',
+            label='front',
+        )
     axes.margins(0.06)
     if below:
         top = max(accuracy for _, accuracy in points.values())
         axes.set_ylim(bottom, top + 0.06 * (top - bottom))
     figure.legend(fontsize=7, loc='outside right upper')
-    labels = {name: name.removeprefix(methods[name]).removeprefix(methods[name].split()[0]).strip(' ,') or name
-              for name in others}
+    labels = {
+        name: name.removeprefix(methods[name]).removeprefix(methods[name].split()[0]).strip(' ,') or name
+        for name in others
+    }
     labels.update({name: f'{labels[name]}: {accuracy:.4g}' for name, accuracy in below.items()})
-    _label(figure, axes, shown, {plain: plain, **labels},
-           [plain, *front, *(name for name in others if name not in front)])
+    _label(
+        figure, axes, shown, {plain: plain, **labels}, [plain, *front, *(name for name in others if name not in front)]
+    )
     for path in paths:
         figure.savefig(path)
 
@@ -95,13 +106,23 @@ def _label(figure, axes, points, labels, order):
     for name in order:
         for dx, dy in PLACES:
             text = axes.annotate(
-                labels[name], points[name], (dx, dy), textcoords='offset points', fontsize=6, zorder=6,
-                path_effects=HALO, ha='left' if dx > 0 else 'right' if dx < 0 else 'center',
-                va='center' if dx else 'bottom' if dy > 0 else 'top')
+                labels[name],
+                points[name],
+                (dx, dy),
+                textcoords='offset points',
+                fontsize=6,
+                zorder=6,
+                path_effects=HALO,
+                ha='left' if dx > 0 else 'right' if dx < 0 else 'center',
+                va='center' if dx else 'bottom' if dy > 0 else 'top',
+            )
             box = text.get_window_extent(renderer)
             inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other) for other in taken) and not any(
-                    box.padded(8).contains(*mark) for mark in marks):
+            if (
+                inside
+                and not any(box.overlaps(other) for other in taken)
+                and not any(box.padded(8).contains(*mark) for mark in marks)
+            ):
                 taken.append(box)
                 break
             text.remove()

@@ -1,4 +1,5 @@
 """Where predictions differ, against loops over pixels and over all pairings."""
+
 from itertools import permutations, product
 
 import numpy as np
@@ -19,8 +20,11 @@ def semantic(labels, kind=SegDataSample, name='data'):
 
 
 def detected(boxes, labels, scores, masks=None):
-    found = InstanceData(bboxes=torch.tensor(boxes).float().reshape(-1, 4), labels=torch.tensor(labels).long(),
-                         scores=torch.tensor(scores).float())
+    found = InstanceData(
+        bboxes=torch.tensor(boxes).float().reshape(-1, 4),
+        labels=torch.tensor(labels).long(),
+        scores=torch.tensor(scores).float(),
+    )
     if masks is not None:
         found.masks = torch.as_tensor(np.array(masks, bool).reshape(-1, *SHAPE))
     return DetDataSample(pred_instances=found, metainfo=dict(ori_shape=SHAPE))
@@ -67,14 +71,16 @@ def test_instances_against_loops(seed):
     for _ in range(5):
         mask = np.zeros(SHAPE, bool)
         top, left = rng.integers(0, 8, 2)
-        mask[top:top + rng.integers(3, 7), left:left + rng.integers(3, 7)] = True
+        mask[top : top + rng.integers(3, 7), left : left + rng.integers(3, 7)] = True
         found.append((int(rng.integers(2)), float(rng.random()), mask))
     # The other: some moved a little, one of another class, one twice, one with a low score, in another order.
     other = [(label, score * 0.9, np.roll(mask, int(rng.integers(0, 3)), 1)) for label, score, mask in found]
     other[0] = (1 - other[0][0], *other[0][1:])
     other = [*other[::-1][:4], (*other[-1][:1], 0.95, other[-1][2])]
-    samples = [detected(np.zeros((5, 4)), *zip(*((label, score) for label, score, _ in each)),
-                        [mask for *_, mask in each]) for each in (found, other)]
+    samples = [
+        detected(np.zeros((5, 4)), *zip(*((label, score) for label, score, _ in each)), [mask for *_, mask in each])
+        for each in (found, other)
+    ]
     expected, counts = by_loops(found, other, 0.2)
     result = difference(*samples, score_thr=0.2)
     assert np.array_equal(result.pixels, expected) and result.instances == counts

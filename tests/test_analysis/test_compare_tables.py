@@ -19,6 +19,7 @@ class Perfect(nn.Module):
 
     def test_step(self, batch):
         from mmdet.structures import DetDataSample
+
         self.backbone(torch.zeros(1))
         samples = []
         for number in batch['numbers']:
@@ -27,8 +28,10 @@ class Perfect(nn.Module):
             boxes[:, 2:] += boxes[:, :2]
             sample = DetDataSample(metainfo=dict(img_id=number, ori_shape=(64, 64)))
             sample.pred_instances = InstanceData(
-                bboxes=boxes, scores=torch.ones(len(found)),
-                labels=torch.tensor([each['category_id'] // 10 - 1 for each in found], dtype=torch.long))
+                bboxes=boxes,
+                scores=torch.ones(len(found)),
+                labels=torch.tensor([each['category_id'] // 10 - 1 for each in found], dtype=torch.long),
+            )
             samples.append(sample)
         return samples
 

@@ -9,14 +9,16 @@ from mmtr.analysis.figures import COLORS, FIGURES, draw_layers
 
 
 def layers(**lines):
-    return {name: dict(layers={quantity: values for *_, quantities in FIGURES.values() for quantity in quantities})
-            for name, values in lines.items()}
+    return {
+        name: dict(layers={quantity: values for *_, quantities in FIGURES.values() for quantity in quantities})
+        for name, values in lines.items()
+    }
 
 
 def seen(path):
     """How many pixels of the axes, legend left out, have the colour of each line."""
     pixels = np.asarray(Image.open(path).convert('RGB')).astype(int)
-    pixels = pixels[:, :int(0.7 * pixels.shape[1])]
+    pixels = pixels[:, : int(0.7 * pixels.shape[1])]
     return [int((np.abs(pixels - 255 * np.array(to_rgb(color))).sum(-1) < 30).sum()) for color in COLORS[1:]]
 
 
@@ -33,6 +35,6 @@ def test_lines_that_coincide_are_all_seen(tmp_path, count):
 def test_a_line_alone_is_unbroken_and_layers_without_a_number_are_left_out(tmp_path):
     path = draw_layers(layers(plain=[0.1] * 6, other=[0.5, 0.5, math.nan, 0.5, 0.5, 0.5]), tmp_path)[0]
     pixels = np.asarray(Image.open(path).convert('RGB')).astype(int)
-    row = (np.abs(pixels - 255 * np.array(to_rgb(COLORS[1]))).sum(-1) < 60)[:, :int(0.7 * pixels.shape[1])]
+    row = (np.abs(pixels - 255 * np.array(to_rgb(COLORS[1]))).sum(-1) < 60)[:, : int(0.7 * pixels.shape[1])]
     starts = np.diff(row.any(0).astype(int)) == 1
     assert starts.sum() == 2, 'from layer 0 to 1, and from 3 to 5'

@@ -14,11 +14,23 @@ CLASSES = 7
 
 
 def segmenter(embed_dims, layers, heads, size):
-    backbone = VisionTransformer(img_size=size, patch_size=16, embed_dims=embed_dims, num_layers=layers,
-                                 num_heads=heads, final_norm=True, norm_cfg=dict(type='LN'))
+    backbone = VisionTransformer(
+        img_size=size,
+        patch_size=16,
+        embed_dims=embed_dims,
+        num_layers=layers,
+        num_heads=heads,
+        final_norm=True,
+        norm_cfg=dict(type='LN'),
+    )
     head = SegmenterMaskTransformerHead(
-        in_channels=embed_dims, channels=embed_dims, num_classes=CLASSES, num_layers=2, num_heads=heads,
-        embed_dims=embed_dims)
+        in_channels=embed_dims,
+        channels=embed_dims,
+        num_classes=CLASSES,
+        num_layers=2,
+        num_heads=heads,
+        embed_dims=embed_dims,
+    )
     return nn.Sequential(backbone, head)
 
 
@@ -71,9 +83,17 @@ def test_fused_segmenter_counts_as_stock():
 
 
 def test_other_counters_count_attention_by_its_two_products():
-    fused, by_hand = (backbones.VisionTransformer(
-        img_size=(64, 96), embed_dims=48, num_layers=3, num_heads=4, attn_backend=backend,
-        token_reduction=dict(type='TokenAdapter', layers=(1, 3))) for backend in ('auto', 'math'))
+    fused, by_hand = (
+        backbones.VisionTransformer(
+            img_size=(64, 96),
+            embed_dims=48,
+            num_layers=3,
+            num_heads=4,
+            attn_backend=backend,
+            token_reduction=dict(type='TokenAdapter', layers=(1, 3)),
+        )
+        for backend in ('auto', 'math')
+    )
     fused.eval()
     by_hand.eval()
     image = torch.randn(1, 3, 64, 96)
@@ -94,9 +114,14 @@ def test_fused_attention_counts_both_products():
 def test_kernels_with_heads_last_count_the_same():
     # These kernels run on CUDA only, so their inputs are given as a graph holds them.
     tensors = dict(q='2, 5, 3, 8', k='2, 11, 3, 8', v='2, 11, 3, 16')
-    graph = torch._C.parse_ir('graph({}):\n  return (%q)\n'.format(', '.join(
-        f'%{name} : Float({shape}, strides=[1, 1, 1, 1], requires_grad=0, device=cpu)'
-        for name, shape in tensors.items())))
+    graph = torch._C.parse_ir(
+        'graph({}):\n  return (%q)\n'.format(
+            ', '.join(
+                f'%{name} : Float({shape}, strides=[1, 1, 1, 1], requires_grad=0, device=cpu)'
+                for name, shape in tensors.items()
+            )
+        )
+    )
     for kernel in ('aten::_flash_attention_forward', 'aten::_efficient_attention_forward'):
         assert _HANDLERS[kernel](list(graph.inputs()), []) == 2 * 3 * 5 * 11 * (8 + 16)
 

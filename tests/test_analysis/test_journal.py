@@ -12,8 +12,9 @@ from mmtr.errors import UserError
 
 def test_records_outlive_the_process_that_kept_them(tmp_path):
     # What mmdet's metrics keep: arrays and plain values, in tuples.
-    first = dict(size=2, results=[
-        ({'img_id': 3, 'bboxes': np.eye(4, dtype=np.float32)}, [torch.arange(3), None, b'rle'])])
+    first = dict(
+        size=2, results=[({'img_id': 3, 'bboxes': np.eye(4, dtype=np.float32)}, [torch.arange(3), None, b'rle'])]
+    )
     with Journal(tmp_path / 'kept', dict(config='a')) as journal:
         journal.append(first)
         journal.append(dict(size=1))

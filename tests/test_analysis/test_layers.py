@@ -34,7 +34,8 @@ def test_diversity_and_similarity_are_those_of_the_stock_model():
         layer.register_forward_hook(lambda module, args, out: tokens.append(out[0, 1:]))
         # It asks for the mean over heads; the hook is to see each.
         layer.attn.attn.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, {**kwargs, 'average_attn_weights': False}), with_kwargs=True)
+            lambda module, args, kwargs: (args, {**kwargs, 'average_attn_weights': False}), with_kwargs=True
+        )
     batch = images(2, 48, 64)
     expected = dict(attention_diversity=[], token_similarity=[])
     with torch.no_grad():
@@ -42,7 +43,8 @@ def test_diversity_and_similarity_are_those_of_the_stock_model():
             maps.clear(), tokens.clear()
             stock(image)
             expected['attention_diversity'].append(
-                [1 - sum(mean_cosine(head[1:]) for head in of_layer[0]) / 4 for of_layer in maps])
+                [1 - sum(mean_cosine(head[1:]) for head in of_layer[0]) / 4 for of_layer in maps]
+            )
             expected['token_similarity'].append([mean_cosine(of_layer) for of_layer in tokens])
     found = analyze_layers(model, batch.split(1), reducers(plain=None), repeats=1)['plain']['layers']
     for quantity, of_images in expected.items():
@@ -60,8 +62,10 @@ def test_every_reducer_is_measured_and_left_alone(cfg):
     found = analyze_layers(model, [image], dict(own=own), repeats=1)['own']
     assert set(found['layers']) == set(layers.QUANTITIES)
     alone = [count < 2 for count in found['layers']['attention_tokens']]  # such a layer has no pairs of tokens
-    assert all([math.isnan(value) for value in values] == (alone if quantity == 'attention_diversity' else [False] * 4)
-               for quantity, values in found['layers'].items())
+    assert all(
+        [math.isnan(value) for value in values] == (alone if quantity == 'attention_diversity' else [False] * 4)
+        for quantity, values in found['layers'].items()
+    )
     if own.fixed_count:
         assert found['layers']['attention_tokens'] == own.token_schedule((5, 7), 4)
     assert model.token_reducer is own
@@ -78,16 +82,24 @@ def test_a_rotary_backbone_is_measured():
 
 
 def test_attention_and_ffn_are_counted_apart():
-    found = analyze_layers(backbone(None), [images(1)], reducers(
-        evit=dict(type='EViT', keep_rate=0.5, layers=(1,)), tome=dict(type='ToMe', r=5, layers=(2, 3))), repeats=1)
+    found = analyze_layers(
+        backbone(None),
+        [images(1)],
+        reducers(evit=dict(type='EViT', keep_rate=0.5, layers=(1,)), tome=dict(type='ToMe', r=5, layers=(2, 3))),
+        repeats=1,
+    )
     assert found['evit']['layers']['attention_tokens'] == [35, 35, 19, 19]
     assert found['evit']['layers']['ffn_tokens'] == [35, 19, 19, 19]
     assert found['tome']['layers']['attention_tokens'] == found['tome']['layers']['ffn_tokens'] == [35, 35, 30, 35]
 
 
 def test_similarity_is_of_the_restored_grid():
-    found = analyze_layers(backbone(None), [images(1)], reducers(
-        half=dict(type='Random', ratio=34 / 35, layer=2, restore='copy')), repeats=1)['half']['layers']
+    found = analyze_layers(
+        backbone(None),
+        [images(1)],
+        reducers(half=dict(type='Random', ratio=34 / 35, layer=2, restore='copy')),
+        repeats=1,
+    )['half']['layers']
     # One token is left for every patch: all alike, and it has no other to be compared with in attention.
     assert found['token_similarity'][2:] == pytest.approx([1, 1])
     assert all(map(math.isnan, found['attention_diversity'][2:]))
@@ -115,8 +127,12 @@ def test_a_bias_of_each_query_counts():
 
 
 def test_tokens_of_all_windows_are_counted():
-    found = analyze_layers(backbone(None, with_cls_token=False), [images(1)], dict(
-        windowed=Windowed(BackboneShape(depth=4, embed_dims=32, num_prefix=0))), repeats=1)
+    found = analyze_layers(
+        backbone(None, with_cls_token=False),
+        [images(1)],
+        dict(windowed=Windowed(BackboneShape(depth=4, embed_dims=32, num_prefix=0))),
+        repeats=1,
+    )
     assert found['windowed']['layers']['attention_tokens'] == [35] * 4
 
 

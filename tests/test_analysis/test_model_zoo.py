@@ -26,9 +26,18 @@ def zoo():
 def small_model(**backbone):
     """Config of a segmentor of 64x64 pixels."""
     settings = dict(img_size=(64, 64), embed_dims=32, num_layers=2, num_heads=2, patch_size=8)
-    return Config(dict(default_scope='mmseg', crop_size=(64, 64), model=dict(
-        type='EncoderDecoder', data_preprocessor=dict(type='SegDataPreProcessor'), backbone={**settings, **backbone},
-        decode_head=dict(type='FCNHead', in_channels=32, in_index=-1, channels=8, num_classes=3, num_convs=1))))
+    return Config(
+        dict(
+            default_scope='mmseg',
+            crop_size=(64, 64),
+            model=dict(
+                type='EncoderDecoder',
+                data_preprocessor=dict(type='SegDataPreProcessor'),
+                backbone={**settings, **backbone},
+                decode_head=dict(type='FCNHead', in_channels=32, in_index=-1, channels=8, num_classes=3, num_convs=1),
+            ),
+        )
+    )
 
 
 def test_the_page_has_each_config_once():
@@ -43,18 +52,28 @@ def test_rows_are_those_of_the_page(zoo, name):
 
 # The other tables hold the same models with other classes.
 @pytest.mark.slow
-@pytest.mark.parametrize('title', [title for title in Zoo(ROOT).notes['tables'] if title.startswith((
-    'ADE20K', 'COCO, instances', 'Kvasir', 'CamVid', 'Cell nuclei', 'The demo'))])
+@pytest.mark.parametrize(
+    'title',
+    [
+        title
+        for title in Zoo(ROOT).notes['tables']
+        if title.startswith(('ADE20K', 'COCO, instances', 'Kvasir', 'CamVid', 'Cell nuclei', 'The demo'))
+    ],
+)
 def test_tables_are_those_of_the_page(zoo, title):
     assert zoo.table(title) in PAGE
 
 
-@pytest.mark.parametrize('backbone', [
-    dict(type='mmtr.VisionTransformer', token_reduction=dict(type='ToMe', r=0.3)),
-    dict(type='mmtr.VisionTransformer', token_reduction=dict(type='TokenAdapter', ratio=0.3)),
-    dict(type='mmtr.EVA02', token_reduction=dict(type='EViT', layers=(1, ))),
-    dict(type='mmtr.DINOv2', peft=dict(type='LoRA'), token_reduction=dict(type='Expediting', layer=1, grid=0.5)),
-], ids=lambda backbone: backbone['type'])
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='mmtr.VisionTransformer', token_reduction=dict(type='ToMe', r=0.3)),
+        dict(type='mmtr.VisionTransformer', token_reduction=dict(type='TokenAdapter', ratio=0.3)),
+        dict(type='mmtr.EVA02', token_reduction=dict(type='EViT', layers=(1,))),
+        dict(type='mmtr.DINOv2', peft=dict(type='LoRA'), token_reduction=dict(type='Expediting', layer=1, grid=0.5)),
+    ],
+    ids=lambda backbone: backbone['type'],
+)
 def test_what_is_counted_for_shapes_alone_is_what_a_computed_pass_counts(backbone):
     model, images = build_model(small_model(**backbone)), torch.randn(1, 3, 64, 72)
     computed = count_flops(model, images)
@@ -88,8 +107,14 @@ def test_dar_runs_the_ffn_of_half_of_the_tokens():
 
 
 def test_what_depends_on_the_image_has_no_number():
-    found = cost(small_model(type='mmtr.VisionTransformer', num_layers=3, token_reduction=dict(
-        type='ALGM', local_layer=1, global_layer=2)), (64, 64))
+    found = cost(
+        small_model(
+            type='mmtr.VisionTransformer',
+            num_layers=3,
+            token_reduction=dict(type='ALGM', local_layer=1, global_layer=2),
+        ),
+        (64, 64),
+    )
     assert found.gflops is None and tokens_in_words(found) == 'by image'
 
 
@@ -103,13 +128,16 @@ def test_the_size_is_that_of_the_training_crops():
     assert pixels_of(cfg) == (64, 64)
 
 
-@pytest.mark.parametrize('notes, words', [
-    (dict(published=dict(gone='1 mIoU (TA)')), "'gone' in 'published' is no config"),
-    (dict(published=dict(one='1 mIoU (XY, 2)')), "'1 mIoU (XY, 2)' of 'one' names no source: give one of TA"),
-    (dict(measured=dict(gone=[])), "'gone' in 'measured' is no config"),
-    (dict(tables={}), "'one' must be in one table, and is in none"),
-    (dict(tables={'A': ['*'], 'B': ['one']}), "'one' must be in one table, and is in ['A', 'B']"),
-])
+@pytest.mark.parametrize(
+    'notes, words',
+    [
+        (dict(published=dict(gone='1 mIoU (TA)')), "'gone' in 'published' is no config"),
+        (dict(published=dict(one='1 mIoU (XY, 2)')), "'1 mIoU (XY, 2)' of 'one' names no source: give one of TA"),
+        (dict(measured=dict(gone=[])), "'gone' in 'measured' is no config"),
+        (dict(tables={}), "'one' must be in one table, and is in none"),
+        (dict(tables={'A': ['*'], 'B': ['one']}), "'one' must be in one table, and is in ['A', 'B']"),
+    ],
+)
 def test_notes_that_fit_no_config_are_errors(tmp_path, notes, words):
     good = dict(tables={'A': ['o*']}, sources=dict(TA='a paper'), published={}, measured={}, pixels={})
     Config({**good, **notes}).dump(tmp_path / 'notes.yml')

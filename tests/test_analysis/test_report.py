@@ -9,25 +9,55 @@ from mmtr.analysis.report import refresh
 ROOT = Path(__file__).parents[2]
 
 
-def reduced(miou, encoder_ms, total_ms=10., **settings):
-    return dict(token_reduction=settings or None, metrics=dict(mIoU=miou), class_iou=dict(sky=miou + 1, pole=0.5),
-                encoder_ms=encoder_ms, total_ms=total_ms, gflops=2., tokens_per_layer='4 x2')
+def reduced(miou, encoder_ms, total_ms=10.0, **settings):
+    return dict(
+        token_reduction=settings or None,
+        metrics=dict(mIoU=miou),
+        class_iou=dict(sky=miou + 1, pole=0.5),
+        encoder_ms=encoder_ms,
+        total_ms=total_ms,
+        gflops=2.0,
+        tokens_per_layer='4 x2',
+    )
 
 
 @pytest.fixture
 def folder(tmp_path):
     machine = dict(cpu='Some CPU', threads=2, torch='2.9', dtype='float32')
-    compared = dict(command='tools/compare.py c.py w.pth all.py', images=7, machine=machine, results={
-        'plain': reduced(40., 30.), 'Pool (5, 12) 0.3': reduced(39., 20.), 'Pool (2, 12) 0.3': reduced(38.5, 15.),
-        'Drop, last 0.5': reduced(20., 10.)})
+    compared = dict(
+        command='tools/compare.py c.py w.pth all.py',
+        images=7,
+        machine=machine,
+        results={
+            'plain': reduced(40.0, 30.0),
+            'Pool (5, 12) 0.3': reduced(39.0, 20.0),
+            'Pool (2, 12) 0.3': reduced(38.5, 15.0),
+            'Drop, last 0.5': reduced(20.0, 10.0),
+        },
+    )
     (tmp_path / 'compare.json').write_text(json.dumps(compared))
 
     def timed(config, ms, gflops, share):
-        return dict(part='backbone', config=config, ms_per_image=ms, ms_per_image_quartiles=[ms - 1, ms + 1],
-                    images_per_second=1e3 / ms, gflops=gflops, parameters=9, peak_memory_bytes=5e6, speed_up=100 / ms,
-                    gflops_ratio=gflops / 8, reducer_share=share)
-    run = dict(command='tools/benchmark.py c.py', machine=machine, settings=dict(shape=[64, 96], batch_size=2),
-               results=[timed('plain', 100., 8., None), timed('plain@type=Pool', 50., 4., 0.01)])
+        return dict(
+            part='backbone',
+            config=config,
+            ms_per_image=ms,
+            ms_per_image_quartiles=[ms - 1, ms + 1],
+            images_per_second=1e3 / ms,
+            gflops=gflops,
+            parameters=9,
+            peak_memory_bytes=5e6,
+            speed_up=100 / ms,
+            gflops_ratio=gflops / 8,
+            reducer_share=share,
+        )
+
+    run = dict(
+        command='tools/benchmark.py c.py',
+        machine=machine,
+        settings=dict(shape=[64, 96], batch_size=2),
+        results=[timed('plain', 100.0, 8.0, None), timed('plain@type=Pool', 50.0, 4.0, 0.01)],
+    )
     (tmp_path / 'speed.json').write_text(json.dumps(run))
     return tmp_path
 
@@ -69,9 +99,15 @@ def test_resolution(folder):
     assert '| plain | 64x96 | 2 | float32 | 10.00 | 5 | 2.00x (2.00x) |' in table(folder, 'resolution runs')
 
 
-@pytest.mark.parametrize('mark, words', [
-    ('speeds speed.json', "'speeds' is no kind of table"), ('speed nowhere.json', "'nowhere.json' holds no results"),
-    ('accuracy speed.json', "'speed.json' holds no results"), ('accuracy compare.json Pol', "'compare.json' holds no")])
+@pytest.mark.parametrize(
+    'mark, words',
+    [
+        ('speeds speed.json', "'speeds' is no kind of table"),
+        ('speed nowhere.json', "'nowhere.json' holds no results"),
+        ('accuracy speed.json', "'speed.json' holds no results"),
+        ('accuracy compare.json Pol', "'compare.json' holds no"),
+    ],
+)
 def test_wrong_marks_are_said(folder, mark, words):
     with pytest.raises(UserError, match=words):
         refresh(f'<!-- {mark} -->\n<!-- end -->', folder)

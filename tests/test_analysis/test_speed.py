@@ -10,7 +10,7 @@ def test_interleave_calls_each_once_a_round_and_drops_the_warm_up():
     calls, rounds = [], []
     callables = {name: lambda name=name: calls.append(name) for name in 'abc'}
     timings = interleave(callables, repeats=8, warmup=2, progress=lambda done, of: rounds.append((done, of)))
-    in_rounds = [calls[i:i + 3] for i in range(0, len(calls), 3)]
+    in_rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
     assert len(in_rounds) == 10
     assert all(sorted(order) == ['a', 'b', 'c'] for order in in_rounds)
     assert len({tuple(order) for order in in_rounds}) > 1
@@ -20,10 +20,10 @@ def test_interleave_calls_each_once_a_round_and_drops_the_warm_up():
 
 
 def test_timing_gives_median_and_quartiles():
-    timing = Timing([5., 1., 2., 4., 3.])
+    timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0])
     assert timing.median == 3
     assert timing.quartiles == (2, 4)
-    assert Timing([2.]).quartiles == (2, 2)
+    assert Timing([2.0]).quartiles == (2, 2)
 
 
 class Worker:
@@ -43,7 +43,7 @@ class Worker:
 
 def test_share_counts_nested_methods_once_and_unwraps(monkeypatch):
     class Clock:
-        now = 0.
+        now = 0.0
 
     monkeypatch.setattr(time, 'perf_counter', lambda: Clock.now)
     worker = Worker(Clock)
@@ -62,10 +62,10 @@ def test_peak_memory_of_a_chain_is_its_largest_moment():
     x = torch.randn(1000)
 
     def chain():
-        a = torch.relu(x)               # 4000 bytes
-        b = torch.relu(a)               # 8000
+        a = torch.relu(x)  # 4000 bytes
+        b = torch.relu(a)  # 8000
         del a
-        c = torch.cat([b, b, b])        # 4000 + 12000, the peak
+        c = torch.cat([b, b, b])  # 4000 + 12000, the peak
         del b
         return torch.relu(c[:10])
 
@@ -84,7 +84,7 @@ def test_peak_memory_sees_the_attention_matrix():
     with torch.inference_mode():
         plain = peak_memory(lambda: (q @ q.transpose(-2, -1)).softmax(-1) @ q)
         fused = peak_memory(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
-    assert plain >= 2 * 2 * 256 * 256 * 4      # products and their softmax
+    assert plain >= 2 * 2 * 256 * 256 * 4  # products and their softmax
     assert fused < plain
 
 

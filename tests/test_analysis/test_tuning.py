@@ -1,4 +1,5 @@
 """The search of tools/tune_reduction.py, on measurements that a formula gives."""
+
 import json
 import sys
 
@@ -20,7 +21,7 @@ def measure(reduction):
     left = reduction['grid'] ** 2 if reduction['type'] == 'Expediting' else 1 - reduction['ratio']
     saved = (1 - left) * (12 - reduction['layer']) / 12
     lost = saved * (20 if reduction['type'] == 'Random' else 10)
-    return Outcome(50 - lost, 50., 100 * (1 - saved), 100.)
+    return Outcome(50 - lost, 50.0, 100 * (1 - saved), 100.0)
 
 
 def run(study, target, trials, measure=measure, seed=0):
@@ -42,7 +43,7 @@ def test_the_best_setting_is_near_the_optimum():
 
 def test_the_fastest_setting_within_a_drop():
     study = open_study(None, MADE)
-    target = Target(max_drop=2.)
+    target = Target(max_drop=2.0)
     run(study, target, 80)
     _, outcome = next(ranked(study, target))
     assert 0 <= outcome.drop <= 2 and outcome.speed_up > 1.15  # 1.25 at the very best
@@ -80,13 +81,23 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path):
 
 def test_those_that_reach_the_target_come_first_then_the_nearest():
     study = open_study(None, MADE)
-    outcomes = dict(zip('abcde', (Outcome(49, 50, 50, 100), Outcome(48, 50, 40, 100), Outcome(50, 50, 90, 100),
-                                  Outcome(50, 50, 70, 100), Outcome(49, 50, 50, 100))))
+    outcomes = dict(
+        zip(
+            'abcde',
+            (
+                Outcome(49, 50, 50, 100),
+                Outcome(48, 50, 40, 100),
+                Outcome(50, 50, 90, 100),
+                Outcome(50, 50, 70, 100),
+                Outcome(49, 50, 50, 100),
+            ),
+        )
+    )
     for name in 'cbade':
         trial = study.ask()
         trial.set_user_attr('reduction', name if name != 'e' else 'a')
         trial.set_user_attr('outcome', vars(outcomes[name]))
-        study.tell(trial, 0.)
+        study.tell(trial, 0.0)
     assert [reduction for reduction, _ in ranked(study, Target(speed_up=1.9))] == ['a', 'b', 'd', 'c']
     # A drop of 2: b is the fastest; one of 1: a is. What is slower than plain reaches nothing.
     assert [reduction for reduction, _ in ranked(study, Target(max_drop=2))] == ['b', 'a', 'd', 'c']
@@ -101,10 +112,14 @@ def test_the_front_and_those_that_only_the_front_beats():
         trial = study.ask()
         trial.set_user_attr('reduction', dict(type=name))
         trial.set_user_attr('outcome', vars(Outcome(accuracy, 50, ms, 100)))
-        study.tell(trial, 0.)
+        study.tell(trial, 0.0)
     # e is slower than plain; d is beaten by f too.
     assert [(rank, reduction['type']) for rank, reduction, _ in fronts(study)] == [
-        ('front', 'c'), ('front', 'a'), ('runner-up', 'f'), ('front', 'b')]
+        ('front', 'c'),
+        ('front', 'a'),
+        ('runner-up', 'f'),
+        ('front', 'b'),
+    ]
 
 
 @pytest.mark.parametrize('count, wanted, each', [(100, 20, 20), (7, 20, 3), (2, 1, 1)])

@@ -32,28 +32,34 @@ def eva02_shapes(separate, norm='fc_norm', clip=False, layers=LAYERS):
     }
     for i in range(layers):
         at = f'blocks.{i}'
-        shapes.update({
-            **norm_shapes(f'{at}.norm1', DIM),
-            **linear_shapes(f'{at}.attn.proj', DIM, DIM),
-            **norm_shapes(f'{at}.norm2', DIM),
-            **linear_shapes(f'{at}.mlp.fc2', HIDDEN, DIM),
-        })
+        shapes.update(
+            {
+                **norm_shapes(f'{at}.norm1', DIM),
+                **linear_shapes(f'{at}.attn.proj', DIM, DIM),
+                **norm_shapes(f'{at}.norm2', DIM),
+                **linear_shapes(f'{at}.mlp.fc2', HIDDEN, DIM),
+            }
+        )
         if separate:
-            shapes.update({
-                **linear_shapes(f'{at}.attn.q_proj', DIM, DIM),
-                f'{at}.attn.k_proj.weight': (DIM, DIM),
-                **linear_shapes(f'{at}.attn.v_proj', DIM, DIM),
-                **linear_shapes(f'{at}.mlp.fc1_g', DIM, HIDDEN),
-                **linear_shapes(f'{at}.mlp.fc1_x', DIM, HIDDEN),
-                **norm_shapes(f'{at}.mlp.norm', HIDDEN),
-            })
+            shapes.update(
+                {
+                    **linear_shapes(f'{at}.attn.q_proj', DIM, DIM),
+                    f'{at}.attn.k_proj.weight': (DIM, DIM),
+                    **linear_shapes(f'{at}.attn.v_proj', DIM, DIM),
+                    **linear_shapes(f'{at}.mlp.fc1_g', DIM, HIDDEN),
+                    **linear_shapes(f'{at}.mlp.fc1_x', DIM, HIDDEN),
+                    **norm_shapes(f'{at}.mlp.norm', HIDDEN),
+                }
+            )
         else:
-            shapes.update({
-                f'{at}.attn.qkv.weight': (3 * DIM, DIM),
-                f'{at}.attn.q_bias': (DIM,),
-                f'{at}.attn.v_bias': (DIM,),
-                **linear_shapes(f'{at}.mlp.fc1', DIM, 2 * HIDDEN),
-            })
+            shapes.update(
+                {
+                    f'{at}.attn.qkv.weight': (3 * DIM, DIM),
+                    f'{at}.attn.q_bias': (DIM,),
+                    f'{at}.attn.v_bias': (DIM,),
+                    **linear_shapes(f'{at}.mlp.fc1', DIM, 2 * HIDDEN),
+                }
+            )
         if clip:
             shapes.update(norm_shapes(f'{at}.attn.norm', DIM))
     return shapes

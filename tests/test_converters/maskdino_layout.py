@@ -54,26 +54,38 @@ def head_shapes(widths, encoded, extra, learned=False, order='low2high'):
     shapes.update(conv_shapes(f'{PIXEL}.mask_features', CHANNELS, CHANNELS, 1, True))
     for i in range(DECODER):
         at = f'{PREDICTOR}.decoder.layers.{i}'
-        shapes.update({**deformable_shapes(f'{at}.cross_attn', levels), **ffn_shapes(at),
-                       f'{at}.self_attn.in_proj_weight': (3 * CHANNELS, CHANNELS),
-                       f'{at}.self_attn.in_proj_bias': (3 * CHANNELS,),
-                       **linear_shapes(f'{at}.self_attn.out_proj', CHANNELS, CHANNELS)})
+        shapes.update(
+            {
+                **deformable_shapes(f'{at}.cross_attn', levels),
+                **ffn_shapes(at),
+                f'{at}.self_attn.in_proj_weight': (3 * CHANNELS, CHANNELS),
+                f'{at}.self_attn.in_proj_bias': (3 * CHANNELS,),
+                **linear_shapes(f'{at}.self_attn.out_proj', CHANNELS, CHANNELS),
+            }
+        )
         for j in (1, 2, 3):
             shapes.update(norm_shapes(f'{at}.norm{j}', CHANNELS))
-    shapes.update({
-        **mlp_shapes(f'{PREDICTOR}.decoder.ref_point_head', [2 * CHANNELS, CHANNELS, CHANNELS]),
-        **norm_shapes(f'{PREDICTOR}.decoder_norm', CHANNELS),
-        **linear_shapes(f'{PREDICTOR}.class_embed', CHANNELS, CLASSES + learned),
-        f'{PREDICTOR}.label_enc.weight': (CLASSES, CHANNELS),
-        **mlp_shapes(f'{PREDICTOR}.mask_embed', [CHANNELS] * 4),
-        **mlp_shapes(f'{PREDICTOR}._bbox_embed', [CHANNELS] * 3 + [4]),
-    })
+    shapes.update(
+        {
+            **mlp_shapes(f'{PREDICTOR}.decoder.ref_point_head', [2 * CHANNELS, CHANNELS, CHANNELS]),
+            **norm_shapes(f'{PREDICTOR}.decoder_norm', CHANNELS),
+            **linear_shapes(f'{PREDICTOR}.class_embed', CHANNELS, CLASSES + learned),
+            f'{PREDICTOR}.label_enc.weight': (CLASSES, CHANNELS),
+            **mlp_shapes(f'{PREDICTOR}.mask_embed', [CHANNELS] * 4),
+            **mlp_shapes(f'{PREDICTOR}._bbox_embed', [CHANNELS] * 3 + [4]),
+        }
+    )
     if learned:
-        shapes.update({f'{PREDICTOR}.query_feat.weight': (QUERIES, CHANNELS),
-                       f'{PREDICTOR}.query_embed.weight': (QUERIES, 4)})
+        shapes.update(
+            {f'{PREDICTOR}.query_feat.weight': (QUERIES, CHANNELS), f'{PREDICTOR}.query_embed.weight': (QUERIES, 4)}
+        )
     else:
-        shapes.update({**linear_shapes(f'{PREDICTOR}.enc_output', CHANNELS, CHANNELS),
-                       **norm_shapes(f'{PREDICTOR}.enc_output_norm', CHANNELS)})
+        shapes.update(
+            {
+                **linear_shapes(f'{PREDICTOR}.enc_output', CHANNELS, CHANNELS),
+                **norm_shapes(f'{PREDICTOR}.enc_output_norm', CHANNELS),
+            }
+        )
     return shapes
 
 
@@ -86,8 +98,13 @@ def head_state(*args, seed=0, **kwargs):
             state[key] = state[key] * 2
     for i in range(DECODER):
         for name in (f'{PREDICTOR}.bbox_embed.{i}', f'{PREDICTOR}.decoder.bbox_embed.{i}'):
-            state.update({name + key[len(f'{PREDICTOR}._bbox_embed'):]: value for key, value in list(state.items())
-                          if key.startswith(f'{PREDICTOR}._bbox_embed')})
+            state.update(
+                {
+                    name + key[len(f'{PREDICTOR}._bbox_embed') :]: value
+                    for key, value in list(state.items())
+                    if key.startswith(f'{PREDICTOR}._bbox_embed')
+                }
+            )
     for kind in ('weight', 'bias'):
         state[f'{PREDICTOR}.decoder.norm.{kind}'] = state[f'{PREDICTOR}.decoder_norm.{kind}']
     state['criterion.empty_weight'] = torch.ones(CLASSES + 1)
@@ -151,7 +168,7 @@ def deformable(query, boxes, value, shapes, state, name):
     weights = linear(query, state, f'{name}.attention_weights').view(count, HEADS, -1).softmax(-1)
     weights, out, start = weights.view(count, HEADS, levels, POINTS), torch.zeros(count, HEADS, CHANNELS // HEADS), 0
     for i, (height, width) in enumerate(shapes):
-        part = value[start:start + height * width].unflatten(0, (height, width))
+        part = value[start : start + height * width].unflatten(0, (height, width))
         start += height * width
         for head in range(HEADS):
             move, centre = offsets[:, head, i], boxes[:, i, None, :2]
@@ -172,24 +189,35 @@ def ffn(x, state, name, last):
 def pixel_decoder(maps, state, encoded, extra, order):
     """One image: maps (1, C, H, W), finest first -> mask features (C, H, W), levels (N, C) and their shapes."""
     inputs = maps[-encoded:] if order == 'low2high' else maps[-encoded:][::-1]
-    levels = [group_norm(conv(x, state, f'{PIXEL}.input_proj.{i}.0'), state, f'{PIXEL}.input_proj.{i}.1')
-              for i, x in enumerate(inputs)]
+    levels = [
+        group_norm(conv(x, state, f'{PIXEL}.input_proj.{i}.0'), state, f'{PIXEL}.input_proj.{i}.1')
+        for i, x in enumerate(inputs)
+    ]
     coarse, further = maps[-1], []
     for i in range(encoded, encoded + extra):
-        coarse = group_norm(conv(coarse, state, f'{PIXEL}.input_proj.{i}.0', stride=2, padding=1), state,
-                            f'{PIXEL}.input_proj.{i}.1')
+        coarse = group_norm(
+            conv(coarse, state, f'{PIXEL}.input_proj.{i}.0', stride=2, padding=1), state, f'{PIXEL}.input_proj.{i}.1'
+        )
         further.append(coarse)
     levels = levels + further if order == 'low2high' else further[::-1] + levels
     shapes = [tuple(level.shape[-2:]) for level in levels]
     x = torch.cat([level[0].flatten(1).T for level in levels])
-    where = torch.cat([positions(*shape) + embed
-                       for shape, embed in zip(shapes, state[f'{PIXEL}.transformer.level_embed'])])
-    centres = torch.tensor([((column + 0.5) / width, (row + 0.5) / height) for height, width in shapes
-                            for row in range(height) for column in range(width)])
+    where = torch.cat(
+        [positions(*shape) + embed for shape, embed in zip(shapes, state[f'{PIXEL}.transformer.level_embed'])]
+    )
+    centres = torch.tensor(
+        [
+            ((column + 0.5) / width, (row + 0.5) / height)
+            for height, width in shapes
+            for row in range(height)
+            for column in range(width)
+        ]
+    )
     for i in range(ENCODER):
         at = f'{PIXEL}.transformer.encoder.layers.{i}'
-        seen = deformable(x + where, centres.unsqueeze(1).expand(-1, len(shapes), 2), x, shapes, state,
-                          f'{at}.self_attn')
+        seen = deformable(
+            x + where, centres.unsqueeze(1).expand(-1, len(shapes), 2), x, shapes, state, f'{at}.self_attn'
+        )
         x = ffn(norm(x + seen, state, f'{at}.norm1'), state, at, 'norm2')
     levels = x.split([height * width for height, width in shapes])
     finest = 0 if order == 'low2high' else -1
@@ -220,9 +248,14 @@ def mask_boxes(masks):
 
 def first_queries(memory, shapes, state, mask_features, initial):
     """The best places as queries (Q, C), and boxes (Q, 4) before the sigmoid."""
-    proposals = torch.tensor([((column + 0.5) / width, (row + 0.5) / height, 0.05 * 2**i, 0.05 * 2**i)
-                              for i, (height, width) in enumerate(shapes)
-                              for row in range(height) for column in range(width)])
+    proposals = torch.tensor(
+        [
+            ((column + 0.5) / width, (row + 0.5) / height, 0.05 * 2**i, 0.05 * 2**i)
+            for i, (height, width) in enumerate(shapes)
+            for row in range(height)
+            for column in range(width)
+        ]
+    )
     bad = ((proposals <= 0.01) | (proposals >= 0.99)).any(1)
     memory = torch.where(bad.unsqueeze(1), 0.0, memory)
     memory = norm(linear(memory, state, f'{PREDICTOR}.enc_output'), state, f'{PREDICTOR}.enc_output_norm')
@@ -265,8 +298,9 @@ def head(maps, state, encoded, extra, initial='no', order='low2high'):
         where = torch.cat([waves(boxes[:, n] * 2 * math.pi, CHANNELS // 2) for n in (1, 0, 2, 3)], 1)
         where = mlp(where, state, f'{PREDICTOR}.decoder.ref_point_head', 2)
         query = norm(query + attend(query, where, state, f'{at}.self_attn'), state, f'{at}.norm2')
-        seen = deformable(query + where, boxes.unsqueeze(1).expand(-1, len(shapes), 4), memory, shapes, state,
-                          f'{at}.cross_attn')
+        seen = deformable(
+            query + where, boxes.unsqueeze(1).expand(-1, len(shapes), 4), memory, shapes, state, f'{at}.cross_attn'
+        )
         query = ffn(norm(query + seen, state, f'{at}.norm1'), state, at, 'norm3')
         before = boxes
         boxes = (before_sigmoid(before) + mlp(query, state, f'{PREDICTOR}._bbox_embed', 3)).sigmoid()

@@ -12,8 +12,7 @@ def draw(shapes, seed=0):
     """Small random weights, so that the eps of a LayerNorm shows; its scale is near 1."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        key: 0.05 * torch.randn(shape, generator=generator)
-        + (1.0 if 'norm' in key and 'weight' in key else 0.0)
+        key: 0.05 * torch.randn(shape, generator=generator) + (1.0 if 'norm' in key and 'weight' in key else 0.0)
         for key, shape in shapes.items()
     }
 
@@ -155,48 +154,31 @@ def augreg_state():
             shapes.update({f'{at}/{name}/scale': (DIM,), f'{at}/{name}/bias': (DIM,)})
         attention = f'{at}/MultiHeadDotProductAttention_1'
         for name in ('query', 'key', 'value'):
-            shapes.update(
-                {f'{attention}/{name}/kernel': (DIM, HEADS, d), f'{attention}/{name}/bias': (HEADS, d)}
-            )
+            shapes.update({f'{attention}/{name}/kernel': (DIM, HEADS, d), f'{attention}/{name}/bias': (HEADS, d)})
         shapes.update({f'{attention}/out/kernel': (HEADS, d, DIM), f'{attention}/out/bias': (DIM,)})
         for name, n_in, n_out in (('Dense_0', DIM, HIDDEN), ('Dense_1', HIDDEN, DIM)):
-            shapes.update(
-                {f'{at}/MlpBlock_3/{name}/kernel': (n_in, n_out), f'{at}/MlpBlock_3/{name}/bias': (n_out,)}
-            )
+            shapes.update({f'{at}/MlpBlock_3/{name}/kernel': (n_in, n_out), f'{at}/MlpBlock_3/{name}/bias': (n_out,)})
     state = draw(shapes)
     return {key: value + 1 if key.endswith('/scale') else value for key, value in state.items()}
 
 
 def augreg_vit(image, state):
     patches = image.reshape(len(image), 3, SIZE[0] // PATCH, PATCH, SIZE[1] // PATCH, PATCH)
-    x = (
-        torch.einsum('bchpwq,pqcd->bhwd', patches, state['embedding/kernel']).flatten(1, 2)
-        + state['embedding/bias']
-    )
-    x = (
-        torch.cat((state['cls'].expand(len(x), 1, DIM), x), 1)
-        + state['Transformer/posembed_input/pos_embedding']
-    )
+    x = torch.einsum('bchpwq,pqcd->bhwd', patches, state['embedding/kernel']).flatten(1, 2) + state['embedding/bias']
+    x = torch.cat((state['cls'].expand(len(x), 1, DIM), x), 1) + state['Transformer/posembed_input/pos_embedding']
     for i in range(LAYERS):
         at = f'Transformer/encoderblock_{i}'
         attention = f'{at}/MultiHeadDotProductAttention_1'
         y = norm(x, state[f'{at}/LayerNorm_0/scale'], state[f'{at}/LayerNorm_0/bias'], 1e-6)
         query, key, value = (
-            torch.einsum('bnc,chd->bnhd', y, state[f'{attention}/{name}/kernel'])
-            + state[f'{attention}/{name}/bias']
+            torch.einsum('bnc,chd->bnhd', y, state[f'{attention}/{name}/kernel']) + state[f'{attention}/{name}/bias']
             for name in ('query', 'key', 'value')
         )
         weights = (torch.einsum('bqhd,bkhd->bhqk', query, key) / (DIM // HEADS) ** 0.5).softmax(-1)
         y = torch.einsum('bhqk,bkhd->bqhd', weights, value)
-        x = (
-            x
-            + torch.einsum('bqhd,hdc->bqc', y, state[f'{attention}/out/kernel'])
-            + state[f'{attention}/out/bias']
-        )
+        x = x + torch.einsum('bqhd,hdc->bqc', y, state[f'{attention}/out/kernel']) + state[f'{attention}/out/bias']
         y = norm(x, state[f'{at}/LayerNorm_2/scale'], state[f'{at}/LayerNorm_2/bias'], 1e-6)
         mlp = f'{at}/MlpBlock_3'
         y = gelu(y @ state[f'{mlp}/Dense_0/kernel'] + state[f'{mlp}/Dense_0/bias'])
         x = x + y @ state[f'{mlp}/Dense_1/kernel'] + state[f'{mlp}/Dense_1/bias']
-    return norm(x, state['Transformer/encoder_norm/scale'], state['Transformer/encoder_norm/bias'], 1e-6)[
-        :, 1:
-    ]
+    return norm(x, state['Transformer/encoder_norm/scale'], state['Transformer/encoder_norm/bias'], 1e-6)[:, 1:]

@@ -1,4 +1,5 @@
 """A file of each source as it is released, of a tiny model with random weights."""
+
 import numpy as np
 import torch
 import yaml
@@ -25,7 +26,11 @@ def write(source, path):
     if source == 'dar':  # beside it lies the DINOv2 of that width, which has no name at this one
         torch.save(DINOv2(0).state_dict(), path.with_name('dinov2_vit?14_pretrain.pth'))
     state = dict(
-        timm_vit=lambda: draw(vit_shapes()), eva02=lambda: eva02_state(True), dinov2=lambda: DINOv2(0).state_dict(),
-        cropr=lambda: dict(model=cropr_state(True)), dar=tuned_state,
-        maskdino=lambda: dict(model={**resnet_state(), **head_state(WIDTHS, encoded=3, extra=1)}))[source]()
+        timm_vit=lambda: draw(vit_shapes()),
+        eva02=lambda: eva02_state(True),
+        dinov2=lambda: DINOv2(0).state_dict(),
+        cropr=lambda: dict(model=cropr_state(True)),
+        dar=tuned_state,
+        maskdino=lambda: dict(model={**resnet_state(), **head_state(WIDTHS, encoded=3, extra=1)}),
+    )[source]()
     save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)

@@ -25,8 +25,7 @@ def release(tmp_path):
     folder.mkdir()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], 0.1, momentum=0.9)
     torch.save(
-        dict(model=mask_state(), optimizer=optimizer.state_dict(), n_cls=CLASSES, epoch=1),
-        folder / 'checkpoint.pth',
+        dict(model=mask_state(), optimizer=optimizer.state_dict(), n_cls=CLASSES, epoch=1), folder / 'checkpoint.pth'
     )
     text = yaml.dump(variant(decoder=dict(name='mask_transformer', n_layers=2)))
     assert 'python/tuple' in text
@@ -60,9 +59,7 @@ def test_folder_and_file_give_the_same_checkpoint(release, tmp_path, capsys):
     assert 'model.backbone.norm_cfg.eps=1e-05' in said and f'model.backbone.patch_size={PATCH}' in said
 
 
-@pytest.mark.parametrize(
-    'source, suffix', [('timm_vit', '.pth'), ('timm_vit', '.safetensors'), ('augreg_npz', '.npz')]
-)
+@pytest.mark.parametrize('source, suffix', [('timm_vit', '.pth'), ('timm_vit', '.safetensors'), ('augreg_npz', '.npz')])
 @pytest.mark.parametrize('wanted', ['.pth', '.safetensors'])
 def test_backbones_from_and_to_either_format(source, suffix, wanted, tmp_path, capsys):
     path, out = tmp_path / f'vit{suffix}', tmp_path / f'out{wanted}'
@@ -73,11 +70,7 @@ def test_backbones_from_and_to_either_format(source, suffix, wanted, tmp_path, c
     else:
         save_file(draw(vit_shapes()), path)
     convert(source, path, out)
-    state = (
-        load_file(out)
-        if wanted == '.safetensors'
-        else CheckpointLoader.load_checkpoint(str(out))['state_dict']
-    )
+    state = load_file(out) if wanted == '.safetensors' else CheckpointLoader.load_checkpoint(str(out))['state_dict']
     assert state['layers.1.attn.attn.in_proj_weight'].shape == (3 * DIM, DIM)
     assert f'model.pretrained={out}' in capsys.readouterr().out
 
@@ -135,12 +128,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(release, tmp_path, capsys)
     assert 'variant.yml cannot be read as YAML' in refused(capsys, 'segmenter', release, out)
     variant_file.unlink()
     assert 'variant.yml is not there' in refused(capsys, 'segmenter', release, out)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        'bad.npz',
-        'bad.pth',
-        'bad.safetensors',
-        'seg_tiny_mask',
-    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['bad.npz', 'bad.pth', 'bad.safetensors', 'seg_tiny_mask']
 
 
 def test_arrays_that_carry_code_are_refused(tmp_path, capsys):

@@ -36,10 +36,7 @@ def image():
 
 def build(settings, head=None):
     """The stock backbone or segmentor that ``settings`` describe, in eval mode."""
-    cfg = dict(
-        backbone=dict(type='VisionTransformer', img_size=SIZE, norm_cfg=dict(type='LN')),
-        decode_head=head or {},
-    )
+    cfg = dict(backbone=dict(type='VisionTransformer', img_size=SIZE, norm_cfg=dict(type='LN')), decode_head=head or {})
     for key, value in settings.items():
         part, _, key = key.partition('.')
         if part not in cfg:
@@ -62,17 +59,12 @@ def test_segmenter_mask_head_gives_the_outputs_of_the_release(image):
     for i in range(2):
         x = block(x, state, f'decoder.blocks.{i}', DIM // 64, 1e-5)
     x = layer_norm(x, state, 'decoder.decoder_norm', 1e-5)
-    patches, classes = (
-        x[:, :PATCHES] @ state['decoder.proj_patch'],
-        x[:, PATCHES:] @ state['decoder.proj_classes'],
-    )
+    patches, classes = (x[:, :PATCHES] @ state['decoder.proj_patch'], x[:, PATCHES:] @ state['decoder.proj_classes'])
     patches, classes = (t / t.norm(dim=-1, keepdim=True) for t in (patches, classes))
     expected = maps(layer_norm(patches @ classes.transpose(1, 2), state, 'decoder.mask_norm', 1e-5))
 
     converted, notes = segmenter.convert(state, variant())
-    head = dict(
-        type='SegmenterMaskTransformerHead', in_channels=DIM, channels=DIM, embed_dims=DIM, dropout_ratio=0.0
-    )
+    head = dict(type='SegmenterMaskTransformerHead', in_channels=DIM, channels=DIM, embed_dims=DIM, dropout_ratio=0.0)
     model = build(notes.settings, head)
     model.load_state_dict(converted, strict=True)
     with torch.no_grad():
@@ -83,9 +75,7 @@ def test_segmenter_linear_head_gives_the_outputs_of_the_release(image):
     state = linear_state()
     expected = maps(linear(vit(image, state, 1e-5, 'encoder.'), state, 'decoder.head'))
     converted, notes = segmenter.convert(state, variant())
-    head = dict(
-        type='FCNHead', in_channels=DIM, channels=DIM, num_convs=0, concat_input=False, dropout_ratio=0.0
-    )
+    head = dict(type='FCNHead', in_channels=DIM, channels=DIM, num_convs=0, concat_input=False, dropout_ratio=0.0)
     model = build(notes.settings, head)
     model.load_state_dict(converted, strict=True)
     with torch.no_grad():
@@ -183,14 +173,12 @@ def test_the_config_that_fits_is_named(dim, heads, layers, dataset, linear_head,
     said['dataset_kwargs']['dataset'] = dataset
     state = {'backbone.pos_embed': torch.zeros(1, 5, dim)}
     assert segmenter._notes(state, settings, said, linear_head).fits == fits
-    said['dataset_kwargs'].update(
-        patch_type='algm', threshold=0.9, selected_layers=(1, 5), merging_window_size=(2, 2))
+    said['dataset_kwargs'].update(patch_type='algm', threshold=0.9, selected_layers=(1, 5), merging_window_size=(2, 2))
     notes = segmenter._notes(state, settings, said, linear_head)
     if fits:
         assert notes.fits.replace('_algm', '') == fits.replace('_vit-l', '') and '_algm_' in notes.fits
     reduction = {key.rpartition('.')[2]: value for key, value in notes.settings.items() if 'token_reduction' in key}
-    assert reduction == dict(
-        type='ALGM', variant='released', threshold=0.9, local_layer=1, global_layer=5, window=2)
+    assert reduction == dict(type='ALGM', variant='released', threshold=0.9, local_layer=1, global_layer=5, window=2)
     for key, value in (('merging_window_size', (2, 4)), ('merging_window_size', None), ('selected_layers', (1,))):
         said['dataset_kwargs'] = dict(said['dataset_kwargs'], **{key: value})
         with pytest.raises(UserError, match='variant.yml (lacks|has merging windows of 2x4 patches)'):

@@ -24,16 +24,18 @@ def tuned_state(distilled=False, outputs=1, dim=DIM):
     shapes = {}
     for i in range(LAYERS):
         at = f'backbone.blocks.{i}'
-        shapes.update({
-            **linear_shapes(f'{at}.adapter.down_proj', dim, ADAPTER),
-            **linear_shapes(f'{at}.adapter.up_proj', ADAPTER, dim),
-            **conv(f'{at}.compensator.down_conv1', dim, HIDDEN),
-            **conv(f'{at}.compensator.down_conv2.0', 1, HIDDEN, 3),
-            **conv(f'{at}.compensator.down_conv2.1', HIDDEN, HIDDEN),
-            **conv(f'{at}.compensator.up_conv', HIDDEN, dim),
-            f'{at}.scale': (),
-            **conv(f'{at}.token_mask_gen.conv', dim, 1, 3),
-        })
+        shapes.update(
+            {
+                **linear_shapes(f'{at}.adapter.down_proj', dim, ADAPTER),
+                **linear_shapes(f'{at}.adapter.up_proj', ADAPTER, dim),
+                **conv(f'{at}.compensator.down_conv1', dim, HIDDEN),
+                **conv(f'{at}.compensator.down_conv2.0', 1, HIDDEN, 3),
+                **conv(f'{at}.compensator.down_conv2.1', HIDDEN, HIDDEN),
+                **conv(f'{at}.compensator.up_conv', HIDDEN, dim),
+                f'{at}.scale': (),
+                **conv(f'{at}.token_mask_gen.conv', dim, 1, 3),
+            }
+        )
     for name, n_in in (('convs.0', dim), ('fusion_conv', CHANNELS)):
         shapes[f'decode_head.{name}.conv.weight'] = (CHANNELS, n_in, 1, 1)
         for key in ('weight', 'bias', 'running_mean', 'running_var'):
@@ -41,8 +43,9 @@ def tuned_state(distilled=False, outputs=1, dim=DIM):
     shapes.update(conv('decode_head.conv_seg', CHANNELS, outputs))
     if distilled:
         for side in 'st':
-            shapes.update({**linear_shapes(f'd_head_{side}.mlp.0', dim, dim),
-                           **linear_shapes(f'd_head_{side}.mlp.2', dim, dim)})
+            shapes.update(
+                {**linear_shapes(f'd_head_{side}.mlp.0', dim, dim), **linear_shapes(f'd_head_{side}.mlp.2', dim, dim)}
+            )
         shapes['backbone_t.mask_token'] = (1, dim)
     state = draw(shapes)
     for name in ('convs.0', 'fusion_conv'):
@@ -69,8 +72,9 @@ class TunedBlock(nn.Module):
         block, patches = self.block, slice(1, None)
         x = x + block.ls1(block.attn(block.norm1(x)))
         grid = x[:, patches].transpose(1, 2).unflatten(2, self.grid)
-        chosen = torch.cat([torch.ones(1, dtype=torch.bool),
-                            self.conv(grid, 'token_mask_gen.conv').sigmoid().flatten() > 0.5])
+        chosen = torch.cat(
+            [torch.ones(1, dtype=torch.bool), self.conv(grid, 'token_mask_gen.conv').sigmoid().flatten() > 0.5]
+        )
         self.chosen.append(chosen)
         branch = self.linear(self.linear(x, 'adapter.down_proj').clamp(min=0), 'adapter.up_proj')
         light = self.conv(self.conv(grid, 'compensator.down_conv1'), 'compensator.down_conv2.0', HIDDEN)
@@ -82,25 +86,39 @@ class TunedBlock(nn.Module):
 
 
 def test_model_is_the_official_one():
-    official, state = DINOv2(antialias=True, offset=0.), tuned_state(outputs=3)
+    official, state = DINOv2(antialias=True, offset=0.0), tuned_state(outputs=3)
     converted, notes = dar.convert(state, official.state_dict())
-    cfg = Config(dict(model=dict(
-        type='mmtr.EncoderDecoder', backbone=dict(type='mmtr.DINOv2'),
-        decode_head=dict(type='mmtr.SimpleDecoder', in_channels=DIM))))
-    cfg.merge_from_dict({f'model.{key}': value for key, value in notes.settings.items()
-                         if key.startswith(('backbone.', 'decode_head.'))})
+    cfg = Config(
+        dict(
+            model=dict(
+                type='mmtr.EncoderDecoder',
+                backbone=dict(type='mmtr.DINOv2'),
+                decode_head=dict(type='mmtr.SimpleDecoder', in_channels=DIM),
+            )
+        )
+    )
+    cfg.merge_from_dict(
+        {
+            f'model.{key}': value
+            for key, value in notes.settings.items()
+            if key.startswith(('backbone.', 'decode_head.'))
+        }
+    )
     model = MODELS.build(cfg.model).eval()
     model.load_state_dict(converted)
     chosen = []
     for i, block in enumerate(official.blocks):
         at = f'backbone.blocks.{i}.'
         official.blocks[i] = TunedBlock(
-            block, {key.removeprefix(at): value for key, value in state.items() if key.startswith(at)}, (5, 4), chosen)
+            block, {key.removeprefix(at): value for key, value in state.items() if key.startswith(at)}, (5, 4), chosen
+        )
 
     def block(x, name):
         x = torch.einsum('oc,bchw->bohw', state[f'decode_head.{name}.conv.weight'][:, :, 0, 0], x)
-        bn = {key: state[f'decode_head.{name}.bn.{key}'].view(1, -1, 1, 1)
-              for key in ('running_mean', 'running_var', 'weight', 'bias')}
+        bn = {
+            key: state[f'decode_head.{name}.bn.{key}'].view(1, -1, 1, 1)
+            for key in ('running_mean', 'running_var', 'weight', 'bias')
+        }
         return ((x - bn['running_mean']) / (bn['running_var'] + 1e-5).sqrt() * bn['weight'] + bn['bias']).clamp(min=0)
 
     image = torch.randn(1, 3, 5 * PATCH, 4 * PATCH, generator=torch.Generator().manual_seed(1))
@@ -119,8 +137,11 @@ def test_all_that_was_tuned_is_kept_and_what_only_trains_is_not(distilled):
     tuned = {key: value for key, value in converted.items() if key.startswith(('backbone.peft.', 'backbone.token_red'))}
     assert len(tuned) == LAYERS * 15
     assert tuned['backbone.peft.scales.1.weight'] == state['backbone.blocks.1.scale']
-    for old, new in [('compensator.down_conv2.1', 'peft.compensators.1.mix'), ('adapter.up_proj', 'peft.adapters.1.up'),
-                     ('token_mask_gen.conv', 'token_reducer.selectors.1')]:
+    for old, new in [
+        ('compensator.down_conv2.1', 'peft.compensators.1.mix'),
+        ('adapter.up_proj', 'peft.adapters.1.up'),
+        ('token_mask_gen.conv', 'token_reducer.selectors.1'),
+    ]:
         expected = state[f'backbone.blocks.1.{old}.weight']
         found = tuned[f'backbone.{new}.weight']
         assert torch.equal(found, expected.flatten(1) if 'mix' in new else expected)

@@ -35,21 +35,32 @@ def test_converted_weights_give_the_official_outputs(registers, size):
         torch.testing.assert_close(list(model(x)), list(official(x)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('antialias, offset', [(False, 0.), (False, 0.1), (True, 0.), (True, 0.1)])
+@pytest.mark.parametrize('antialias, offset', [(False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)])
 def test_either_interpolation_is_a_key(antialias, offset):
     official = DINOv2(0, antialias=antialias, offset=offset)
     x = torch.randn(1, 3, 24, 72, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        out, = ours(official, interpolate_antialias=antialias, interpolate_offset=offset)(x)
+        (out,) = ours(official, interpolate_antialias=antialias, interpolate_offset=offset)(x)
         torch.testing.assert_close(out, official(x)[-1], rtol=0, atol=1e-5)
-        other, = ours(official, interpolate_antialias=not antialias, interpolate_offset=offset)(x)
+        (other,) = ours(official, interpolate_antialias=not antialias, interpolate_offset=offset)(x)
     assert not torch.allclose(other, out, atol=1e-3)
 
 
-@pytest.mark.parametrize('old, new', [
-    ((6, 6), (6, 6)), ((6, 6), (4, 9)), ((6, 6), (9, 4)), ((6, 6), (13, 7)), ((6, 6), (2, 3)), ((4, 9), (6, 6)),
-    ((37, 37), (32, 64)), ((16, 16), (37, 37))], ids=str)
-@pytest.mark.parametrize('antialias, offset', [(False, 0.1), (True, 0.), (False, 0.), (True, 0.1)])
+@pytest.mark.parametrize(
+    'old, new',
+    [
+        ((6, 6), (6, 6)),
+        ((6, 6), (4, 9)),
+        ((6, 6), (9, 4)),
+        ((6, 6), (13, 7)),
+        ((6, 6), (2, 3)),
+        ((4, 9), (6, 6)),
+        ((37, 37), (32, 64)),
+        ((16, 16), (37, 37)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('antialias, offset', [(False, 0.1), (True, 0.0), (False, 0.0), (True, 0.1)])
 def test_positions_are_interpolated_as_written_out(old, new, antialias, offset):
     # Values of 1 would show how torch rounds coordinates to float32: 1.5e-5 of 37 patches, 2e-14 in float64.
     table = 0.1 * torch.randn(1, 1 + old[0] * old[1], 3, generator=torch.Generator().manual_seed(0))
@@ -57,15 +68,19 @@ def test_positions_are_interpolated_as_written_out(old, new, antialias, offset):
     torch.testing.assert_close(found, interpolated(table, old, new, antialias, offset), rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda state: state.pop('blocks.1.ls2.gamma'), 'lacks keys .* blocks.1.ls2.gamma'),
-    (lambda state: state.pop('blocks.0.mlp.fc1.weight'), "lacks 'blocks.0.mlp.fc1.weight'"),
-    (lambda state: state.update({'blocks.0.mlp.w12.weight': torch.zeros(3, DIM)}), 'SwiGLU, so it is the giant'),
-    (lambda state: state.update({'blocks.0.attn.q_norm.weight': torch.zeros(3)}), 'keys that an official DINOv2'),
-    (lambda state: state.update({'head.weight': torch.zeros(3)}), 'keys that .* does not have: head.weight'),
-    (lambda state: state.update(pos_embed=torch.zeros(1, 16, DIM)), 'no class token and a square'),
-    (lambda state: state.update(register_tokens=torch.zeros(1, 4, DIM + 1)), 'register_tokens.* has shape'),
-    (lambda state: state.update({'blocks.1.ls1.gamma': torch.zeros(3)}), 'ls1.gamma.* has shape')])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (lambda state: state.pop('blocks.1.ls2.gamma'), 'lacks keys .* blocks.1.ls2.gamma'),
+        (lambda state: state.pop('blocks.0.mlp.fc1.weight'), "lacks 'blocks.0.mlp.fc1.weight'"),
+        (lambda state: state.update({'blocks.0.mlp.w12.weight': torch.zeros(3, DIM)}), 'SwiGLU, so it is the giant'),
+        (lambda state: state.update({'blocks.0.attn.q_norm.weight': torch.zeros(3)}), 'keys that an official DINOv2'),
+        (lambda state: state.update({'head.weight': torch.zeros(3)}), 'keys that .* does not have: head.weight'),
+        (lambda state: state.update(pos_embed=torch.zeros(1, 16, DIM)), 'no class token and a square'),
+        (lambda state: state.update(register_tokens=torch.zeros(1, 4, DIM + 1)), 'register_tokens.* has shape'),
+        (lambda state: state.update({'blocks.1.ls1.gamma': torch.zeros(3)}), 'ls1.gamma.* has shape'),
+    ],
+)
 def test_another_model_is_refused(change, said):
     state = DINOv2(4).state_dict()
     change(state)
@@ -85,8 +100,10 @@ def test_every_key_is_needed_and_the_source_is_left_as_it_was():
 
 
 def test_width_that_is_no_heads_of_64_is_refused():
-    state = {key: torch.zeros([96 if n == DIM else n * 96 // DIM if n % DIM == 0 else n for n in value.shape])
-             for key, value in DINOv2().state_dict().items()}
+    state = {
+        key: torch.zeros([96 if n == DIM else n * 96 // DIM if n % DIM == 0 else n for n in value.shape])
+        for key, value in DINOv2().state_dict().items()
+    }
     with pytest.raises(UserError, match='96 channels, which are no heads of 64'):
         source.convert(state)
 
@@ -115,14 +132,16 @@ def test_pretrained_weights_fit_another_patch_and_grid(tmp_path):
     loaded = build(img_size=(60, 80), patch_size=10)
     for key, value in converted.items():
         if key == 'pos_embed':
-            value = interpolated(value, GRID, (6, 8), True, 0.)
+            value = interpolated(value, GRID, (6, 8), True, 0.0)
         if key == 'patch_embed.projection.weight':
             value = resize_patches(value, (10, 10))
         torch.testing.assert_close(loaded[key], value, rtol=0, atol=1e-5)
     assert not {'ln1.weight', 'ln1.bias'} & build(final_norm=False).keys()
-    for kwargs, said in [(dict(num_registers=0), '1 weights .register_tokens.'),
-                         (dict(num_registers=2), '1 weights .register_tokens.'),
-                         (dict(num_layers=3), '14 weights .layers.2.attn.attn.in_proj_bias, ')]:
+    for kwargs, said in [
+        (dict(num_registers=0), '1 weights .register_tokens.'),
+        (dict(num_registers=2), '1 weights .register_tokens.'),
+        (dict(num_layers=3), '14 weights .layers.2.attn.attn.in_proj_bias, '),
+    ]:
         with pytest.raises(UserError, match=f'not of this DINOv2: it differs in {said}'):
             build(**kwargs)
 

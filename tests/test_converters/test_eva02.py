@@ -26,7 +26,7 @@ def image():
 
 
 def settings_of(notes, part='backbone.'):
-    return {key[len(part):]: value for key, value in notes.settings.items() if key.startswith(part)}
+    return {key[len(part) :]: value for key, value in notes.settings.items() if key.startswith(part)}
 
 
 @pytest.mark.parametrize('separate, clip', [(False, False), (True, False), (True, True)])
@@ -64,17 +64,22 @@ def test_other_heads_are_those_that_are_given(separate, dim, heads, image, monke
 
 def test_both_layouts_have_the_same_keys_but_for_the_inner_norm():
     fused, separate = (source.convert(eva02_state(separate))[0] for separate in (False, True))
-    assert separate.keys() - fused.keys() == {f'layers.{i}.ffn.norm.{kind}' for i in range(LAYERS)
-                                              for kind in ('weight', 'bias')}
+    assert separate.keys() - fused.keys() == {
+        f'layers.{i}.ffn.norm.{kind}' for i in range(LAYERS) for kind in ('weight', 'bias')
+    }
     assert not fused.keys() - separate.keys()
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda state: state.pop('blocks.1.attn.q_proj.bias'), 'lacks keys .* blocks.1.attn.q_proj.bias'),
-    (lambda state: state.update({'blocks.0.attn.k_proj.bias': torch.zeros(DIM)}), 'blocks.0.attn.k_proj.bias'),
-    (lambda state: state.update({'blocks.0.gamma_1': torch.zeros(DIM)}), 'keys that a timm EVA-02 does not have'),
-    (lambda state: state.update(pos_embed=torch.zeros(1, 16, DIM)), 'no class token and a square'),
-    (lambda state: state.update({'blocks.1.mlp.fc1_x.weight': torch.zeros(3, DIM)}), 'fc1_x.weight.* has shape')])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (lambda state: state.pop('blocks.1.attn.q_proj.bias'), 'lacks keys .* blocks.1.attn.q_proj.bias'),
+        (lambda state: state.update({'blocks.0.attn.k_proj.bias': torch.zeros(DIM)}), 'blocks.0.attn.k_proj.bias'),
+        (lambda state: state.update({'blocks.0.gamma_1': torch.zeros(DIM)}), 'keys that a timm EVA-02 does not have'),
+        (lambda state: state.update(pos_embed=torch.zeros(1, 16, DIM)), 'no class token and a square'),
+        (lambda state: state.update({'blocks.1.mlp.fc1_x.weight': torch.zeros(3, DIM)}), 'fc1_x.weight.* has shape'),
+    ],
+)
 def test_another_model_is_refused(change, said):
     state = eva02_state(True)
     change(state)
@@ -95,11 +100,13 @@ def test_pretrained_weights_fit_another_patch_and_grid(tmp_path):
         if key == 'patch_embed.projection.weight':
             value = resize_patches(value, (10, 10))
         assert torch.equal(loaded[key], value), key
-    without = EVA02(img_size=SIZE, patch_size=PATCH, final_norm=False, pretrained=str(tmp_path / 'eva02.pth'),
-                    **settings)
+    without = EVA02(
+        img_size=SIZE, patch_size=PATCH, final_norm=False, pretrained=str(tmp_path / 'eva02.pth'), **settings
+    )
     without.init_weights()
-    other = EVA02(img_size=SIZE, patch_size=PATCH, pretrained=str(tmp_path / 'eva02.pth'),
-                  **{**settings, 'ffn_norm': False})
+    other = EVA02(
+        img_size=SIZE, patch_size=PATCH, pretrained=str(tmp_path / 'eva02.pth'), **{**settings, 'ffn_norm': False}
+    )
     with pytest.raises(UserError, match='differs in 4 weights .layers.0.ffn.norm.bias'):
         other.init_weights()
 
@@ -108,39 +115,65 @@ def cropr_state(pruned, **options):
     state = eva02_state(True, layers=4)
     if pruned:
         generator = torch.Generator().manual_seed(2)
-        shapes = {'cross_attn.queries': (1, 16, DIM), **norm_shapes('head.norm', DIM),
-                  **linear_shapes('head.head', DIM, CLASSES)}
+        shapes = {
+            'cross_attn.queries': (1, 16, DIM),
+            **norm_shapes('head.norm', DIM),
+            **linear_shapes('head.head', DIM, CLASSES),
+        }
         if options.get('mlp', True):
-            shapes.update({**norm_shapes('cross_attn.mlp_norm', DIM),
-                           **linear_shapes('cross_attn.mlp.fc1', DIM, 4 * DIM),
-                           **linear_shapes('cross_attn.mlp.fc2', 4 * DIM, DIM)})
+            shapes.update(
+                {
+                    **norm_shapes('cross_attn.mlp_norm', DIM),
+                    **linear_shapes('cross_attn.mlp.fc1', DIM, 4 * DIM),
+                    **linear_shapes('cross_attn.mlp.fc2', 4 * DIM, DIM),
+                }
+            )
         if options.get('projections'):
             shapes.update({f'cross_attn.{name}.weight': (DIM, DIM) for name in 'qkv'})
         # One after each layer but the last two.
-        state.update({f'cropr.{i}.{key}': torch.randn(*shape, generator=generator)
-                      for i in range(2) for key, shape in shapes.items()})
+        state.update(
+            {
+                f'cropr.{i}.{key}': torch.randn(*shape, generator=generator)
+                for i in range(2)
+                for key, shape in shapes.items()
+            }
+        )
     return state
 
 
 @pytest.mark.parametrize('r', [(), (3, 2)], ids=['unpruned', 'pruned'])
 def test_cropr_gives_the_outputs_of_the_release(r, image):
     state = cropr_state(bool(r))
-    tokens = torch.cat([official_cropr(image[i:i + 1], state, 4, r) for i in range(2)])
+    tokens = torch.cat([official_cropr(image[i : i + 1], state, 4, r) for i in range(2)])
     expected = maps(linear(tokens, state, 'head'))
     converted, notes = cropr.convert(state)
     reduction = dict(type='Cropr', r=list(r), num_classes=CLASSES) if r else None
-    head = dict(type='FCNHead', in_channels=DIM, channels=DIM, num_convs=0, concat_input=False, dropout_ratio=0.,
-                **settings_of(notes, 'decode_head.'))
-    model = MODELS.build(dict(type='EncoderDecoder', decode_head=head, backbone=dict(
-        type='mmtr.EVA02', token_reduction=reduction, **settings_of(notes))))
+    head = dict(
+        type='FCNHead',
+        in_channels=DIM,
+        channels=DIM,
+        num_convs=0,
+        concat_input=False,
+        dropout_ratio=0.0,
+        **settings_of(notes, 'decode_head.'),
+    )
+    model = MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            decode_head=head,
+            backbone=dict(type='mmtr.EVA02', token_reduction=reduction, **settings_of(notes)),
+        )
+    )
     model.eval()
     model.load_state_dict(converted, strict=True)
     with torch.no_grad():
         torch.testing.assert_close(model(image, mode='tensor'), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('options, settings', [
-    (dict(), {}), (dict(mlp=False), dict(mlp_ratio=0.)), (dict(projections=True), dict(projections=('q', 'k', 'v')))])
+@pytest.mark.parametrize(
+    'options, settings',
+    [(dict(), {}), (dict(mlp=False), dict(mlp_ratio=0.0)), (dict(projections=True), dict(projections=('q', 'k', 'v')))],
+)
 def test_cropr_modules_go_to_the_reducer(options, settings):
     state = cropr_state(True, **options)
     converted, notes = cropr.convert(state)

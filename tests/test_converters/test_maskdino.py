@@ -1,4 +1,5 @@
 """The release's MaskDINO: converted weights in ``mmtr.MaskDINO``, against a forward pass in the release's layout."""
+
 import maskdino_layout as layout
 import pytest
 import torch
@@ -16,9 +17,12 @@ BASE = 8
 WIDTHS = [4 * BASE * 2**i for i in range(4)]
 # The release's R50, Swin-L's levels, its model of width 1024, more levels than it has, and its semantic ones.
 CASES = [
-    dict(encoded=3, extra=1, initial='bitmask'), dict(encoded=4, extra=1, initial='no'),
-    dict(encoded=3, extra=0, order='high2low', initial='no'), dict(encoded=2, extra=2, order='high2low', initial='no'),
-    dict(encoded=3, extra=0, order='high2low', learned=True)]
+    dict(encoded=3, extra=1, initial='bitmask'),
+    dict(encoded=4, extra=1, initial='no'),
+    dict(encoded=3, extra=0, order='high2low', initial='no'),
+    dict(encoded=2, extra=2, order='high2low', initial='no'),
+    dict(encoded=3, extra=0, order='high2low', learned=True),
+]
 
 
 def resnet_state():
@@ -26,7 +30,7 @@ def resnet_state():
     g, state = torch.Generator().manual_seed(0), {}
 
     def add(name, n_in, n_out, size):
-        state[f'{name}.weight'] = torch.randn(n_out, n_in, size, size, generator=g) * (1 / n_in / size**2)**0.5
+        state[f'{name}.weight'] = torch.randn(n_out, n_in, size, size, generator=g) * (1 / n_in / size**2) ** 0.5
         for i, kind in enumerate(('weight', 'bias', 'running_mean', 'running_var')):
             state[f'{name}.norm.{kind}'] = torch.rand(n_out, generator=g) * 0.2 + (0.9 if i % 3 == 0 else -0.1)
 
@@ -48,8 +52,9 @@ def resnet(x, state):
     def conv(x, name, stride=1):
         kernel = state[f'{name}.weight']
         x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        mean, var, scale, shift = (state[f'{name}.norm.{kind}'].view(-1, 1, 1)
-                                   for kind in ('running_mean', 'running_var', 'weight', 'bias'))
+        mean, var, scale, shift = (
+            state[f'{name}.norm.{kind}'].view(-1, 1, 1) for kind in ('running_mean', 'running_var', 'weight', 'bias')
+        )
         return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
     x, maps = F.max_pool2d(conv(x, 'backbone.stem.conv1', 2).relu(), 3, 2, 1), []
@@ -69,7 +74,8 @@ def model_of(notes, **head):
         type='mmtr.MaskDINO',
         data_preprocessor=dict(type='DetDataPreprocessor'),
         backbone=dict(type='ResNet', stem_channels=BASE, base_channels=BASE, norm_cfg=dict(type='BN')),
-        panoptic_head=dict(type='mmtr.MaskDINOHead', in_channels=WIDTHS, num_queries=layout.QUERIES, **head))
+        panoptic_head=dict(type='mmtr.MaskDINOHead', in_channels=WIDTHS, num_queries=layout.QUERIES, **head),
+    )
     for key, value in notes.settings.items():
         at, *path = cfg, *key.split('.')
         for name in path[:-1]:
@@ -106,8 +112,13 @@ def official_swin(model):
     """A Swin's weights under the names of the release, which has a norm for each map too."""
     state = {}
     for key, value in model.state_dict().items():
-        for ours, theirs in (('stages', 'layers'), ('patch_embed.projection', 'patch_embed.proj'),
-                             ('attn.w_msa', 'attn'), ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2')):
+        for ours, theirs in (
+            ('stages', 'layers'),
+            ('patch_embed.projection', 'patch_embed.proj'),
+            ('attn.w_msa', 'attn'),
+            ('ffn.layers.0.0', 'mlp.fc1'),
+            ('ffn.layers.1', 'mlp.fc2'),
+        ):
             key = key.replace(ours, theirs)
         if 'downsample' in key:  # (row, column) of a neighbour: ours 00 01 10 11 for each channel, theirs 00 10 01 11
             value = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
@@ -134,10 +145,12 @@ def test_notes_name_the_config_and_what_is_not_in_the_file():
     _, notes = source.convert(state)
     assert notes.settings['panoptic_head.num_things_classes'] == layout.CLASSES and notes.fits is None
     assert "initial_boxes='bitmask' or 'mask2box'" in notes.remarks[0]
-    for classes, learned, fits, stuff in ((80, False, 'maskdino_r50_coco-instance.py', 0),
-                                          (133, False, 'maskdino_r50_coco-panoptic.py', 53),
-                                          (150, True, 'maskdino_r50_ade20k-semantic.py', 150),
-                                          (19, True, 'maskdino_r50_cityscapes-semantic.py', 19)):
+    for classes, learned, fits, stuff in (
+        (80, False, 'maskdino_r50_coco-instance.py', 0),
+        (133, False, 'maskdino_r50_coco-panoptic.py', 53),
+        (150, True, 'maskdino_r50_ade20k-semantic.py', 150),
+        (19, True, 'maskdino_r50_cityscapes-semantic.py', 19),
+    ):
         some = dict(state, **layout.head_state(WIDTHS, encoded=3, extra=1))
         some[f'{layout.PREDICTOR}.label_enc.weight'] = torch.zeros(classes, layout.CHANNELS)
         for kind, shape in dict(weight=(classes + learned, layout.CHANNELS), bias=(classes + learned,)).items():
@@ -147,14 +160,26 @@ def test_notes_name_the_config_and_what_is_not_in_the_file():
         assert notes.settings['panoptic_head.softmax'] == learned
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda state: state.pop(f'{layout.PREDICTOR}.decoder.layers.1.norm2.bias'), 'lacks keys .*layers.1.norm2.bias'),
-    (lambda state: state.update({f'{layout.PIXEL}.extra': torch.zeros(1)}), 'keys that an official MaskDINO does not'),
-    (lambda state: state.update({f'{layout.PREDICTOR}.bbox_embed.1.layers.0.bias': torch.ones(layout.CHANNELS)}),
-     'differ: in an official MaskDINO all layers share one box head'),
-    (lambda state: state.update({f'{layout.PREDICTOR}.enc_output.weight': torch.zeros(3, 3)}), 'has shape'),
-    (lambda state: [state.pop(key) for key in list(state) if '.res5.2.' in key], r'\(3, 4, 6, 2\) blocks'),
-    (lambda state: state.pop(f'{layout.PIXEL}.transformer.level_embed'), 'lacks .*level_embed')])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (
+            lambda state: state.pop(f'{layout.PREDICTOR}.decoder.layers.1.norm2.bias'),
+            'lacks keys .*layers.1.norm2.bias',
+        ),
+        (
+            lambda state: state.update({f'{layout.PIXEL}.extra': torch.zeros(1)}),
+            'keys that an official MaskDINO does not',
+        ),
+        (
+            lambda state: state.update({f'{layout.PREDICTOR}.bbox_embed.1.layers.0.bias': torch.ones(layout.CHANNELS)}),
+            'differ: in an official MaskDINO all layers share one box head',
+        ),
+        (lambda state: state.update({f'{layout.PREDICTOR}.enc_output.weight': torch.zeros(3, 3)}), 'has shape'),
+        (lambda state: [state.pop(key) for key in list(state) if '.res5.2.' in key], r'\(3, 4, 6, 2\) blocks'),
+        (lambda state: state.pop(f'{layout.PIXEL}.transformer.level_embed'), 'lacks .*level_embed'),
+    ],
+)
 def test_another_model_is_refused(change, said):
     state = {**resnet_state(), **layout.head_state(WIDTHS, encoded=3, extra=1)}
     change(state)

@@ -80,8 +80,9 @@ def attend_part(part, state, name, heads):
     h, w, _ = part.shape
     table = state[f'{name}.relative_position_bias_table'].view(2 * WINDOW - 1, 2 * WINDOW - 1, heads)
     places = [(a, b) for a in range(h) for b in range(w)]
-    bias = torch.stack([torch.stack([table[a - c + WINDOW - 1, b - d + WINDOW - 1] for c, d in places])
-                        for a, b in places])
+    bias = torch.stack(
+        [torch.stack([table[a - c + WINDOW - 1, b - d + WINDOW - 1] for c, d in places]) for a, b in places]
+    )
     out = []
     qkv = linear(part.flatten(0, 1), state, f'{name}.qkv').chunk(3, -1)
     for head, (q, k, v) in enumerate(zip(*(t.chunk(heads, -1) for t in qkv))):
@@ -90,8 +91,14 @@ def attend_part(part, state, name, heads):
 
 
 def backbone(**kwargs):
-    return SwinTransformer(**{**dict(embed_dims=DIM, depths=DEPTHS, num_heads=HEADS, window_size=WINDOW,
-                                     strides=(4, 2), out_indices=(0, 1)), **kwargs}).eval()
+    return SwinTransformer(
+        **{
+            **dict(
+                embed_dims=DIM, depths=DEPTHS, num_heads=HEADS, window_size=WINDOW, strides=(4, 2), out_indices=(0, 1)
+            ),
+            **kwargs,
+        }
+    ).eval()
 
 
 @pytest.mark.parametrize('classes', [1000, 21841])
@@ -107,8 +114,13 @@ def test_outputs_are_those_of_the_release(classes):
             expected = torch.nn.functional.layer_norm(expected, expected.shape[-1:])  # of fresh norm0 and norm1
             torch.testing.assert_close(out[0].permute(1, 2, 0), expected, atol=1e-4, rtol=1e-4)
     assert notes.settings == {
-        'backbone.embed_dims': DIM, 'backbone.patch_size': 4, 'backbone.in_channels': 3, 'backbone.depths': DEPTHS,
-        'backbone.num_heads': HEADS, 'backbone.window_size': WINDOW}
+        'backbone.embed_dims': DIM,
+        'backbone.patch_size': 4,
+        'backbone.in_channels': 3,
+        'backbone.depths': DEPTHS,
+        'backbone.num_heads': HEADS,
+        'backbone.window_size': WINDOW,
+    }
 
 
 def test_weights_are_mmdets(tmp_path):
@@ -116,8 +128,9 @@ def test_weights_are_mmdets(tmp_path):
     state = official()
     theirs = {key.removeprefix('backbone.'): value for key, value in swin_converter(state).items()}
     converted, _ = swin.convert(state)
-    assert converted.keys() == {key for key in theirs if not key.startswith('norm.') and 'index' not in key
-                                and 'mask' not in key}
+    assert converted.keys() == {
+        key for key in theirs if not key.startswith('norm.') and 'index' not in key and 'mask' not in key
+    }
     assert all(torch.equal(value, theirs[key]) for key, value in converted.items())
 
 
@@ -132,7 +145,7 @@ def test_official_weights_load_directly(tmp_path, window):
         if window == 4 or 'table' not in key:
             assert torch.equal(model.state_dict()[key], value)
     table = model.stages[0].blocks[0].attn.w_msa.relative_position_bias_table.detach()
-    assert table.shape == ((2 * window - 1)**2, 2)
+    assert table.shape == ((2 * window - 1) ** 2, 2)
     own = converted['stages.0.blocks.0.attn.w_msa.relative_position_bias_table']
     # The middle, the entry of a token itself, is the same at any size.
     torch.testing.assert_close(table[len(table) // 2], own[len(own) // 2])

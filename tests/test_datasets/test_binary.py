@@ -1,4 +1,5 @@
 """Masks of foreground and background: what is read, and what is refused in one sentence."""
+
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -15,7 +16,7 @@ LOAD = dict(type='mmtr.LoadBinaryAnnotations')
 
 def disc(height=40, width=60):
     y, x = np.ogrid[:height, :width]
-    return (y - 15)**2 + (x - 33)**2 < 150
+    return (y - 15) ** 2 + (x - 33) ** 2 < 150
 
 
 def grey(mask):
@@ -39,13 +40,20 @@ def folder(tmp_path):
 
 def settings(folder, **more):
     prefix = dict(img_path='images', seg_map_path='masks')
-    return dict(type='mmtr.BinaryDataset', data_root=str(folder), data_prefix=prefix,
-                seg_map_suffix='_segmentation.png', pipeline=[LOAD], **more)
+    return dict(
+        type='mmtr.BinaryDataset',
+        data_root=str(folder),
+        data_prefix=prefix,
+        seg_map_suffix='_segmentation.png',
+        pipeline=[LOAD],
+        **more,
+    )
 
 
 def check(dataset):
-    data_check.check_data(Config(dict(default_scope='mmseg', train_dataloader=dict(dataset=dataset))),
-                          ['train_dataloader'])
+    data_check.check_data(
+        Config(dict(default_scope='mmseg', train_dataloader=dict(dataset=dataset))), ['train_dataloader']
+    )
 
 
 def test_both_are_known_by_name():
@@ -53,10 +61,18 @@ def test_both_are_known_by_name():
     assert TRANSFORMS.get('mmtr.LoadBinaryAnnotations') is LoadBinaryAnnotations
 
 
-@pytest.mark.parametrize('suffix, convert', [
-    ('.png', grey), ('.png', lambda mask: grey(mask).convert('1')), ('.png', lambda mask: grey(mask).convert('RGBA')),
-    ('.png', lambda mask: grey(mask).convert('P')), ('.bmp', grey), ('.jpg', lambda mask: grey(mask).convert('RGB'))],
-    ids=['grey', '1 bit', 'RGBA', 'palette', 'BMP', 'JPEG'])
+@pytest.mark.parametrize(
+    'suffix, convert',
+    [
+        ('.png', grey),
+        ('.png', lambda mask: grey(mask).convert('1')),
+        ('.png', lambda mask: grey(mask).convert('RGBA')),
+        ('.png', lambda mask: grey(mask).convert('P')),
+        ('.bmp', grey),
+        ('.jpg', lambda mask: grey(mask).convert('RGB')),
+    ],
+    ids=['grey', '1 bit', 'RGBA', 'palette', 'BMP', 'JPEG'],
+)
 def test_masks_in_any_image_format_are_labels_0_and_1(tmp_path, suffix, convert):
     convert(disc()).save(tmp_path / f'mask{suffix}')
     results = load(tmp_path / f'mask{suffix}')
@@ -76,12 +92,16 @@ def test_grey_borders_are_cut_in_the_middle(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / 'mask.png')['gt_seg_map'], 4 * [5 * [0] + 5 * [1]])
 
 
-@pytest.mark.parametrize('mask, values, what', [
-    (disc(), '0, 1', 'none above 127'),
-    (np.arange(40)[:, None] // 4 + np.zeros(60), '0, 1, 2, 3, ..., 7, 8, 9', 'none above 127'),
-    (np.where(disc(), 255, np.arange(60) // 15), '0, 1, 2, 3, 255', '55% of it is neither 0 nor 255'),
-    (np.linspace(0, 255, 2400).reshape(40, 60), '0, 1, 2, 3, ..., 253, 254, 255', '100% of it is neither'),
-], ids=['0 and 1', 'classes', 'classes and ignored', 'grey'])
+@pytest.mark.parametrize(
+    'mask, values, what',
+    [
+        (disc(), '0, 1', 'none above 127'),
+        (np.arange(40)[:, None] // 4 + np.zeros(60), '0, 1, 2, 3, ..., 7, 8, 9', 'none above 127'),
+        (np.where(disc(), 255, np.arange(60) // 15), '0, 1, 2, 3, 255', '55% of it is neither 0 nor 255'),
+        (np.linspace(0, 255, 2400).reshape(40, 60), '0, 1, 2, 3, ..., 253, 254, 255', '100% of it is neither'),
+    ],
+    ids=['0 and 1', 'classes', 'classes and ignored', 'grey'],
+)
 def test_what_is_no_mask_is_refused_with_its_name_and_values(tmp_path, mask, values, what):
     path = tmp_path / 'wrong.png'
     Image.fromarray(mask.astype(np.uint8)).save(path)

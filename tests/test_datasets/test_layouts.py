@@ -1,4 +1,5 @@
 """The configs of the binary tasks find data that are laid out as docs/datasets.md says."""
+
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,63 @@ ROOT = Path(__file__).parents[2]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Task -> images of training and testing and their masks, below data/; epochs and warm-up.
 LAYOUTS = {
-    'duts': (['DUTS/DUTS-TR/DUTS-TR-Image/a.jpg', 'DUTS/DUTS-TR/DUTS-TR-Mask/a.png',
-              'DUTS/DUTS-TE/DUTS-TE-Image/b.jpg', 'DUTS/DUTS-TE/DUTS-TE-Mask/b.png'], 16, 4),
-    'cod': (['COD/TrainDataset/Imgs/a.jpg', 'COD/TrainDataset/GT/a.png',
-             'COD/TestDataset/COD10K/Imgs/b.jpg', 'COD/TestDataset/COD10K/GT/b.png'], 50, 10),
+    'duts': (
+        [
+            'DUTS/DUTS-TR/DUTS-TR-Image/a.jpg',
+            'DUTS/DUTS-TR/DUTS-TR-Mask/a.png',
+            'DUTS/DUTS-TE/DUTS-TE-Image/b.jpg',
+            'DUTS/DUTS-TE/DUTS-TE-Mask/b.png',
+        ],
+        16,
+        4,
+    ),
+    'cod': (
+        [
+            'COD/TrainDataset/Imgs/a.jpg',
+            'COD/TrainDataset/GT/a.png',
+            'COD/TestDataset/COD10K/Imgs/b.jpg',
+            'COD/TestDataset/COD10K/GT/b.png',
+        ],
+        50,
+        10,
+    ),
     'cuhk': (['CUHK/image/a.jpg', 'CUHK/gt/a.png', 'CUHK/image/b.jpg', 'CUHK/gt/b.png'], 40, 10),
-    'kvasir': (['Kvasir-SEG/images/a.jpg', 'Kvasir-SEG/masks/a.jpg', 'Kvasir-SEG/images/b.jpg',
-                'Kvasir-SEG/masks/b.jpg'], 40, 10),
-    'isic2017': (['ISIC2017/ISIC-2017_Training_Data/a.jpg',
-                  'ISIC2017/ISIC-2017_Training_Part1_GroundTruth/a_segmentation.png',
-                  'ISIC2017/ISIC-2017_Test_v2_Data/b.jpg',
-                  'ISIC2017/ISIC-2017_Test_v2_Part1_GroundTruth/b_segmentation.png'], 20, 5),
-    'nuclei': (['dsb2018_nuclei/images/train/a.jpg', 'dsb2018_nuclei_masks/train/a.png',
-                'dsb2018_nuclei/images/val/b.jpg', 'dsb2018_nuclei_masks/val/b.png'], 40, 10),
-    'vehicles': (['camvid/img_dir/train/a.jpg', 'camvid/ann_dir/train/a.png',
-                  'camvid/img_dir/val/b.jpg', 'camvid/ann_dir/val/b.png'], 40, 10)}
+    'kvasir': (
+        ['Kvasir-SEG/images/a.jpg', 'Kvasir-SEG/masks/a.jpg', 'Kvasir-SEG/images/b.jpg', 'Kvasir-SEG/masks/b.jpg'],
+        40,
+        10,
+    ),
+    'isic2017': (
+        [
+            'ISIC2017/ISIC-2017_Training_Data/a.jpg',
+            'ISIC2017/ISIC-2017_Training_Part1_GroundTruth/a_segmentation.png',
+            'ISIC2017/ISIC-2017_Test_v2_Data/b.jpg',
+            'ISIC2017/ISIC-2017_Test_v2_Part1_GroundTruth/b_segmentation.png',
+        ],
+        20,
+        5,
+    ),
+    'nuclei': (
+        [
+            'dsb2018_nuclei/images/train/a.jpg',
+            'dsb2018_nuclei_masks/train/a.png',
+            'dsb2018_nuclei/images/val/b.jpg',
+            'dsb2018_nuclei_masks/val/b.png',
+        ],
+        40,
+        10,
+    ),
+    'vehicles': (
+        [
+            'camvid/img_dir/train/a.jpg',
+            'camvid/ann_dir/train/a.png',
+            'camvid/img_dir/val/b.jpg',
+            'camvid/ann_dir/val/b.png',
+        ],
+        40,
+        10,
+    ),
+}
 LISTS = {'cuhk': ('CUHK/train.txt', 'CUHK/test.txt'), 'kvasir': ('Kvasir-SEG/train.txt', 'Kvasir-SEG/val.txt')}
 
 
@@ -91,4 +134,6 @@ def test_heads_have_one_channel_and_the_papers_losses(task):
     head = read(task).model.decode_head
     assert (head.num_classes, head.out_channels, head.threshold) == (2, 1, 0.5)
     assert [(loss.type, loss.loss_weight) for loss in head.loss_decode] == [
-        ('CrossEntropyLoss', 1.0), ('mmtr.BinaryDiceLoss', 0.5)]
+        ('CrossEntropyLoss', 1.0),
+        ('mmtr.BinaryDiceLoss', 0.5),
+    ]

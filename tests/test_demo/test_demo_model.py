@@ -1,4 +1,5 @@
 """The shipped model on drawn scenes, through the real tools."""
+
 import json
 import runpy
 import sys
@@ -33,9 +34,18 @@ def run(script, *args):
 
 def metrics_of(config, scenes, work_dir, *options):
     """Metrics that tools/test.py writes."""
-    run('tools/test.py', ROOT / 'configs' / config, CHECKPOINT, '--work-dir', work_dir, '--cfg-options',
-        f'test_dataloader.dataset.data_root={scenes}', 'test_dataloader.num_workers=0',
-        'test_dataloader.persistent_workers=False', *options)
+    run(
+        'tools/test.py',
+        ROOT / 'configs' / config,
+        CHECKPOINT,
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        f'test_dataloader.dataset.data_root={scenes}',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        *options,
+    )
     return json.loads(next(work_dir.glob('*/*.json')).read_text())
 
 
@@ -57,15 +67,34 @@ def test_demo_prints_one_table_and_writes_pictures(tmp_path, monkeypatch, capsys
     # The whole demo on six scenes; it draws them below the root of the repository that it is told.
     sys.path.insert(0, str(ROOT / 'demo'))
     import run as demo
+
     sys.path.remove(str(ROOT / 'demo'))
-    monkeypatch.setattr(sys, 'argv', ['run.py', '--scenes', '6', '--pictures', '1', '--out', str(tmp_path / 'out'),
-                                      '--data', str(tmp_path / 'scenes')])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'run.py',
+            '--scenes',
+            '6',
+            '--pictures',
+            '1',
+            '--out',
+            str(tmp_path / 'out'),
+            '--data',
+            str(tmp_path / 'scenes'),
+        ],
+    )
     demo.main()
     printed = capsys.readouterr().out
-    rows = {name: next(line for line in printed.splitlines() if line.startswith(name))
-            for name in ('plain', 'Token Adapter, paper', 'Token Adapter, ours')}
+    rows = {
+        name: next(line for line in printed.splitlines() if line.startswith(name))
+        for name in ('plain', 'Token Adapter, paper', 'Token Adapter, ours')
+    }
     assert '1.00x' in rows['plain'] and [row.split('768 x')[1] for row in rows.values()] == [
-        '10', '4, 374 x6', '2, 266 x8']  # 14 of 24 rows, 19 of 32 columns
+        '10',
+        '4, 374 x6',
+        '2, 266 x8',
+    ]  # 14 of 24 rows, 19 of 32 columns
     assert max(map(len, printed.splitlines())) <= 120
     picture = cv2.imread(str(tmp_path / 'out/scene_0.png'))
     assert picture.shape[0] > 500 and picture.std() > 10

@@ -12,8 +12,9 @@ CONFIG = Config.fromfile(ROOT / 'configs/_base_/datasets/demo_scenes.py')
 
 
 def draw(out, *args):
-    return subprocess.run([sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, *map(str, args)],
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / 'demo/draw_scenes.py', '--out', out, *map(str, args)], capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +26,10 @@ def scenes(tmp_path_factory):
 
 
 def pairs(root):
-    return [(image, root / 'annotations' / image.parent.name / f'{image.stem}.png')
-            for image in sorted(root.glob('images/*/*.jpg'))]
+    return [
+        (image, root / 'annotations' / image.parent.name / f'{image.stem}.png')
+        for image in sorted(root.glob('images/*/*.jpg'))
+    ]
 
 
 def test_the_layout_is_that_of_ade20k(scenes):
@@ -51,6 +54,7 @@ def test_labels_fit_the_images_and_show_every_class_of_the_config(scenes):
 def test_classes_and_config_have_the_same_names(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'demo')
     from scene_canvas import CLASSES
+
     assert CLASSES == tuple(CONFIG.metainfo.classes)
     assert len(CONFIG.metainfo.palette) == len(CLASSES)
 
@@ -61,7 +65,7 @@ def test_every_patch_has_texture(scenes):
         h, w = (n // 16 * 16 for n in grey.shape)
         patches = grey[:h, :w].reshape(h // 16, 16, w // 16, 16).transpose(0, 2, 1, 3)
         deviation = patches.std((2, 3))
-        assert (deviation > 0).mean() > .99 and np.median(deviation) > 1
+        assert (deviation > 0).mean() > 0.99 and np.median(deviation) > 1
 
 
 def test_the_same_seed_draws_the_same_bytes_however_many_are_asked_for(scenes, tmp_path):

@@ -1,4 +1,5 @@
 """What may be in a checkpoint file, and what is said about one that cannot be read."""
+
 import contextlib
 import functools
 import http.server
@@ -55,8 +56,7 @@ def sentinel(tmp_path):
 def trained(tiny_segmenter, make_runner, tmp_path):
     """A runner that has trained and written checkpoints, with all that mmengine puts into them."""
     tiny_segmenter.custom_hooks = [dict(type='EMAHook')]
-    tiny_segmenter.param_scheduler.append(
-        dict(type='OneCycleLR', eta_max=1e-3, total_steps=4, by_epoch=False))
+    tiny_segmenter.param_scheduler.append(dict(type='OneCycleLR', eta_max=1e-3, total_steps=4, by_epoch=False))
     tiny_segmenter.train_cfg.update(max_iters=2)
     runner = make_runner(tiny_segmenter)
     runner.train()
@@ -92,7 +92,7 @@ def test_a_checkpoint_that_mmengine_wrote_is_read_under_either_numpy(trained, co
     best = checkpoint['message_hub']['runtime_info']['best_score']
     assert best == runner.message_hub.get_info('best_score')
     assert {'ema_state_dict', 'optimizer', 'param_schedulers'} <= set(checkpoint)
-    assert checkpoint['param_schedulers'][2]['anneal_func'](0., 1., 0.5) == pytest.approx(0.5)
+    assert checkpoint['param_schedulers'][2]['anneal_func'](0.0, 1.0, 0.5) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}], ids=['zip', 'legacy'])
@@ -111,18 +111,21 @@ def test_a_plain_pickle_is_not_run(tmp_path, sentinel):
         read_checkpoint(tmp_path / 'evil.pth')
 
 
-@pytest.mark.parametrize('data', [
-    pytest.param(HISTORY + b'N}X\4\0\0\0meanNs\x86b', id='sets an attribute of a class'),
-    pytest.param(HISTORY + b'X\4\0\0\0meanNs', id='sets an item of a class'),
-    pytest.param(b'(X\4\0\0\0exitcos\nsystem\no', id='OBJ'),
-    pytest.param(b'(X\4\0\0\0exitios\nsystem\n', id='INST'),
-    pytest.param(b'(' + HISTORY + b'o', id='OBJ of a class that is admitted'),
-    pytest.param(b'X\2\0\0\0osX\6\0\0\0system\x93', id='STACK_GLOBAL'),
-    pytest.param(b'\x82\1', id='EXT1'),
-    pytest.param(b'c__builtin__\ngetattr\n' + HISTORY + b'X\4\0\0\0mean\x86RN\x85R', id='calls a method'),
-    pytest.param(HISTORY + b')\x81}X\7\0\0\0__new__ccollections\nOrderedDict\nsb)\x81', id='NEWOBJ of no class'),
-    pytest.param(b'(X\6\0\0\0module' + HISTORY + b'NNtQ', id='module'),
-])
+@pytest.mark.parametrize(
+    'data',
+    [
+        pytest.param(HISTORY + b'N}X\4\0\0\0meanNs\x86b', id='sets an attribute of a class'),
+        pytest.param(HISTORY + b'X\4\0\0\0meanNs', id='sets an item of a class'),
+        pytest.param(b'(X\4\0\0\0exitcos\nsystem\no', id='OBJ'),
+        pytest.param(b'(X\4\0\0\0exitios\nsystem\n', id='INST'),
+        pytest.param(b'(' + HISTORY + b'o', id='OBJ of a class that is admitted'),
+        pytest.param(b'X\2\0\0\0osX\6\0\0\0system\x93', id='STACK_GLOBAL'),
+        pytest.param(b'\x82\1', id='EXT1'),
+        pytest.param(b'c__builtin__\ngetattr\n' + HISTORY + b'X\4\0\0\0mean\x86RN\x85R', id='calls a method'),
+        pytest.param(HISTORY + b')\x81}X\7\0\0\0__new__ccollections\nOrderedDict\nsb)\x81', id='NEWOBJ of no class'),
+        pytest.param(b'(X\6\0\0\0module' + HISTORY + b'NNtQ', id='module'),
+    ],
+)
 def test_no_opcode_does_more_than_data_needs(tmp_path, data):
     path, mean = tmp_path / 'evil.pth', HistoryBuffer.mean
     torch.save({}, path)
@@ -145,7 +148,7 @@ def test_files_that_torch_would_run_or_unpack_are_not_read(tmp_path):
 def test_a_tensor_larger_than_its_data_is_not_filled_with_what_lies_behind(tmp_path, loader):
     if loader == 'torch' and torch.__version__ < (2, 10):
         pytest.skip('fixed in torch 2.10')
-    torch.save({'w': torch.arange(4.)}, tmp_path / 'short.pth')
+    torch.save({'w': torch.arange(4.0)}, tmp_path / 'short.pth')
     rewrite(tmp_path / 'short.pth', lambda data: data.replace(b'K\x04', b'K\xff'))
     with pytest.raises(UserError, match='16 bytes'):
         read_checkpoint(tmp_path / 'short.pth')
@@ -154,18 +157,28 @@ def test_a_tensor_larger_than_its_data_is_not_filled_with_what_lies_behind(tmp_p
 @pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}], ids=['zip', 'legacy'])
 def test_what_a_checkpoint_may_hold_is_read_as_it_was(tmp_path, monkeypatch, options):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    shared = torch.arange(6.).reshape(2, 3)
+    shared = torch.arange(6.0).reshape(2, 3)
     model = torch.nn.Linear(3, 2).bfloat16()
-    saved = dict(state_dict=model.state_dict(), parameter=model.weight, views=[shared, shared.t(), shared[1:]],
-                 types=[torch.uint8, torch.bool, torch.device('cpu'), torch.Size([2])],
-                 plain=[1, -2**40, 0.5, 'ä', b'b', None], some={1, 2}, arrays=[np.arange(3), np.float32(0.5)])
+    saved = dict(
+        state_dict=model.state_dict(),
+        parameter=model.weight,
+        views=[shared, shared.t(), shared[1:]],
+        types=[torch.uint8, torch.bool, torch.device('cpu'), torch.Size([2])],
+        plain=[1, -(2**40), 0.5, 'ä', b'b', None],
+        some={1, 2},
+        arrays=[np.arange(3), np.float32(0.5)],
+    )
     torch.save(saved, tmp_path / 'a.pth', **options)
     loaded = read_checkpoint(tmp_path / 'a.pth', map_location='cpu')
     assert loaded['state_dict']._metadata == saved['state_dict']._metadata
     assert isinstance(loaded['parameter'], torch.nn.Parameter)
     assert loaded['views'][0].data_ptr() == loaded['views'][1].data_ptr()
-    torch.testing.assert_close([loaded[key] for key in ('parameter', 'views', 'arrays')],
-                               [saved[key] for key in ('parameter', 'views', 'arrays')], rtol=0, atol=0)
+    torch.testing.assert_close(
+        [loaded[key] for key in ('parameter', 'views', 'arrays')],
+        [saved[key] for key in ('parameter', 'views', 'arrays')],
+        rtol=0,
+        atol=0,
+    )
     assert all(torch.equal(loaded['state_dict'][name], value) for name, value in saved['state_dict'].items())
     assert [loaded[key] for key in ('types', 'plain', 'some')] == [saved[key] for key in ('types', 'plain', 'some')]
 
@@ -178,11 +191,11 @@ def test_getattr_reaches_nothing_but_the_statistics_of_a_log(tmp_path, owner, na
 
 
 @pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}], ids=['zip', 'legacy'])
-@pytest.mark.parametrize('kept', [0., 0.1, 0.9])
+@pytest.mark.parametrize('kept', [0.0, 0.1, 0.9])
 def test_a_truncated_file_is_called_corrupt(tmp_path, options, kept):
     path = tmp_path / 'half.pth'
     torch.save({'state_dict': {'weight': torch.ones(1000)}}, path, **options)
-    path.write_bytes(path.read_bytes()[:int(kept * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(UserError, match=r"half\.pth' \(\d+ bytes\) cannot be read, it is corrupt"):
         CheckpointLoader.load_checkpoint(str(path))
 
@@ -190,27 +203,34 @@ def test_a_truncated_file_is_called_corrupt(tmp_path, options, kept):
 def test_what_is_no_checkpoint_is_said_in_words(tmp_path):
     (tmp_path / 'page.pth').write_text('<html>404</html>')
     torch.save([torch.ones(1)], tmp_path / 'list.pth')
-    for name, words in [('gone.pth', 'is not there'), ('.', 'is a folder'), ('page.pth', 'no checkpoint'),
-                        ('list.pth', 'holds a list')]:
+    for name, words in [
+        ('gone.pth', 'is not there'),
+        ('.', 'is a folder'),
+        ('page.pth', 'no checkpoint'),
+        ('list.pth', 'holds a list'),
+    ]:
         with pytest.raises(UserError, match=words):
             CheckpointLoader.load_checkpoint(str(tmp_path / name))
     with pytest.raises(UserError, match='open-mmlab://nothing'):
         CheckpointLoader.load_checkpoint('open-mmlab://nothing')
 
 
-@pytest.mark.parametrize('held, words', [
-    (dict(state_dict=None), 'a state_dict that is a NoneType'),
-    (dict(state_dict=[torch.ones(1)]), 'a state_dict that is a list'),
-    (dict(state_dict={1: torch.ones(1)}), 'weights by the name 1'),
-    ({1: torch.ones(1)}, 'weights by the name 1'),
-    (dict(state_dict=dict(w=None)), 'a NoneType where the weight w should be'),
-    # Of the same shape, but mmengine would leave the random weight.
-    (dict(state_dict=dict(w=np.ones(1))), 'a ndarray where the weight w should be'),
-    (dict(state_dict={}, meta=[]), 'a meta that is a list'),
-    (dict(state_dict={}, meta=dict(dataset_meta=1)), r'a meta\.dataset_meta that is a int'),
-    (dict(state_dict={}, meta=dict(dataset_meta=dict(classes=1))), r'a meta\.dataset_meta\.classes that is a int'),
-    (dict(state_dict={}, meta=dict(frozen_weights='x')), r'a meta\.frozen_weights that is a str'),
-])
+@pytest.mark.parametrize(
+    'held, words',
+    [
+        (dict(state_dict=None), 'a state_dict that is a NoneType'),
+        (dict(state_dict=[torch.ones(1)]), 'a state_dict that is a list'),
+        (dict(state_dict={1: torch.ones(1)}), 'weights by the name 1'),
+        ({1: torch.ones(1)}, 'weights by the name 1'),
+        (dict(state_dict=dict(w=None)), 'a NoneType where the weight w should be'),
+        # Of the same shape, but mmengine would leave the random weight.
+        (dict(state_dict=dict(w=np.ones(1))), 'a ndarray where the weight w should be'),
+        (dict(state_dict={}, meta=[]), 'a meta that is a list'),
+        (dict(state_dict={}, meta=dict(dataset_meta=1)), r'a meta\.dataset_meta that is a int'),
+        (dict(state_dict={}, meta=dict(dataset_meta=dict(classes=1))), r'a meta\.dataset_meta\.classes that is a int'),
+        (dict(state_dict={}, meta=dict(frozen_weights='x')), r'a meta\.frozen_weights that is a str'),
+    ],
+)
 def test_weights_that_are_none_are_said_in_words(tmp_path, held, words):
     torch.save(held, tmp_path / 'odd.pth')
     with pytest.raises(UserError, match=rf"odd\.pth' has {words}"):
@@ -266,7 +286,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_a_download_is_read_as_data_only(tmp_path, server, sentinel):
-    torch.save({'state_dict': {'w': torch.arange(4.)}}, tmp_path / 'www' / 'good.pth')
+    torch.save({'state_dict': {'w': torch.arange(4.0)}}, tmp_path / 'www' / 'good.pth')
     torch.save({'meta': Payload(open, sentinel, 'w')}, tmp_path / 'www' / 'evil.pth')
     loaded = CheckpointLoader.load_checkpoint(f'{server}/good.pth?download=true', map_location='cpu')
     assert loaded['state_dict']['w'].tolist() == [0, 1, 2, 3]
@@ -278,7 +298,7 @@ def test_a_download_is_read_as_data_only(tmp_path, server, sentinel):
 
 def test_no_loader_is_left_that_unpickles(tmp_path, server, sentinel, monkeypatch):
     assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} == {mmtr.engine.checkpoint.__name__}
-    torch.save({'state_dict': {'backbone.w': torch.arange(4.)}}, tmp_path / 'www' / 'good.pth')
+    torch.save({'state_dict': {'backbone.w': torch.arange(4.0)}}, tmp_path / 'www' / 'good.pth')
     torch.save({'meta': Payload(open, sentinel, 'w')}, tmp_path / 'www' / 'evil.pth')
 
     class Storage:
@@ -290,8 +310,12 @@ def test_no_loader_is_left_that_unpickles(tmp_path, server, sentinel, monkeypatc
     monkeypatch.setattr(stock, 'get_mmcls_models', lambda: {name: f'{server}/{name}.pth' for name in ('good', 'evil')})
     assert CheckpointLoader.load_checkpoint('mmcls://good')['state_dict']['w'].tolist() == [0, 1, 2, 3]
     assert CheckpointLoader.load_checkpoint('s3://bucket/good.pth')['state_dict']['backbone.w'].tolist() == [0, 1, 2, 3]
-    for name, words in [('mmcls://evil', 'refused'), ('cluster:s3://bucket/evil.pth', 'refused'),
-                        ('pavi://evil.pth', 'download it'), ('mmcls://nothing', 'no checkpoint that mmengine knows')]:
+    for name, words in [
+        ('mmcls://evil', 'refused'),
+        ('cluster:s3://bucket/evil.pth', 'refused'),
+        ('pavi://evil.pth', 'download it'),
+        ('mmcls://nothing', 'no checkpoint that mmengine knows'),
+    ]:
         with pytest.raises(UserError, match=words):
             CheckpointLoader.load_checkpoint(name)
 

@@ -1,4 +1,5 @@
 """A checkpoint is whole or not there, whatever stops the writing of it."""
+
 import copy
 import errno
 import os
@@ -18,6 +19,7 @@ from mmtr.errors import UserError
 @METRICS.register_module(force=True)
 class RisingMetric(BaseMetric):
     """A score that is better at every validation, in whichever run."""
+
     score = 0
 
     def process(self, data_batch, data_samples):
@@ -32,13 +34,15 @@ class RisingMetric(BaseMetric):
 def cfg(tiny_segmenter):
     """Config that writes a checkpoint every other iteration, keeps one, and the best."""
     tiny_segmenter.default_hooks.checkpoint = dict(
-        type='mmtr.CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1)
+        type='mmtr.CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1
+    )
     return tiny_segmenter
 
 
 @pytest.fixture
 def fill_disk(monkeypatch):
     """Function after which the disk is full as soon as a file whose name contains ``name`` is written."""
+
     def fill(name, error=errno.ENOSPC):
         sync = os.fsync
 
@@ -46,7 +50,9 @@ def fill_disk(monkeypatch):
             if name in os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}')):
                 raise OSError(error, os.strerror(error))
             sync(descriptor)
+
         monkeypatch.setattr(os, 'fsync', fsync)
+
     return fill
 
 
@@ -55,7 +61,8 @@ def files(folder):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_from_which_training_resumes(
-        cfg, make_runner, fill_disk, tmp_path, monkeypatch):
+    cfg, make_runner, fill_disk, tmp_path, monkeypatch
+):
     work = tmp_path / 'work'
     saved = {}
     put = AtomicBackend.put
@@ -63,6 +70,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_from_which_training_resumes(
     def recording_put(self, obj, filepath):
         put(self, obj, filepath)
         saved[os.path.basename(filepath)] = obj
+
     monkeypatch.setattr(AtomicBackend, 'put', recording_put)
 
     fill_disk('iter_4')
@@ -121,8 +129,9 @@ def test_a_score_that_is_not_better_keeps_the_best(cfg, make_runner, tmp_path):
     cfg.default_hooks.checkpoint.update(save_best='score', rule='less')
     make_runner(cfg).train()
     assert 'best_score_iter_2.pth' in files(tmp_path / 'work')
-    assert read_checkpoint(tmp_path / 'work' / 'iter_4.pth')['message_hub']['runtime_info'][
-        'best_ckpt'].endswith('best_score_iter_2.pth')
+    assert read_checkpoint(tmp_path / 'work' / 'iter_4.pth')['message_hub']['runtime_info']['best_ckpt'].endswith(
+        'best_score_iter_2.pth'
+    )
 
 
 def test_ctrl_c_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
@@ -157,12 +166,14 @@ def best_cfg(cfg):
 @pytest.fixture
 def run(best_cfg, make_runner):
     """Function that trains up to an iteration in a folder, from a checkpoint if one is given."""
+
     def run(folder, until, resumed=None, **checkpoint):
         cfg = copy.deepcopy(best_cfg)
         cfg.work_dir, cfg.train_cfg.max_iters = str(folder), until
         cfg.default_hooks.checkpoint.update(checkpoint)
         cfg.load_from, cfg.resume = resumed and str(resumed), resumed is not None
         make_runner(cfg).train()
+
     return run
 
 
@@ -170,11 +181,12 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-@pytest.mark.parametrize('saved, linked', [
-    (dict(), True), (dict(save_best=['score', 'also/score'], published_keys=['state_dict']), False)],
-    ids=['one best', 'several, published'])
-def test_a_run_that_is_resumed_elsewhere_is_left_as_it_is(
-        run, tmp_path, saved, linked):
+@pytest.mark.parametrize(
+    'saved, linked',
+    [(dict(), True), (dict(save_best=['score', 'also/score'], published_keys=['state_dict']), False)],
+    ids=['one best', 'several, published'],
+)
+def test_a_run_that_is_resumed_elsewhere_is_left_as_it_is(run, tmp_path, saved, linked):
     one, other = tmp_path / 'one', tmp_path / 'other'
     run(one, 2, **saved)
     assert 'best_score_iter_2.pth' in files(one)
@@ -221,8 +233,14 @@ def test_fewer_are_kept_from_now_on_and_numbers_of_other_names_count_for_nothing
     run(tmp_path / 'one', 4, tmp_path / 'one' / 'iter_3.pth', interval=1, max_keep_ckpts=2)
     assert [name for name in files(tmp_path / 'one') if name.startswith('iter')] == ['iter_3.pth', 'iter_4.pth']
     (tmp_path / 'other' / 'step_1.pth').write_text('mine')
-    run(tmp_path / 'other', 4, tmp_path / 'other' / 'iter_3.pth', interval=1, max_keep_ckpts=1,
-        filename_tmpl='step_{}.pth')
+    run(
+        tmp_path / 'other',
+        4,
+        tmp_path / 'other' / 'iter_3.pth',
+        interval=1,
+        max_keep_ckpts=1,
+        filename_tmpl='step_{}.pth',
+    )
     assert {'step_1.pth', 'iter_1.pth', 'iter_3.pth', 'step_4.pth'} < set(files(tmp_path / 'other'))
 
 
@@ -232,8 +250,12 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next_run(run, tmp
     work = tmp_path / 'work'
     work.mkdir()
     gone = [f'.iter_4.pth.{dead.pid}.part', f'.last_checkpoint.{dead.pid}.part', f'.best_a.pth.{os.getpid()}.part']
-    kept = [f'.iter_4.pth.{os.getppid()}.part', f'.notes.txt.{dead.pid}.part', f'iter_4.pth.{dead.pid}.part',
-            '.iter_4.pth.mine.part']
+    kept = [
+        f'.iter_4.pth.{os.getppid()}.part',
+        f'.notes.txt.{dead.pid}.part',
+        f'iter_4.pth.{dead.pid}.part',
+        '.iter_4.pth.mine.part',
+    ]
     for folder in (work, tmp_path):
         for name in (*gone, *kept):
             (folder / name).touch()

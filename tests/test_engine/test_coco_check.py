@@ -1,4 +1,5 @@
 """Annotation files of another task, other classes or missing label maps are one sentence, before a run."""
+
 import json
 import sys
 
@@ -20,10 +21,14 @@ def coco(tmp_path):
 
 def cfg(root, model=None, panoptic=False, **dataset):
     prefix = dict(img='images/', **(dict(seg='panoptic/') if panoptic else {}))
-    common = dict(type='CocoPanopticDataset' if panoptic else 'CocoDataset', data_root=str(root), data_prefix=prefix,
-                  metainfo=PANOPTIC if panoptic else METAINFO,
-                  ann_file='panoptic.json' if panoptic else 'instances.json',
-                  pipeline=[dict(type='LoadPanopticAnnotations')] if panoptic else INSTANCE)
+    common = dict(
+        type='CocoPanopticDataset' if panoptic else 'CocoDataset',
+        data_root=str(root),
+        data_prefix=prefix,
+        metainfo=PANOPTIC if panoptic else METAINFO,
+        ann_file='panoptic.json' if panoptic else 'instances.json',
+        pipeline=[dict(type='LoadPanopticAnnotations')] if panoptic else INSTANCE,
+    )
     return Config(dict(default_scope='mmdet', model=model, train_dataloader=dict(dataset={**common, **dataset})))
 
 
@@ -46,27 +51,52 @@ def test_a_part_of_the_classes_of_a_file_may_be_used(coco):
     check_data(cfg(coco, model(1, 0), metainfo=dict(classes=('disc',))), TRAIN)
 
 
-@pytest.mark.parametrize('panoptic, settings, said', [
-    (False, dict(ann_file='panoptic.json'), "panoptic.json' holds panoptic segments, but CocoDataset reads instances"),
-    (True, dict(ann_file='instances.json'), "instances.json' holds instances, but CocoPanopticDataset reads panoptic"),
-    (False, dict(metainfo=dict(classes=('box', 'ball'))), "does not have 'ball': set metainfo.* 'box', 'disc'"),
-    (False, dict(metainfo={}), "does not have 'person'"),
-    (True, dict(metainfo=dict(PANOPTIC, classes=('box', 'disc', 'grass'))), "which has 'sand'")])
+@pytest.mark.parametrize(
+    'panoptic, settings, said',
+    [
+        (
+            False,
+            dict(ann_file='panoptic.json'),
+            "panoptic.json' holds panoptic segments, but CocoDataset reads instances",
+        ),
+        (
+            True,
+            dict(ann_file='instances.json'),
+            "instances.json' holds instances, but CocoPanopticDataset reads panoptic",
+        ),
+        (False, dict(metainfo=dict(classes=('box', 'ball'))), "does not have 'ball': set metainfo.* 'box', 'disc'"),
+        (False, dict(metainfo={}), "does not have 'person'"),
+        (True, dict(metainfo=dict(PANOPTIC, classes=('box', 'disc', 'grass'))), "which has 'sand'"),
+    ],
+)
 def test_another_file_than_the_config_expects(coco, panoptic, settings, said):
     with pytest.raises(UserError, match=said):
         check_data(cfg(coco, None, panoptic, **settings), TRAIN)
 
 
-@pytest.mark.parametrize('name, edit, said', [
-    ('instances.json', lambda data: data['annotations'][0].update(category_id=99),
-     'annotations of category 99, which is none of its 2 categories'),
-    ('panoptic.json', lambda data: data['annotations'][0]['segments_info'][0].update(category_id=7), 'category 7'),
-    ('instances.json', lambda data: [each.pop('segmentation') for each in data['annotations'][:2]],
-     r"holds 2 of \d annotations without 'segmentation'"),
-    ('instances.json', lambda data: [(each.pop('bbox'), each.update(caption='')) for each in data['annotations']],
-     "without 'bbox', which CocoDataset reads: set ann_file to instance annotations"),
-    ('instances.json', lambda data: data.pop('categories'), 'it has no categories'),
-    ('panoptic.json', lambda data: data['categories'].reverse(), "lists the stuff 'sand' before things")])
+@pytest.mark.parametrize(
+    'name, edit, said',
+    [
+        (
+            'instances.json',
+            lambda data: data['annotations'][0].update(category_id=99),
+            'annotations of category 99, which is none of its 2 categories',
+        ),
+        ('panoptic.json', lambda data: data['annotations'][0]['segments_info'][0].update(category_id=7), 'category 7'),
+        (
+            'instances.json',
+            lambda data: [each.pop('segmentation') for each in data['annotations'][:2]],
+            r"holds 2 of \d annotations without 'segmentation'",
+        ),
+        (
+            'instances.json',
+            lambda data: [(each.pop('bbox'), each.update(caption='')) for each in data['annotations']],
+            "without 'bbox', which CocoDataset reads: set ann_file to instance annotations",
+        ),
+        ('instances.json', lambda data: data.pop('categories'), 'it has no categories'),
+        ('panoptic.json', lambda data: data['categories'].reverse(), "lists the stuff 'sand' before things"),
+    ],
+)
 def test_a_file_that_is_not_as_it_should(coco, name, edit, said):
     change(coco, name, edit)
     with pytest.raises(UserError, match=said):
@@ -100,9 +130,14 @@ def test_the_model_has_the_classes_of_its_data(coco, panoptic, things, stuff):
 
 
 def test_label_maps_of_mmseg_in_a_config_of_mmdet_are_looked_for(coco):
-    dataset = dict(type='ADE20KDataset', _scope_='mmseg', data_root=str(coco), img_suffix='.jpg',
-                   pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
-                   data_prefix=dict(img_path='images', seg_map_path='semantic'))
+    dataset = dict(
+        type='ADE20KDataset',
+        _scope_='mmseg',
+        data_root=str(coco),
+        img_suffix='.jpg',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
+        data_prefix=dict(img_path='images', seg_map_path='semantic'),
+    )
     loader = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset)))
     check_data(loader, TRAIN)
     (coco / 'semantic' / '0.png').unlink()

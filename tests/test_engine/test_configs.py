@@ -1,4 +1,5 @@
 """Configs that mmtr brings, named 'mmtr::<name>.py', in a checkout. The wheel's are in tests/test_packaging.py."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -17,18 +18,27 @@ NAME = 'segmenter_tadapter_ade20k.py'
 @pytest.fixture
 def mine(tmp_path):
     """Function from the value of ``_base_`` to the path of a config with it and one change."""
+
     def write(base):
         path = tmp_path / 'mine.py'
         path.write_text(f'_base_ = {base}\nmodel = dict(backbone=dict(token_reduction=dict(ratio=0.2)))\n')
         return str(path)
+
     return write
 
 
 # In the second, settings of the run are our own too: they must get no scope.
 @pytest.mark.parametrize('name', [NAME, 'segmenter_vit_tadapter_demo.py'])
 def test_a_config_inherits_from_one_of_ours_as_if_by_its_path(mine, name):
-    by_name, as_list, by_import, by_path = (Config.fromfile(mine(base)).to_dict() for base in (
-        f"'mmtr::{name}'", f"['mmtr::{name}']", f"__import__('mmtr') and 'mmtr::{name}'", repr(str(CONFIGS / name))))
+    by_name, as_list, by_import, by_path = (
+        Config.fromfile(mine(base)).to_dict()
+        for base in (
+            f"'mmtr::{name}'",
+            f"['mmtr::{name}']",
+            f"__import__('mmtr') and 'mmtr::{name}'",
+            repr(str(CONFIGS / name)),
+        )
+    )
     assert by_name == as_list == by_import == by_path
     assert by_name['model']['backbone']['token_reduction']['ratio'] == 0.2
 

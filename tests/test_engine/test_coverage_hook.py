@@ -1,4 +1,5 @@
 """A checkpoint that does not cover the model is named, not half loaded in silence."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -69,7 +70,8 @@ def test_keys_that_the_model_itself_renames_are_covered(model):
 def test_allow_partial_warns_once_with_the_same_text(model, monkeypatch):
     said = []
     monkeypatch.setattr(
-        MMLogger, 'callHandlers', lambda self, record: said.append((record.levelname, record.getMessage())))
+        MMLogger, 'callHandlers', lambda self, record: said.append((record.levelname, record.getMessage()))
+    )
     MMLogger.get_instance('coverage')
     state = model.state_dict()
     del state['0.bias']

@@ -1,4 +1,5 @@
 """Wrong paths are one sentence, before anything is built."""
+
 import json
 import shutil
 
@@ -26,8 +27,10 @@ def cfg(scope='mmseg', **dataset):
 
 def ade(root, **changes):
     prefix = dict(img_path='images/training', seg_map_path='annotations/training')
-    return {**dict(type='ADE20KDataset', data_root=str(root), img_suffix='.png', data_prefix=prefix,
-                   pipeline=LOAD), **changes}
+    return {
+        **dict(type='ADE20KDataset', data_root=str(root), img_suffix='.png', data_prefix=prefix, pipeline=LOAD),
+        **changes,
+    }
 
 
 def test_data_that_are_there_pass(drawn_data, tiny_segmenter):
@@ -81,11 +84,15 @@ def test_a_list_of_names_is_followed(drawn_data):
         check_data(cfg(**ade(drawn_data, ann_file='gone.txt')), TRAIN)
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda bad, good: dict(type='RepeatDataset', times=2, dataset=bad),
-    lambda bad, good: dict(type='ConcatDataset', datasets=[good, bad]),
-    lambda bad, good: dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[bad])),
-], ids=['repeat', 'concat', 'both'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda bad, good: dict(type='RepeatDataset', times=2, dataset=bad),
+        lambda bad, good: dict(type='ConcatDataset', datasets=[good, bad]),
+        lambda bad, good: dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[bad])),
+    ],
+    ids=['repeat', 'concat', 'both'],
+)
 def test_wrapped_data_sets_are_found(drawn_data, wrap):
     good = ade(drawn_data)
     check_data(cfg(**wrap(good, good)), TRAIN)
@@ -111,8 +118,14 @@ def test_label_maps_are_not_judged_where_a_transform_of_the_users_own_may_change
 
 def test_coco_annotations_are_looked_for(tmp_path):
     (tmp_path / 'train').mkdir()
-    coco = cfg(scope='mmdet', type='CocoDataset', data_root=str(tmp_path), ann_file='instances.json',
-               data_prefix=dict(img='train/'), pipeline=[])
+    coco = cfg(
+        scope='mmdet',
+        type='CocoDataset',
+        data_root=str(tmp_path),
+        ann_file='instances.json',
+        data_prefix=dict(img='train/'),
+        pipeline=[],
+    )
     with pytest.raises(UserError, match=r"annotation file '\S*/instances\.json' is not there: CocoDataset"):
         check_data(coco, TRAIN)
     (tmp_path / 'instances.json').write_text(json.dumps({}))

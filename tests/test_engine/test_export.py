@@ -14,32 +14,59 @@ from mmtr.registry import TOKEN_REDUCERS
 TOKEN_REDUCERS.import_from_location()
 SHAPE = (80, 112)
 # Every method with its defaults, and settings that use operators of their own. Two layers, since export is slow.
-EXPORTED = [*(dict(type=name) for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
-              if method.fixed_count and not method.trained),
-            dict(type='Cropr', layers=(0,), r=0.5, fusion='none'),
-            dict(type='Cropr', layers=(0,), r=0.5, fusion='none', restore='residual', region=3),
-            dict(type='TokenAdapter', score='attn', metric='euclidean', mode='threshold', tau=-1.),
-            dict(type='ToMe', mode='progressive', layers=(1, 2))]
+EXPORTED = [
+    *(
+        dict(type=name)
+        for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
+        if method.fixed_count and not method.trained
+    ),
+    dict(type='Cropr', layers=(0,), r=0.5, fusion='none'),
+    dict(type='Cropr', layers=(0,), r=0.5, fusion='none', restore='residual', region=3),
+    dict(type='TokenAdapter', score='attn', metric='euclidean', mode='threshold', tau=-1.0),
+    dict(type='ToMe', mode='progressive', layers=(1, 2)),
+]
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxscript', 'onnxruntime'))
-    or torch.__version__ < (2, 6), reason='onnx, onnxscript or onnxruntime is not installed, or torch too old for them')
+    or torch.__version__ < (2, 6),
+    reason='onnx, onnxscript or onnxruntime is not installed, or torch too old for them',
+)
 
 
 def segmentor(token_reduction=None, swin=False, **head):
     """A segmentor with random weights."""
     backbone = dict(type='mmtr.VisionTransformer', img_size=(64, 96), num_layers=2, num_heads=4, final_norm=True)
     if swin:
-        backbone = dict(type='mmtr.SwinTransformer', depths=(2,), num_heads=(4,), strides=(4,), out_indices=(0,),
-                        window_size=6)
+        backbone = dict(
+            type='mmtr.SwinTransformer', depths=(2,), num_heads=(4,), strides=(4,), out_indices=(0,), window_size=6
+        )
     torch.manual_seed(0)
-    model = build_model(Config(dict(model=dict(
-        type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor', mean=[120., 110., 100.], std=[60., 61., 62.],
-                               bgr_to_rgb=True),
-        backbone=dict(embed_dims=32, token_reduction=token_reduction, **backbone),
-        decode_head=dict(dict(type='FCNHead', in_channels=32, channels=32, in_index=0, num_convs=0,
-                              concat_input=False, num_classes=5, norm_cfg=None), **head),
-        test_cfg=dict(mode='whole')))))
+    model = build_model(
+        Config(
+            dict(
+                model=dict(
+                    type='EncoderDecoder',
+                    data_preprocessor=dict(
+                        type='SegDataPreProcessor', mean=[120.0, 110.0, 100.0], std=[60.0, 61.0, 62.0], bgr_to_rgb=True
+                    ),
+                    backbone=dict(embed_dims=32, token_reduction=token_reduction, **backbone),
+                    decode_head=dict(
+                        dict(
+                            type='FCNHead',
+                            in_channels=32,
+                            channels=32,
+                            in_index=0,
+                            num_convs=0,
+                            concat_input=False,
+                            num_classes=5,
+                            norm_cfg=None,
+                        ),
+                        **head,
+                    ),
+                    test_cfg=dict(mode='whole'),
+                )
+            )
+        )
+    )
     # Fresh weights are so small that layers hardly change a token: a mistake would not show.
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -50,19 +77,25 @@ def segmentor(token_reduction=None, swin=False, **head):
 def images(count=3):
     """Noise on a gradient of its own in each image, uint8."""
     generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(3, *SHAPE, generator=generator) * 120 + torch.linspace(0, 40 * i, SHAPE[1])).to(torch.uint8)
-            for i in range(1, count + 1)]
+    return [
+        (torch.rand(3, *SHAPE, generator=generator) * 120 + torch.linspace(0, 40 * i, SHAPE[1])).to(torch.uint8)
+        for i in range(1, count + 1)
+    ]
 
 
 @needs_onnx
-@pytest.mark.parametrize('token_reduction', [
-    pytest.param(cfg, marks=[pytest.mark.slow] * (cfg != dict(type='TokenAdapter'))) for cfg in EXPORTED], ids=str)
+@pytest.mark.parametrize(
+    'token_reduction',
+    [pytest.param(cfg, marks=[pytest.mark.slow] * (cfg != dict(type='TokenAdapter'))) for cfg in EXPORTED],
+    ids=str,
+)
 def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
     model = segmentor(token_reduction)
     export.export_onnx(model, tmp_path / 'a.onnx', SHAPE)
     session = export.session(tmp_path / 'a.onnx')
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
-        ('image', 'tensor(uint8)', ['batch', 3, *SHAPE])]
+        ('image', 'tensor(uint8)', ['batch', 3, *SHAPE])
+    ]
     alone, together = export.compare_with_onnx(model, session.run, images())
     assert (alone.batch, together.batch) == (1, 3)
     for found in (alone, together):
@@ -76,9 +109,16 @@ def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize('token_reduction', [
-    dict(type='TokenAdapter', layers=(1, 2)), dict(type='GridPool', layers=(0, 1)), dict(type='Expediting', layer=1),
-    dict(type='Random', layer=0)], ids=str)
+@pytest.mark.parametrize(
+    'token_reduction',
+    [
+        dict(type='TokenAdapter', layers=(1, 2)),
+        dict(type='GridPool', layers=(0, 1)),
+        dict(type='Expediting', layer=1),
+        dict(type='Random', layer=0),
+    ],
+    ids=str,
+)
 def test_a_swin_in_onnx_says_what_it_says_in_pytorch(token_reduction, tmp_path):
     model = segmentor(token_reduction, swin=True)
     export.export_onnx(model, tmp_path / 'a.onnx', SHAPE)
@@ -109,19 +149,27 @@ def test_an_image_that_depends_on_its_batch_is_a_difference():
             with torch.no_grad():
                 logits, labels = export.PixelSegmentor(model)(torch.from_numpy(inputs['image']))
             return (logits + mixing * (logits.mean(0) - logits)).numpy(), labels.numpy()
+
         return call
 
     alone, together = export.compare_with_onnx(model, run(0.5), images())
     assert alone.largest < 1e-5 and together.largest > 1e-2
     with pytest.raises(UserError, match='in batches of 3: the largest difference'):
         export.check_difference(model, [alone, together], 1e-3)
-    export.check_difference(model, export.compare_with_onnx(model, run(0.), images()), 1e-3)
+    export.check_difference(model, export.compare_with_onnx(model, run(0.0), images()), 1e-3)
 
 
-@pytest.mark.parametrize('token_reduction, largest, median, same_label, passes', [
-    (None, 5e-4, 1e-6, 1., True), (None, 5e-3, 1e-6, 1., False), (None, float('nan'), float('nan'), 1., False),
-    (dict(type='ToMe'), 1., 1e-6, 0.96, True), (dict(type='ToMe'), 1., 5e-3, 1., False),
-    (dict(type='ToMe'), 1., 1e-6, 0.94, False)])
+@pytest.mark.parametrize(
+    'token_reduction, largest, median, same_label, passes',
+    [
+        (None, 5e-4, 1e-6, 1.0, True),
+        (None, 5e-3, 1e-6, 1.0, False),
+        (None, float('nan'), float('nan'), 1.0, False),
+        (dict(type='ToMe'), 1.0, 1e-6, 0.96, True),
+        (dict(type='ToMe'), 1.0, 5e-3, 1.0, False),
+        (dict(type='ToMe'), 1.0, 1e-6, 0.94, False),
+    ],
+)
 def test_what_rounding_explains(token_reduction, largest, median, same_label, passes):
     found = [export.Difference(1, largest, median, same_label)]
     if passes:
@@ -132,11 +180,18 @@ def test_what_rounding_explains(token_reduction, largest, median, same_label, pa
 
 
 @needs_onnx
-@pytest.mark.parametrize('model, sentence', [
-    (lambda: segmentor(dict(type='ALGM', global_layer=None)), 'ALGM cannot be exported'),
-    (lambda: segmentor().backbone, 'A VisionTransformer cannot be exported'),
-    pytest.param(lambda: segmentor(dict(type='TokenAdapter', metric='manhattan')),
-                 'uses the operator aten._cdist_forward', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'model, sentence',
+    [
+        (lambda: segmentor(dict(type='ALGM', global_layer=None)), 'ALGM cannot be exported'),
+        (lambda: segmentor().backbone, 'A VisionTransformer cannot be exported'),
+        pytest.param(
+            lambda: segmentor(dict(type='TokenAdapter', metric='manhattan')),
+            'uses the operator aten._cdist_forward',
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_what_cannot_be_exported_is_said(model, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         export.export_onnx(model(), tmp_path / 'a.onnx', SHAPE)
@@ -164,8 +219,9 @@ def test_shape_is_the_window_or_the_crop():
 
 def test_images_are_read_and_resized(tmp_path, tiny_segmenter):
     import cv2
+
     cv2.imwrite(str(tmp_path / 'blue.png'), np.full((10, 20, 3), (200, 100, 50), np.uint8))
-    image, = export.read_images([tmp_path / 'blue.png'], (8, 12))
+    (image,) = export.read_images([tmp_path / 'blue.png'], (8, 12))
     assert image.shape == (3, 8, 12) and image.flatten(1).float().mean(1).tolist() == [200, 100, 50]
     (tmp_path / 'text.png').write_text('no image')
     for name in ('text.png', 'nowhere.png'):

@@ -13,22 +13,35 @@ class Model(torch.nn.Module):
 
 
 def config(**metainfo):
-    dataset = dict(type='RepeatDataset', times=2, dataset=dict(
-        type='CocoDataset', metainfo=metainfo, data_root='nowhere', ann_file='none.json',
-        pipeline=[dict(type='LoadImageFromFile')]))
+    dataset = dict(
+        type='RepeatDataset',
+        times=2,
+        dataset=dict(
+            type='CocoDataset',
+            metainfo=metainfo,
+            data_root='nowhere',
+            ann_file='none.json',
+            pipeline=[dict(type='LoadImageFromFile')],
+        ),
+    )
     return Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dataset)))
 
 
 @pytest.fixture(autouse=True)
 def scope_of_mmdet():
     from mmdet.utils import register_all_modules
+
     register_all_modules()
 
 
-@pytest.mark.parametrize('meta', [
-    dict(dataset_meta=dict(classes=NAMES, palette=COLOURS)),
-    dict(CLASSES=tuple(NAMES), PALETTE=list(map(list, COLOURS))),
-    dict(dataset_meta=dict(CLASSES=NAMES, palette=COLOURS))])
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(dataset_meta=dict(classes=NAMES, palette=COLOURS)),
+        dict(CLASSES=tuple(NAMES), PALETTE=list(map(list, COLOURS))),
+        dict(dataset_meta=dict(CLASSES=NAMES, palette=COLOURS)),
+    ],
+)
 def test_names_and_colours_of_the_checkpoint_come_first(meta):
     other = config(classes=NAMES[::-1], palette=COLOURS[::-1])
     assert dataset_meta(other, meta, Model()) == (dict(classes=NAMES, palette=COLOURS), [])
@@ -37,7 +50,9 @@ def test_names_and_colours_of_the_checkpoint_come_first(meta):
 @pytest.mark.parametrize('meta', [{}, dict(dataset_meta=dict(classes=['one', 'two'], palette=[(0, 0, 0)] * 2))])
 def test_else_those_of_the_test_data(meta):
     assert dataset_meta(config(classes=NAMES, palette=COLOURS), meta, Model()) == (
-        dict(classes=NAMES, palette=COLOURS), [])
+        dict(classes=NAMES, palette=COLOURS),
+        [],
+    )
 
 
 def test_colours_are_of_the_same_classes():

@@ -1,4 +1,5 @@
 """Labels outside the classes stop the run with the file and the value."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +23,7 @@ def runner(ignore_index=255, metrics=(), **head):
     if head:
         model.decode_head = nn.Identity()
         vars(model.decode_head).update(head, ignore_index=ignore_index)
-    return SimpleNamespace(
-        model=model, test_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics)))
+    return SimpleNamespace(model=model, test_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics)))
 
 
 def batch(*samples):
@@ -78,7 +78,8 @@ def test_evaluation_also_allows_what_the_metric_ignores():
 def test_augmented_test_samples_are_looked_into():
     with pytest.raises(UserError, match='holds the label 5'):
         LabelCheckHook().before_test_iter(
-            runner(num_classes=3), 0, dict(data_samples=[[sample([[1]])], [sample([[5]])]]))
+            runner(num_classes=3), 0, dict(data_samples=[[sample([[1]])], [sample([[5]])]])
+        )
 
 
 def test_models_without_classes_and_samples_without_labels_are_left_alone():

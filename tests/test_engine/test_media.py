@@ -60,7 +60,7 @@ def test_frames_that_are_missing_are_said(tmp_path, capsys):
     stream.release()
     assert len(list(open_source(path))) == 12 and not capsys.readouterr().err
     content = path.read_bytes()
-    path.write_bytes(content[:len(content) // 2])  # the head still counts all
+    path.write_bytes(content[: len(content) // 2])  # the head still counts all
     found = len(list(open_source(path)))
     assert 0 < found < 12
     assert f'has 12 frames, but after {found} nothing more could be decoded' in capsys.readouterr().err

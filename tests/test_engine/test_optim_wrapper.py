@@ -7,7 +7,8 @@ from mmtr.registry import OPTIM_WRAPPERS
 def test_forward_runs_in_bfloat16_and_parameters_stay_float32():
     model = nn.Linear(4, 2)
     wrapper = OPTIM_WRAPPERS.build(
-        dict(type='mmtr.CPUAmpOptimWrapper', optimizer=torch.optim.SGD(model.parameters(), lr=1.)))
+        dict(type='mmtr.CPUAmpOptimWrapper', optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    )
     before = model.weight.detach().clone()
     x = torch.randn(3, 4)
     with wrapper.optim_context(model):

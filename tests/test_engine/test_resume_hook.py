@@ -1,4 +1,5 @@
 """A checkpoint that a training resumes is checked whole: what does not fit is one sentence, before anything is used."""
+
 import copy
 import math
 import re
@@ -17,8 +18,18 @@ from mmtr.engine.hooks.resume import check_fits, check_state
 from mmtr.errors import UserError
 from tests.conftest import RUNS, draw_data, segmenter_cfg
 
-DAMAGE = dict(none=None, text='x', list=[], dict={}, negative=-1, huge=10 ** 18, nan=math.nan, nested=[[{}]],
-              tensor=torch.zeros(7), true=True)
+DAMAGE = dict(
+    none=None,
+    text='x',
+    list=[],
+    dict={},
+    negative=-1,
+    huge=10**18,
+    nan=math.nan,
+    nested=[[{}]],
+    tensor=torch.zeros(7),
+    true=True,
+)
 
 
 class Ready(Exception):
@@ -32,7 +43,8 @@ class Run:
         draw_data(folder / 'data')
         self.folder, self.cfg = folder, segmenter_cfg(folder / 'data', folder / 'work')
         self.cfg.default_hooks.checkpoint = dict(
-            type='mmtr.CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1, save_best='mIoU')
+            type='mmtr.CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1, save_best='mIoU'
+        )
         self.cfg.custom_hooks = [dict(type='EMAHook'), dict(type='mmtr.ResumeCheckHook')]
         self.runner(train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)).train()
         self.checkpoint = read_checkpoint(folder / 'work' / 'iter_2.pth')
@@ -107,24 +119,43 @@ def runner(run):
 
 # What may be at a place although it was not: a fresh average, a setting of the optimizer that it says is taken.
 ADMITTED = {
-    ('state_dict',): '', ('state_dict', 'decode_head.cls_emb'): '', ('meta',): '', ('meta', 'iter'): '',
-    ('meta', 'epoch'): '', ('meta', 'seed'): 'missing none', ('meta', 'dataset_meta'): 'missing none dict',
-    ('message_hub',): '', ('message_hub', 'log_scalars'): 'dict', ('message_hub', 'runtime_info'): 'dict',
-    ('message_hub', 'resumed_keys'): '', ('message_hub', 'resumed_keys', 'best_score'): 'true',
+    ('state_dict',): '',
+    ('state_dict', 'decode_head.cls_emb'): '',
+    ('meta',): '',
+    ('meta', 'iter'): '',
+    ('meta', 'epoch'): '',
+    ('meta', 'seed'): 'missing none',
+    ('meta', 'dataset_meta'): 'missing none dict',
+    ('message_hub',): '',
+    ('message_hub', 'log_scalars'): 'dict',
+    ('message_hub', 'runtime_info'): 'dict',
+    ('message_hub', 'resumed_keys'): '',
+    ('message_hub', 'resumed_keys', 'best_score'): 'true',
     ('message_hub', 'log_scalars', 'train/loss', '_log_history'): '',
     ('message_hub', 'log_scalars', 'train/loss', 'max_length'): '',
     ('message_hub', 'runtime_info', 'keep_ckpt_ids'): 'missing none list',
     ('message_hub', 'runtime_info', 'best_ckpt'): 'missing none text',
     ('message_hub', 'runtime_info', 'best_score'): 'missing negative huge',
-    ('optimizer',): '', ('optimizer', 'state'): 'dict', ('optimizer', 'state', 0): 'missing dict',
-    ('optimizer', 'state', 0, 'exp_avg'): '', ('optimizer', 'state', 0, 'step'): 'huge',
-    ('optimizer', 'param_groups'): '', ('optimizer', 'param_groups', 0): '',
-    ('optimizer', 'param_groups', 0, 'params'): '', ('optimizer', 'param_groups', 0, 'lr'): 'huge',
-    ('optimizer', 'param_groups', 0, 'betas'): '', ('optimizer', 'param_groups', 0, 'amsgrad'): 'missing none true',
-    ('param_schedulers',): '', ('param_schedulers', 0): '', ('param_schedulers', 1, 'power'): '',
-    ('param_schedulers', 0, '_global_step'): '', ('param_schedulers', 1, 'last_step'): 'negative',
-    ('param_schedulers', 1, '_last_value'): '', ('ema_state_dict',): 'missing',
-    ('ema_state_dict', 'steps'): '', ('ema_state_dict', 'module.decode_head.cls_emb'): '',
+    ('optimizer',): '',
+    ('optimizer', 'state'): 'dict',
+    ('optimizer', 'state', 0): 'missing dict',
+    ('optimizer', 'state', 0, 'exp_avg'): '',
+    ('optimizer', 'state', 0, 'step'): 'huge',
+    ('optimizer', 'param_groups'): '',
+    ('optimizer', 'param_groups', 0): '',
+    ('optimizer', 'param_groups', 0, 'params'): '',
+    ('optimizer', 'param_groups', 0, 'lr'): 'huge',
+    ('optimizer', 'param_groups', 0, 'betas'): '',
+    ('optimizer', 'param_groups', 0, 'amsgrad'): 'missing none true',
+    ('param_schedulers',): '',
+    ('param_schedulers', 0): '',
+    ('param_schedulers', 1, 'power'): '',
+    ('param_schedulers', 0, '_global_step'): '',
+    ('param_schedulers', 1, 'last_step'): 'negative',
+    ('param_schedulers', 1, '_last_value'): '',
+    ('ema_state_dict',): 'missing',
+    ('ema_state_dict', 'steps'): '',
+    ('ema_state_dict', 'module.decode_head.cls_emb'): '',
 }
 
 
@@ -157,11 +188,12 @@ def test_a_config_in_it_is_not_run(run, tmp_path):
 def test_any_damage_is_refused_or_does_not_stop_the_training(run, runner):
     damages = [(place, damage) for place in places(run.checkpoint) for damage in ('missing', *DAMAGE)]
     checkpoints = ((case, run.damaged(*case)) for case in damages)
-    admitted = [case for case, checkpoint in checkpoints
-                if checkpoint is not None and run.refusal(runner, checkpoint) is None]
+    admitted = [
+        case for case, checkpoint in checkpoints if checkpoint is not None and run.refusal(runner, checkpoint) is None
+    ]
     assert 100 < len(admitted) < len(damages) / 2
     path = run.folder / 'admitted.pth'
-    for case in admitted[::len(admitted) // 8]:
+    for case in admitted[:: len(admitted) // 8]:
         torch.save(run.damaged(*case), path)
         run.runner(work_dir=str(run.folder / 'resumed'), load_from=str(path), resume=True).train()
         assert read_checkpoint(run.folder / 'resumed' / 'iter_4.pth')['meta']['iter'] == 4, case
@@ -184,18 +216,31 @@ def poly(wrapper):
     return PolyLR(wrapper, power=0.5, begin=2, end=4, by_epoch=False)
 
 
-@pytest.mark.parametrize('part, make, words', [
-    ('model', deeper, r'of another model than this config: 12 missing \(backbone\.layers\.2\.ln1'),
-    ('model', wider, 'of another model than this config: 2 missing .*, 1 unexpected'),
-    ('optim_wrapper', lambda runner: OptimWrapper(SGD(runner.model.parameters(), 1e-3, momentum=0.9)),
-     r'its optimizer has nothing for the momentum of the SGD of this config, where 0\.9 is'),
-    ('optim_wrapper', lambda runner: OptimWrapper(AdamW([dict(params=[p]) for p in runner.model.parameters()])),
-     r'its optimizer is of 1 groups of 50 parameters, and the AdamW of this config has 50 of 1, 1, 1, 1, \.\.\.'),
-    ('param_schedulers', lambda runner: runner.param_schedulers[:1], 'are 2, and the .* of this config are 1'),
-    ('param_schedulers', lambda runner: runner.param_schedulers[::-1], r'_schedulers\[0\] is not of the PolyLR'),
-    ('param_schedulers', lambda runner: [runner.param_schedulers[0], poly(runner.optim_wrapper)],
-     r'has power=0\.9, and the PolyLR of this config 0\.5, .* no effect'),
-], ids=['deeper', 'wider', 'SGD', 'groups', 'fewer schedules', 'reversed', 'another power'])
+@pytest.mark.parametrize(
+    'part, make, words',
+    [
+        ('model', deeper, r'of another model than this config: 12 missing \(backbone\.layers\.2\.ln1'),
+        ('model', wider, 'of another model than this config: 2 missing .*, 1 unexpected'),
+        (
+            'optim_wrapper',
+            lambda runner: OptimWrapper(SGD(runner.model.parameters(), 1e-3, momentum=0.9)),
+            r'its optimizer has nothing for the momentum of the SGD of this config, where 0\.9 is',
+        ),
+        (
+            'optim_wrapper',
+            lambda runner: OptimWrapper(AdamW([dict(params=[p]) for p in runner.model.parameters()])),
+            r'its optimizer is of 1 groups of 50 parameters, and the AdamW of this config has 50 of 1, 1, 1, 1, \.\.\.',
+        ),
+        ('param_schedulers', lambda runner: runner.param_schedulers[:1], 'are 2, and the .* of this config are 1'),
+        ('param_schedulers', lambda runner: runner.param_schedulers[::-1], r'_schedulers\[0\] is not of the PolyLR'),
+        (
+            'param_schedulers',
+            lambda runner: [runner.param_schedulers[0], poly(runner.optim_wrapper)],
+            r'has power=0\.9, and the PolyLR of this config 0\.5, .* no effect',
+        ),
+    ],
+    ids=['deeper', 'wider', 'SGD', 'groups', 'fewer schedules', 'reversed', 'another power'],
+)
 def test_another_run_is_told_apart(run, runner, monkeypatch, part, make, words):
     monkeypatch.setattr(runner, part, make(runner))
     assert re.search(words, run.refusal(runner, copy.copy(run.checkpoint)))
@@ -208,16 +253,19 @@ def test_a_run_that_ends_before_or_with_other_settings_is_told(run, runner, monk
     assert run.refusal(runner, copy.copy(run.checkpoint)).endswith('its meta.iter is 2, and this run ends at 1.')
     monkeypatch.setattr(runner.train_loop, '_max_iters', 4)
     for settings in (dict(initial_lr=0.1), dict(weight_decay=0.2)):
-        monkeypatch.setattr(runner.optim_wrapper.optimizer, 'param_groups',
-                            [{**group, **settings} for group in runner.optim_wrapper.optimizer.param_groups])
+        monkeypatch.setattr(
+            runner.optim_wrapper.optimizer,
+            'param_groups',
+            [{**group, **settings} for group in runner.optim_wrapper.optimizer.param_groups],
+        )
     assert run.refusal(runner, copy.copy(run.checkpoint)) is None
     assert said == ["The optimizer goes on as in 'bad.pth': weight_decay 0.01 (config: 0.2), lr 0.001 (config: 0.1)."]
 
 
 def test_what_is_not_saved_must_be_said_in_the_config(run, runner, monkeypatch):
-    best, = run.folder.glob('work/best_mIoU_iter_2.pth')
+    (best,) = run.folder.glob('work/best_mIoU_iter_2.pth')
     said = run.refusal(runner, read_checkpoint(best))
     assert 'it has no optimizer, as files of the best score have none' in said and 'load_from=' in said
-    hook, = (hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
     monkeypatch.setattr(hook, 'save_optimizer', False)
     assert run.refusal(runner, run.damaged(('optimizer',), 'missing')) is None

@@ -12,10 +12,12 @@ REDUCTIONS = [*(dict(type=name) for name in sorted(TOKEN_REDUCERS.module_dict)),
 @pytest.fixture
 def run(tiny_segmenter, make_runner, tmp_path):
     """Function that tests or trains a tiny Segmenter with the hook; gives its folder of pictures."""
+
     def run(reduction, action='test', backends=('LocalVisBackend',), tta=False, **settings):
         cfg = tiny_segmenter
-        cfg.model.backbone = dict(cfg.model.backbone, type='mmtr.VisionTransformer', num_layers=4,
-                                  token_reduction=reduction)
+        cfg.model.backbone = dict(
+            cfg.model.backbone, type='mmtr.VisionTransformer', num_layers=4, token_reduction=reduction
+        )
         cfg.custom_hooks = [dict(type='mmtr.TokenMapHook', **settings)]
         cfg.visualizer.vis_backends = [dict(type=name) for name in backends]
         if tta:
@@ -24,13 +26,19 @@ def run(tiny_segmenter, make_runner, tmp_path):
         runner = make_runner(cfg)
         getattr(runner, action)()
         return next((tmp_path / 'work').glob('*/vis_data'))
+
     return run
 
 
 # Tokens that merge, that leave, that are cut out of a grid: the others are drawn by the same code.
-@pytest.mark.parametrize('reduction', [
-    pytest.param(cfg, marks=[pytest.mark.slow] * (cfg['type'] not in ('Cropr', 'ToMe', 'TokenAdapter')))
-    for cfg in REDUCTIONS], ids=str)
+@pytest.mark.parametrize(
+    'reduction',
+    [
+        pytest.param(cfg, marks=[pytest.mark.slow] * (cfg['type'] not in ('Cropr', 'ToMe', 'TokenAdapter')))
+        for cfg in REDUCTIONS
+    ],
+    ids=str,
+)
 def test_files_and_tensorboard_hold_the_same_pictures(run, reduction):
     events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     folder = run(reduction, interval=3, backends=('LocalVisBackend', 'TensorboardVisBackend'))
@@ -58,7 +66,9 @@ def test_the_picture_is_of_the_image_in_its_name(run, drawn_data, tta):
 def test_validation_during_training_is_pictured_at_its_iteration(run):
     folder = run(dict(type='ToMe'), 'train', interval=6)
     assert sorted(path.name for path in (folder / 'vis_image').glob('*tokens*')) == [
-        'val_tokens_5_2.png', 'val_tokens_5_4.png']
+        'val_tokens_5_2.png',
+        'val_tokens_5_4.png',
+    ]
 
 
 def test_nothing_reduced_is_nothing_drawn(run):
@@ -71,8 +81,7 @@ def test_a_backbone_without_tokens_is_said(tiny_segmenter, make_runner):
     tiny_segmenter.custom_hooks = [dict(type='mmtr.TokenMapHook')]  # and a stock backbone
     with pytest.raises(UserError, match='cannot picture the tokens of a VisionTransformer: use a backbone of mmtr'):
         make_runner(tiny_segmenter).test()
-    tiny_segmenter.custom_hooks.append(
-        dict(type='mmtr.TokenReductionHook', token_reduction=dict(type='TokenAdapter')))
+    tiny_segmenter.custom_hooks.append(dict(type='mmtr.TokenReductionHook', token_reduction=dict(type='TokenAdapter')))
     make_runner(tiny_segmenter).test()
 
 

@@ -1,4 +1,5 @@
 """Training starts from what it was told to start from, or says what is wrong; never from random weights in silence."""
+
 import copy
 
 import pytest
@@ -28,11 +29,14 @@ def whole_file(cfg, path, head=None, **backbone):
     return str(path)
 
 
-def backbone_file(whole, path, prefix='', without=('nothing', )):
+def backbone_file(whole, path, prefix='', without=('nothing',)):
     """Path of a file with the part ``backbone`` of a whole one, under another prefix, and a classifier."""
     state = torch.load(whole)['state_dict']
-    state = {name.replace('backbone.', prefix): value for name, value in state.items()
-             if name.startswith('backbone.') and not name.startswith(tuple(f'backbone.{part}' for part in without))}
+    state = {
+        name.replace('backbone.', prefix): value
+        for name, value in state.items()
+        if name.startswith('backbone.') and not name.startswith(tuple(f'backbone.{part}' for part in without))
+    }
     torch.save({**state, f'{prefix}head.weight': torch.zeros(9, 32)}, path)
     return str(path)
 
@@ -43,8 +47,8 @@ def cfg(tiny_segmenter):
     tiny_segmenter.train_cfg.update(max_iters=1, val_interval=9)
     tiny_segmenter.val_cfg = tiny_segmenter.val_dataloader = tiny_segmenter.val_evaluator = None
     tiny_segmenter.param_scheduler = None
-    tiny_segmenter.optim_wrapper.optimizer.lr = 0.
-    tiny_segmenter.optim_wrapper.optimizer.weight_decay = 0.
+    tiny_segmenter.optim_wrapper.optimizer.lr = 0.0
+    tiny_segmenter.optim_wrapper.optimizer.weight_decay = 0.0
     tiny_segmenter.default_hooks.checkpoint = None
     tiny_segmenter.train_dataloader.dataset.serialize_data = False  # or it collects garbage, for a second
     tiny_segmenter.custom_hooks = [dict(type='mmtr.CheckpointCoverageHook')]
@@ -54,10 +58,12 @@ def cfg(tiny_segmenter):
 @pytest.fixture
 def start(make_runner, tmp_path):
     """Function from a config to the state dict that its training starts with, and its log."""
+
     def run(cfg):
         runner = make_runner(cfg)
         runner.train()
         return runner.model.state_dict(), max((tmp_path / 'work').glob('*/*.log')).read_text()
+
     return run
 
 
@@ -69,7 +75,7 @@ def assert_started(state, file, prefix='backbone.', part='backbone.'):
     source = torch.load(file)
     source = source.get('state_dict', source)
     names = [name for name in state if name.startswith(part)]
-    assert names and all(torch.equal(state[name], source[prefix + name[len(part):]]) for name in names)
+    assert names and all(torch.equal(state[name], source[prefix + name[len(part) :]]) for name in names)
 
 
 @pytest.mark.parametrize('kind', ['VisionTransformer', pytest.param('mmtr.VisionTransformer', marks=pytest.mark.slow)])
@@ -77,9 +83,11 @@ def test_a_whole_model_for_a_backbone_is_refused_and_the_prefix_named_works(cfg,
     cfg.model.backbone.type = kind
     whole = whole_file(cfg, tmp_path / 'whole.pth')
     cfg.model.pretrained = whole
-    words = (rf"model.backbone would start from random weights: '{whole}' fills 0 of 29 weights .*, and not "
-             r"patch_embed.projection.weight, .*it fits with model.backbone.init_cfg=dict\(type='Pretrained', "
-             rf"checkpoint='{whole}', prefix='backbone.'\)")
+    words = (
+        rf"model.backbone would start from random weights: '{whole}' fills 0 of 29 weights .*, and not "
+        r"patch_embed.projection.weight, .*it fits with model.backbone.init_cfg=dict\(type='Pretrained', "
+        rf"checkpoint='{whole}', prefix='backbone.'\)"
+    )
     with pytest.raises(UserError, match=words):
         start(cfg)
     cfg.model.pretrained = None
@@ -88,13 +96,15 @@ def test_a_whole_model_for_a_backbone_is_refused_and_the_prefix_named_works(cfg,
     assert_started(state, whole)
     assert f"model.backbone starts from '{whole}': 29 of 29 weights (100.0 % of their numbers)." in log
     cfg.model.backbone.init_cfg = pretrained(whole, prefix='student.backbone')
-    with pytest.raises(UserError, match=r"has the prefix 'student.backbone.' of model.backbone.init_cfg; it fits with "
-                                        r"init_cfg=dict.*, prefix='backbone.'\)"):
+    with pytest.raises(
+        UserError,
+        match=r"has the prefix 'student.backbone.' of model.backbone.init_cfg; it fits with "
+        r"init_cfg=dict.*, prefix='backbone.'\)",
+    ):
         start(cfg)
 
 
-@pytest.mark.parametrize('kind, words', [
-    ('mmtr.EVA02', 'it differs in '), ('mmtr.DINOv2', 'it differs in ')])
+@pytest.mark.parametrize('kind, words', [('mmtr.EVA02', 'it differs in '), ('mmtr.DINOv2', 'it differs in ')])
 def test_backbones_that_must_be_filled_name_the_prefix_too(cfg, start, tmp_path, kind, words):
     cfg.model.backbone = dict(type=kind, patch_size=16, **SIZES)
     whole = whole_file(cfg, tmp_path / 'whole.pth')
@@ -109,10 +119,13 @@ def test_a_backbone_file_is_enough_and_says_so(cfg, start, tmp_path):
     cfg.model.pretrained = file
     state, log = start(cfg)
     assert torch.equal(state['backbone.pos_embed'], torch.load(file)['pos_embed'])
-    assert "27 of 29 weights (99." in log
+    assert '27 of 29 weights (99.' in log
     cfg.model.pretrained = backbone_file(whole, tmp_path / 'other.pth', without=['layers.1.attn'])
-    with pytest.raises(UserError, match=r"fills 25 of 29 .*not layers.1.attn.attn.in_proj_weight, layers.1.attn.attn."
-                                        'out_proj.weight; --allow-partial trains it nevertheless'):
+    with pytest.raises(
+        UserError,
+        match=r'fills 25 of 29 .*not layers.1.attn.attn.in_proj_weight, layers.1.attn.attn.'
+        'out_proj.weight; --allow-partial trains it nevertheless',
+    ):
         start(cfg)
     cfg.custom_hooks[0].allow_partial = True
     assert 'WARNING - model.backbone would start from random weights' in start(cfg)[1]
@@ -137,8 +150,11 @@ def test_any_part_with_a_file_of_its_own_is_looked_at(cfg, start, tmp_path, part
     cfg.model.decode_head = dict(type='FCNHead', in_channels=32, in_index=0, channels=8, num_classes=4, num_convs=1)
     whole = whole_file(cfg, tmp_path / 'whole.pth')
     cfg.model[part].init_cfg = pretrained(whole)
-    with pytest.raises(UserError, match=rf"model.{part} would start from .* fills 0 of .*it fits with model.{part}."
-                                        rf"init_cfg=.*prefix='{part}.'\)"):
+    with pytest.raises(
+        UserError,
+        match=rf'model.{part} would start from .* fills 0 of .*it fits with model.{part}.'
+        rf"init_cfg=.*prefix='{part}.'\)",
+    ):
         start(cfg)
     cfg.model[part].init_cfg = pretrained(whole, prefix=part)
     assert_started(start(cfg)[0], whole, f'{part}.', f'{part}.')
@@ -162,11 +178,19 @@ def test_load_from_says_how_much_it_fills(cfg, start, tmp_path):
     assert 'WARNING - load_from=' in log and 'not decode_head.cls_emb: (1, 7, 32) in the file, (1, 4, 32) in' in log
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(embed_dims=48), r'not backbone.cls_token: \(1, 1, 48\) in the file, \(1, 1, 32\) in the model'),
-    (dict(num_layers=1), r'fills 38 of 50 .*not backbone.layers.1.attn.attn.in_proj_weight'),
-    (dict(img_size=(96, 96)), r"backbone.pos_embed: \(1, 37, 32\) in the file.*; model.backbone.init_cfg=dict\("
-     r"type='Pretrained', checkpoint='[^']*', prefix='backbone.'\) starts the backbone from it")], ids=str)
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(embed_dims=48), r'not backbone.cls_token: \(1, 1, 48\) in the file, \(1, 1, 32\) in the model'),
+        (dict(num_layers=1), r'fills 38 of 50 .*not backbone.layers.1.attn.attn.in_proj_weight'),
+        (
+            dict(img_size=(96, 96)),
+            r'backbone.pos_embed: \(1, 37, 32\) in the file.*; model.backbone.init_cfg=dict\('
+            r"type='Pretrained', checkpoint='[^']*', prefix='backbone.'\) starts the backbone from it",
+        ),
+    ],
+    ids=str,
+)
 def test_load_from_stops_where_layers_of_the_backbone_would_be_random(cfg, start, tmp_path, settings, words):
     head = dict(in_channels=48) if 'embed_dims' in settings else {}
     cfg.load_from = whole_file(cfg, tmp_path / 'whole.pth', head, **settings)
@@ -179,8 +203,11 @@ def test_load_from_stops_where_layers_of_the_backbone_would_be_random(cfg, start
 def test_load_from_of_a_backbone_or_another_model(cfg, start, tmp_path):
     whole = whole_file(cfg, tmp_path / 'whole.pth')
     cfg.load_from = backbone_file(whole, tmp_path / 'backbone.pth')
-    with pytest.raises(UserError, match=rf"fills 0 of .*; model.backbone.init_cfg=dict\(type='Pretrained', checkpoint="
-                                        rf"'{cfg.load_from}'\) starts the backbone from it"):
+    with pytest.raises(
+        UserError,
+        match=rf"fills 0 of .*; model.backbone.init_cfg=dict\(type='Pretrained', checkpoint="
+        rf"'{cfg.load_from}'\) starts the backbone from it",
+    ):
         start(cfg)
     torch.save(dict(state_dict={'encoder.weight': torch.zeros(3)}), tmp_path / 'other.pth')
     cfg.load_from = str(tmp_path / 'other.pth')
@@ -198,7 +225,7 @@ def test_tools_train_refuses_unless_allowed(cfg, tool, tmp_path):
     whole = whole_file(cfg, tmp_path / 'whole.pth')
     cfg.custom_hooks = []
     cfg.dump(str(tmp_path / 'config.py'))
-    for option in (f'model.pretrained={whole}', f"load_from={backbone_file(whole, tmp_path / 'backbone.pth')}"):
+    for option in (f'model.pretrained={whole}', f'load_from={backbone_file(whole, tmp_path / "backbone.pth")}'):
         status, said = tool('train', tmp_path / 'config.py', '--cfg-options', option)
         assert status == 2 and said.count('\n') == 1 and 'random weights' in said and '--allow-partial' in said
         assert not (tmp_path / 'work').exists()
@@ -214,6 +241,9 @@ def test_a_teacher_is_looked_at(cfg, start, tmp_path, prefix):
     if prefix:
         start(cfg)
         return
-    with pytest.raises(UserError, match=r"model.distillation.teacher would start from random weights: .* it fits with "
-                                        r"model.distillation.teacher.init_cfg=.*prefix='backbone.'\)\."):
+    with pytest.raises(
+        UserError,
+        match=r'model.distillation.teacher would start from random weights: .* it fits with '
+        r"model.distillation.teacher.init_cfg=.*prefix='backbone.'\)\.",
+    ):
         start(cfg)

@@ -17,11 +17,15 @@ def cfg_of(tiny, **changes):
     return cfg
 
 
-@pytest.mark.parametrize('resize, sizes', [
-    (dict(type='Resize', scale=(2048, 512), keep_ratio=True), [('scale', (1024, 256)), ('scale', (3584, 896))]),
-    (dict(type='Resize', scale=518), [('scale', 259), ('scale', 906)]),  # 906.5, to the even one
-    (dict(type='mmcv.Resize', scale_factor=2.0), [('scale_factor', 1.0), ('scale_factor', 3.5)]),
-], ids=str)
+@pytest.mark.parametrize(
+    'resize, sizes',
+    [
+        (dict(type='Resize', scale=(2048, 512), keep_ratio=True), [('scale', (1024, 256)), ('scale', (3584, 896))]),
+        (dict(type='Resize', scale=518), [('scale', 259), ('scale', 906)]),  # 906.5, to the even one
+        (dict(type='mmcv.Resize', scale_factor=2.0), [('scale_factor', 1.0), ('scale_factor', 3.5)]),
+    ],
+    ids=str,
+)
 def test_sizes_are_multiples_of_that_of_the_test(resize, sizes):
     *head, augment = scaled_and_flipped([LOAD, LABELS, resize, dict(type='Pad', size=(9, 9)), PACK])
     resized, flips, *others = augment['transforms']
@@ -37,8 +41,15 @@ def test_a_detector_is_flipped_as_by_mmdets_tool_and_what_puts_boxes_back_is_pac
     *head, augment = flipped(steps)
     flips, (pack,) = augment['transforms']
     assert head == steps[:-1] and {step['prob'] for step in flips} == {0, 1}
-    assert pack['meta_keys'] == ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
-                                 'flip_direction')
+    assert pack['meta_keys'] == (
+        'img_id',
+        'img_path',
+        'ori_shape',
+        'img_shape',
+        'scale_factor',
+        'flip',
+        'flip_direction',
+    )
 
 
 def test_data_sets_in_wrappers_are_augmented_too(tiny_segmenter):
@@ -54,12 +65,22 @@ def detector(metric):
     return dict(default_scope='mmdet', model=dict(_delete_=True, type='MaskRCNN'), test_evaluator=metric)
 
 
-@pytest.mark.parametrize('changes, words', [
-    (detector(dict(_delete_=True, type='CocoPanopticMetric')), 'instances alone, and CocoPanopticMetric measures maps'),
-    (dict(test_evaluator=dict(_delete_=True, type='mmtr.BinaryMetric')), 'mmtr.BinaryMetric measures probabilities'),
-    (dict(test_dataloader=dict(dataset=dict(pipeline=[LOAD, LABELS]))), "pipeline that ends in 'LoadAnnotations'"),
-    (dict(model=dict(_delete_=True, type='SegDataPreProcessor')), 'there is no default for a SegDataPreProcessor'),
-], ids=lambda value: value if isinstance(value, str) else '')
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (
+            detector(dict(_delete_=True, type='CocoPanopticMetric')),
+            'instances alone, and CocoPanopticMetric measures maps',
+        ),
+        (
+            dict(test_evaluator=dict(_delete_=True, type='mmtr.BinaryMetric')),
+            'mmtr.BinaryMetric measures probabilities',
+        ),
+        (dict(test_dataloader=dict(dataset=dict(pipeline=[LOAD, LABELS]))), "pipeline that ends in 'LoadAnnotations'"),
+        (dict(model=dict(_delete_=True, type='SegDataPreProcessor')), 'there is no default for a SegDataPreProcessor'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
 def test_what_cannot_be_augmented_is_one_sentence(tiny_segmenter, changes, words):
     with pytest.raises(UserError, match=words):
         use_tta(cfg_of(tiny_segmenter, **changes))

@@ -1,4 +1,5 @@
 """Each measure against its paper's formula, written out pixel by pixel, through mmengine's evaluator."""
+
 import math
 import sys
 
@@ -21,27 +22,27 @@ def f_score(cut, mask, beta2=0.3):
     """F-measure (Achanta et al., CVPR 2009, eq. 6) of a cut map."""
     hits = sum(bool(cut[p] and mask[p]) for p in pixels(mask))
     if not hits:
-        return 0.
+        return 0.0
     precision, recall = hits / sum(bool(cut[p]) for p in pixels(mask)), hits / sum(bool(mask[p]) for p in pixels(mask))
     return (1 + beta2) * precision * recall / (beta2 * precision + recall)
 
 
 def e_score(cut, mask):
     """E-measure (Fan et al., IJCAI 2018, eq. 2 to 5) of a cut map, divided by one pixel less as their code does."""
-    total, n = 0., mask.size
+    total, n = 0.0, mask.size
     mean_cut, mean_mask = cut.sum() / n, mask.sum() / n
     for p in pixels(mask):
         a, b = cut[p] - mean_cut, mask[p] - mean_mask
         if mean_mask in (0, 1):  # no foreground, or nothing else: its code counts the pixels that agree
             total += float(cut[p] == mask[p])
         else:
-            total += (1 + 2 * a * b / (a * a + b * b))**2 / 4
+            total += (1 + 2 * a * b / (a * a + b * b)) ** 2 / 4
     return total / (n - 1)
 
 
 def moments(values):
     mean = sum(values) / len(values)
-    return mean, sum((v - mean)**2 for v in values) / max(len(values) - 1, 1)
+    return mean, sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
 
 
 def s_score(found, mask, alpha=0.5):
@@ -49,13 +50,13 @@ def s_score(found, mask, alpha=0.5):
     share = mask.mean()
     if share in (0, 1):
         return 1 - found.mean() if share == 0 else found.mean()
-    objects = 0.
+    objects = 0.0
     for part, values in ((share, found[mask]), (1 - share, 1 - found[~mask])):
         mean, variance = moments(list(values))
         objects += part * 2 * mean / (mean**2 + 1 + math.sqrt(variance))
     rows, columns = zip(*(p for p in pixels(mask) if mask[p]))
     y, x = (int(np.round(sum(each) / len(each))) + 1 for each in (rows, columns))
-    regions = 0.
+    regions = 0.0
     for window in (np.s_[:y, :x], np.s_[:y, x:], np.s_[y:, :x], np.s_[y:, x:]):
         a, b = list(found[window].ravel()), list(mask[window].ravel().astype(float))
         if a:
@@ -73,9 +74,9 @@ def ssim(a, b):
 def weighted_f_score(found, mask, beta2):
     """Weighted F-measure (Margolin et al., CVPR 2014): dependent errors by a Gaussian, farther ones weigh more."""
     if not mask.any():
-        return 0.
+        return 0.0
     inside = [p for p in pixels(mask) if mask[p]]
-    nearest = {p: min(inside, key=lambda q: (q[0] - p[0])**2 + (q[1] - p[1])**2) for p in pixels(mask)}
+    nearest = {p: min(inside, key=lambda q: (q[0] - p[0]) ** 2 + (q[1] - p[1]) ** 2) for p in pixels(mask)}
     error = {p: abs(found[p] - mask[p]) for p in pixels(mask)}
     kernel = {(i, j): math.exp(-(i * i + j * j) / 50) for i in range(-3, 4) for j in range(-3, 4)}
     norm, weighted = sum(kernel.values()), {}
@@ -89,12 +90,13 @@ def weighted_f_score(found, mask, beta2):
             weighted[p] = error[p] * (2 - math.exp(math.log(0.5) / 5 * distance))
     missed, wrong = (sum(weighted[p] for p in pixels(mask) if mask[p] == side) for side in (True, False))
     hits, recall = len(inside) - missed, 1 - missed / len(inside)
-    precision = hits / (hits + wrong) if hits else 0.
-    return (1 + beta2) * recall * precision / (recall + beta2 * precision) if hits else 0.
+    precision = hits / (hits + wrong) if hits else 0.0
+    return (1 + beta2) * recall * precision / (recall + beta2 * precision) if hits else 0.0
 
 
 def reference(images, beta2=0.3):
     """The seven measures of (found, mask) pairs, by name."""
+
     def mean(score):
         return np.mean([score(found, mask) for found, mask in images], axis=0)
 
@@ -105,9 +107,14 @@ def reference(images, beta2=0.3):
         return mean(lambda found, mask: score(found >= min(2 * found.mean(), 1), mask))
 
     return dict(
-        Smeasure=mean(s_score), wFmeasure=mean(lambda found, mask: weighted_f_score(found, mask, beta2)),
+        Smeasure=mean(s_score),
+        wFmeasure=mean(lambda found, mask: weighted_f_score(found, mask, beta2)),
         MAE=mean(lambda found, mask: np.mean([abs(found[p] - mask[p]) for p in pixels(mask)])),
-        meanEm=curve(e_score).mean(), adpEm=adaptive(e_score), maxFm=curve(f_score).max(), adpFm=adaptive(f_score))
+        meanEm=curve(e_score).mean(),
+        adpEm=adaptive(e_score),
+        maxFm=curve(f_score).max(),
+        adpFm=adaptive(f_score),
+    )
 
 
 def half(height=9, width=12, left=7):
@@ -140,20 +147,31 @@ def blobs(height, width, seed):
 
 EMPTY, FULL = np.zeros((8, 11), bool), np.ones((8, 11), bool)
 CASES = {
-    'noise': (noise(half()), half()), 'a good one': (close(half()), half()),
-    'other size': (close(half(13, 7, 3)), half(13, 7, 3)), 'scattered': (flat_inside(blobs(9, 10, 1)), blobs(9, 10, 1)),
-    'one pixel': (close(one()), one()), 'corner': (close(one(y=0, x=0)), one(y=0, x=0)),
-    'last corner': (close(one(y=8, x=11)), one(y=8, x=11)), 'last column': (close(half(left=11)), half(left=11)),
-    'all but one': (flat_inside(~one()), ~one()), 'perfect': (half().astype(float), half()),
-    'inverted': (1. - half(), half()), 'nothing found': (0. * half(), half()), 'all found': (0. * half() + 1, half()),
-    'no foreground': (noise(EMPTY), EMPTY), 'none, rightly': (0. * EMPTY, EMPTY), 'no background': (noise(FULL), FULL),
-    'all, rightly': (1. * FULL, FULL), 'flat': (0.5 + 0. * half(), half())}
+    'noise': (noise(half()), half()),
+    'a good one': (close(half()), half()),
+    'other size': (close(half(13, 7, 3)), half(13, 7, 3)),
+    'scattered': (flat_inside(blobs(9, 10, 1)), blobs(9, 10, 1)),
+    'one pixel': (close(one()), one()),
+    'corner': (close(one(y=0, x=0)), one(y=0, x=0)),
+    'last corner': (close(one(y=8, x=11)), one(y=8, x=11)),
+    'last column': (close(half(left=11)), half(left=11)),
+    'all but one': (flat_inside(~one()), ~one()),
+    'perfect': (half().astype(float), half()),
+    'inverted': (1.0 - half(), half()),
+    'nothing found': (0.0 * half(), half()),
+    'all found': (0.0 * half() + 1, half()),
+    'no foreground': (noise(EMPTY), EMPTY),
+    'none, rightly': (0.0 * EMPTY, EMPTY),
+    'no background': (noise(FULL), FULL),
+    'all, rightly': (1.0 * FULL, FULL),
+    'flat': (0.5 + 0.0 * half(), half()),
+}
 
 
 def sample(found, mask, channels=1):
     """What mmseg's segmentor gives: probabilities of one channel, logits of two."""
     found = torch.from_numpy(found)
-    both = torch.stack([1 - found, found]).log() + 3.
+    both = torch.stack([1 - found, found]).log() + 3.0
     data = SegDataSample(metainfo=dict(img_path='a.jpg'))
     data.seg_logits = PixelData(data=found[None] if channels == 1 else both)
     data.gt_sem_seg = PixelData(data=torch.from_numpy(mask.astype(np.int64))[None])
@@ -207,7 +225,8 @@ def test_processes_that_share_the_images_give_what_one_gives():
         parts[i % 2].process(None, [sample(*image).to_dict()])
     assert [len(part.results) for part in parts] == [2, 1]
     assert BinaryMetric().compute_metrics(parts[0].results + parts[1].results) == evaluate(
-        [sample(*image) for image in images])
+        [sample(*image) for image in images]
+    )
 
 
 def test_a_model_of_more_classes_is_refused():

@@ -21,7 +21,7 @@ def dinov2(**kwargs):
 @pytest.mark.parametrize('size', [(56, 84), (14, 70), (57, 131), (100, 15)], ids=str)
 def test_any_size_is_taken(kwargs, size):
     with torch.no_grad():
-        out, = dinov2(**kwargs)(torch.rand(2, 3, *size))
+        (out,) = dinov2(**kwargs)(torch.rand(2, 3, *size))
     # What is no multiple of the patch is padded at the lower right.
     assert out.shape == (2, 32, -(-size[0] // 14), -(-size[1] // 14)) and out.isfinite().all()
 
@@ -53,7 +53,7 @@ def test_registers_have_no_position_and_stand_behind_the_class_token():
     assert torch.equal(tokens.x[:, 0], (model.cls_token + model.pos_embed[:, :1])[:, 0].expand(2, -1))
 
 
-@pytest.mark.parametrize('registers, antialias, offset', [(0, False, 0.1), (4, True, 0.)])
+@pytest.mark.parametrize('registers, antialias, offset', [(0, False, 0.1), (4, True, 0.0)])
 def test_interpolation_is_that_of_the_released_models(registers, antialias, offset):
     model = dinov2(num_registers=registers)
     assert (model.antialias, model.offset) == (antialias, offset)
@@ -81,7 +81,10 @@ def test_fresh_layers_start_near_the_identity_and_registers_differ():
 def test_drop_path_skips_attention_too():
     rates = [(layer.attn.dropout_layer, layer.ffn.dropout_layer) for layer in dinov2(drop_path_rate=0.4).layers]
     assert [[getattr(m, 'drop_prob', 0) for m in pair] for pair in rates] == [
-        [0, 0], pytest.approx([0.2, 0.2]), pytest.approx([0.4, 0.4])]
+        [0, 0],
+        pytest.approx([0.2, 0.2]),
+        pytest.approx([0.4, 0.4]),
+    ]
     model = dinov2(num_layers=2, drop_path_rate=0.5).train()
     for gamma in (layer.ffn.gamma2.weight for layer in model.layers):
         torch.nn.init.zeros_(gamma)
@@ -92,13 +95,21 @@ def test_drop_path_skips_attention_too():
     assert len({round(float(out[0]), 4) for out in outs}) == 2
 
 
-@pytest.mark.parametrize('settings, said', [
-    (dict(num_registers=-1), 'num_registers=-1'), (dict(num_registers=True), 'num_registers=True'),
-    (dict(num_registers='4'), "num_registers='4'"),
-    (dict(num_registers=4, with_cls_token=False), 'num_registers=4 needs the class token'),
-    (dict(out_indices=(0, 3)), r'out_indices=\(0, 3\) names layer 3'), (dict(interpolate_offset=1.), 'offset=1.0'),
-    (dict(layer_scale_init_value=0), 'layer_scale_init_value=0'), (dict(attn_backend='fast'), "attn_backend='fast'"),
-    (dict(token_reduction=dict(type='ToMe', r=2.)), 'token_reduction.r=2.0')], ids=str)
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (dict(num_registers=-1), 'num_registers=-1'),
+        (dict(num_registers=True), 'num_registers=True'),
+        (dict(num_registers='4'), "num_registers='4'"),
+        (dict(num_registers=4, with_cls_token=False), 'num_registers=4 needs the class token'),
+        (dict(out_indices=(0, 3)), r'out_indices=\(0, 3\) names layer 3'),
+        (dict(interpolate_offset=1.0), 'offset=1.0'),
+        (dict(layer_scale_init_value=0), 'layer_scale_init_value=0'),
+        (dict(attn_backend='fast'), "attn_backend='fast'"),
+        (dict(token_reduction=dict(type='ToMe', r=2.0)), 'token_reduction.r=2.0'),
+    ],
+    ids=str,
+)
 def test_a_setting_that_cannot_work_is_refused_when_built(settings, said):
     with pytest.raises(UserError, match=said):
         DINOv2(**{**SMALL, **settings})

@@ -1,4 +1,5 @@
 """Distillation from a frozen teacher: its loss, what it leaves alone, and that it does not collapse."""
+
 import copy
 import math
 import runpy
@@ -30,8 +31,11 @@ def distilled(tiny_segmenter, tmp_path):
     cfg = tiny_segmenter
     cfg.model.update(type='mmtr.DistillationEncoderDecoder', distillation=dict(channels=24))
     cfg.model.backbone.update(
-        type='mmtr.VisionTransformer', peft=dict(type='DAR', bottleneck=5, compensator=3),
-        token_reduction=dict(type='DAR'), init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'base.pth')))
+        type='mmtr.VisionTransformer',
+        peft=dict(type='DAR', bottleneck=5, compensator=3),
+        token_reduction=dict(type='DAR'),
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'base.pth')),
+    )
     return cfg
 
 
@@ -49,12 +53,14 @@ def test_loss_is_one_minus_the_cosine_of_each_patch(distilled):
     plain.load_state_dict(torch.load(distilled.model.backbone.init_cfg.checkpoint))
     with torch.no_grad():
         target = plain(images)[-1]
-        total = 0.
+        total = 0.0
         for b in range(2):
             for y in range(4):
                 for x in range(6):
-                    first, second = distillation.student_mlp(features[b, :, y, x]), distillation.teacher_mlp(
-                        target[b, :, y, x])
+                    first, second = (
+                        distillation.student_mlp(features[b, :, y, x]),
+                        distillation.teacher_mlp(target[b, :, y, x]),
+                    )
                     total += 1 - float(first @ second) / math.sqrt(float(first @ first) * float(second @ second))
     assert distillation(images, features).item() == pytest.approx(0.1 * total / 48, rel=1e-4)
 
@@ -64,7 +70,9 @@ def test_teacher_is_in_nothing_but_the_loss(distilled, make_runner, tmp_path):
     model = runner.model
     assert not any('teacher.' in name for name, _ in model.named_parameters())
     assert {name.split('.')[1] for name in model.state_dict() if name.startswith('distillation.')} == {
-        'student_mlp', 'teacher_mlp'}
+        'student_mlp',
+        'teacher_mlp',
+    }
     teacher, start = model.distillation.teacher, copy.deepcopy(dict(model.distillation.named_parameters()))
     runner.train()
     base = torch.load(tmp_path / 'base.pth')
@@ -102,9 +110,9 @@ def spread(features):
 def test_only_the_original_collapses(stop_gradient):
     torch.manual_seed(0)
     plain = VisionTransformer(**SMALL).eval()
-    distillation = Distillation(plain, TEACHER, channels=32, loss_weight=1., stop_gradient=stop_gradient)
+    distillation = Distillation(plain, TEACHER, channels=32, loss_weight=1.0, stop_gradient=stop_gradient)
     maps, images = torch.randn(8, 32, 4, 4), torch.zeros(8, 3, 64, 64)
-    distillation._teacher = (lambda images: (maps, ), )
+    distillation._teacher = (lambda images: (maps,),)
     student = maps + 0.5 * torch.randn_like(maps)
     flat = [t.flatten(2).transpose(1, 2).flatten(0, 1) for t in (student, maps)]
 
@@ -147,12 +155,17 @@ def test_deployed_model_has_neither_teacher_nor_mlps(formatted, distilled, tool,
     assert tool('test', written, out)[0] == 0
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(teacher=dict(TEACHER, patch_size=8)), 'teacher.patch_size=8, but the patches of the student are 16'),
-    (dict(teacher=dict(type='mmseg.ResNet', depth=18)), "teacher.type='mmseg.ResNet' must be a backbone of mmtr"),
-    (dict(channels=0), 'distillation.channels=0'), (dict(loss_weight=0), 'distillation.loss_weight=0'),
-    (dict(stop_gradient='yes'), "distillation.stop_gradient='yes'"),
-    (dict(teacher=TEACHER), 'has random weights')])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(teacher=dict(TEACHER, patch_size=8)), 'teacher.patch_size=8, but the patches of the student are 16'),
+        (dict(teacher=dict(type='mmseg.ResNet', depth=18)), "teacher.type='mmseg.ResNet' must be a backbone of mmtr"),
+        (dict(channels=0), 'distillation.channels=0'),
+        (dict(loss_weight=0), 'distillation.loss_weight=0'),
+        (dict(stop_gradient='yes'), "distillation.stop_gradient='yes'"),
+        (dict(teacher=TEACHER), 'has random weights'),
+    ],
+)
 def test_what_cannot_work_is_said_before_training(distilled, change, words):
     distilled.model.distillation.update(change)
     with pytest.raises(UserError, match=words):

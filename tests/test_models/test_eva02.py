@@ -34,7 +34,7 @@ def attention(**kwargs):
 
 def tokens_of(grid, num_prefix=0, batch=2, window=None, **fields):
     x = torch.randn(batch, num_prefix + grid[0] * grid[1], 32, generator=torch.Generator().manual_seed(1))
-    tables = tuple(rotary_table(grid, 8, 16, side) for side in (None, window)[:1 if window is None else 2])
+    tables = tuple(rotary_table(grid, 8, 16, side) for side in (None, window)[: 1 if window is None else 2])
     return Tokens(x, grid, num_prefix, rotary=tables, **fields)
 
 
@@ -42,7 +42,7 @@ def test_kept_tokens_attend_as_if_the_others_were_hidden():
     module, whole = attention(), tokens_of(GRID, 2)
     index = torch.stack([torch.randperm(35)[:12] for _ in range(2)])
     rows = torch.cat([torch.tensor([[0, 1]]).expand(2, -1), 2 + index], 1).unsqueeze(2).expand(-1, -1, 32)
-    hidden = torch.full((2, 37), -torch.inf).scatter(1, rows[..., 0], 0.)[:, None, None]
+    hidden = torch.full((2, 37), -torch.inf).scatter(1, rows[..., 0], 0.0)[:, None, None]
     q, k, v = module.at(whole).qkv(whole.x)
     expected = module.at(whole).attend(q, k, v, hidden).gather(1, rows)
 
@@ -80,7 +80,7 @@ def test_a_window_attends_as_a_grid_of_its_own(grid):
     cells = torch.arange(grid[0] * grid[1]).view(grid)
     for row in range(0, grid[0], window):
         for column in range(0, grid[1], window):
-            cell = cells[row:row + window, column:column + window]
+            cell = cells[row : row + window, column : column + window]
             # What a window at the border lacks is not there; the others keep their place in it.
             index = (torch.arange(cell.shape[0]).unsqueeze(1) * window + torch.arange(cell.shape[1])).flatten()
             x = tokens.x[:, cell.flatten()]
@@ -102,15 +102,22 @@ def test_reduced_tokens_attend_beyond_windows():
     torch.testing.assert_close(at.attend(*at.qkv(x, index)), whole.at(reduced).branch(x))
 
 
-@pytest.mark.parametrize('token_reduction', [
-    dict(type='Random', layer=1, restore='last'), dict(type='ToMe', r=0.3), dict(type='TokenAdapter', layers=(1, 2)),
-    dict(type='Expediting', layer=1)], ids=str)
+@pytest.mark.parametrize(
+    'token_reduction',
+    [
+        dict(type='Random', layer=1, restore='last'),
+        dict(type='ToMe', r=0.3),
+        dict(type='TokenAdapter', layers=(1, 2)),
+        dict(type='Expediting', layer=1),
+    ],
+    ids=str,
+)
 def test_windowed_backbones_reduce_tokens(token_reduction):
     model = eva02(**WINDOWED, token_reduction=token_reduction)
     assert [layer.attn.window for layer in model.layers] == [3, None, 3]
     with torch.no_grad():
         for size in ((64, 96), (80, 112)):
-            out, = model(torch.rand(2, 3, *size))
+            (out,) = model(torch.rand(2, 3, *size))
             assert out.shape == (2, 32, size[0] // 16, size[1] // 16) and out.isfinite().all()
 
 
@@ -132,8 +139,12 @@ def test_weights_start_as_published():
     model = EVA02(embed_dims=192, num_layers=2, num_heads=3)
     model.init_weights()
     for i, layer in enumerate(model.layers, 1):
-        for weight, std in ((layer.attn.in_proj.weight, 0.02), (layer.attn.proj.weight, 0.02 / math.sqrt(2 * i)),
-                            (layer.ffn.fc1.weight, 0.02), (layer.ffn.fc2.weight, 0.02 / math.sqrt(2 * i))):
+        for weight, std in (
+            (layer.attn.in_proj.weight, 0.02),
+            (layer.attn.proj.weight, 0.02 / math.sqrt(2 * i)),
+            (layer.ffn.fc1.weight, 0.02),
+            (layer.ffn.fc2.weight, 0.02 / math.sqrt(2 * i)),
+        ):
             assert weight.std().item() == pytest.approx(std, rel=0.05)
         assert not layer.attn.q_bias.any() and not layer.ffn.fc1.bias.any()
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
@@ -146,14 +157,21 @@ def test_drop_path_rises_or_is_given_for_each_layer():
     assert rates(0.4) == pytest.approx([0, 0.2, 0.4]) and rates([0.1, 0.3, 0]) == [0.1, 0.3, 0]
 
 
-@pytest.mark.parametrize('settings, said', [
-    (dict(num_heads=3), 'embed_dims=32 and num_heads=3'), (dict(num_heads=16), 'as many channels, a multiple of 4'),
-    (dict(out_indices=(0, 3)), r'out_indices=\(0, 3\) names layer 3'),
-    (dict(window_layers=[5], window_size=2), r'window_layers=\(5,\) names layer 5'),
-    (dict(window_layers=(0,), with_cls_token=False), 'window_size=None must be the side'),
-    (dict(window_layers=(0,), window_size=4), 'the class token, which is in no window'),
-    (dict(drop_path_rate=[0.1, 0.2]), 'give one for each or'),
-    (dict(drop_path_rate=1.), 'drop_path_rate=1.0'), (dict(attn_backend='fast'), "attn_backend='fast'")], ids=str)
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (dict(num_heads=3), 'embed_dims=32 and num_heads=3'),
+        (dict(num_heads=16), 'as many channels, a multiple of 4'),
+        (dict(out_indices=(0, 3)), r'out_indices=\(0, 3\) names layer 3'),
+        (dict(window_layers=[5], window_size=2), r'window_layers=\(5,\) names layer 5'),
+        (dict(window_layers=(0,), with_cls_token=False), 'window_size=None must be the side'),
+        (dict(window_layers=(0,), window_size=4), 'the class token, which is in no window'),
+        (dict(drop_path_rate=[0.1, 0.2]), 'give one for each or'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
+        (dict(attn_backend='fast'), "attn_backend='fast'"),
+    ],
+    ids=str,
+)
 def test_a_setting_that_cannot_work_is_refused_when_built(settings, said):
     with pytest.raises(UserError, match=said):
         EVA02(**{**SMALL, **settings})

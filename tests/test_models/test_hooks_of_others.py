@@ -1,4 +1,5 @@
 """Hooks that others put on layers, attention and FFN see the tensors that they see in the stock model."""
+
 import copy
 
 import pytest
@@ -9,8 +10,15 @@ from mmseg.models.backbones import VisionTransformer as StockViT
 from mmtr.models.backbones import EVA02, SwinTransformer, VisionTransformer
 
 VIT = dict(img_size=(32, 48), patch_size=8, embed_dims=16, num_layers=3, num_heads=2, mlp_ratio=2, final_norm=True)
-SWIN = dict(embed_dims=16, depths=(2, 2), num_heads=(1, 2), window_size=4, strides=(4, 2), out_indices=(0, 1),
-            drop_path_rate=0.)
+SWIN = dict(
+    embed_dims=16,
+    depths=(2, 2),
+    num_heads=(1, 2),
+    window_size=4,
+    strides=(4, 2),
+    out_indices=(0, 1),
+    drop_path_rate=0.0,
+)
 EVA = dict(img_size=(32, 48), patch_size=8, embed_dims=16, num_layers=3, num_heads=2)
 
 
@@ -28,6 +36,7 @@ def watch(model):
                 return
             seen[name] = [args[0].detach().clone(), out.detach().clone()]
             out.register_hook(lambda grad: seen[name].append(grad.clone()))
+
         return hook
 
     for i, layer in enumerate(layers_of(model)):
@@ -36,8 +45,11 @@ def watch(model):
     return seen
 
 
-@pytest.mark.parametrize('stock, ours, settings', [
-    (StockViT, VisionTransformer, VIT), (StockSwin, SwinTransformer, SWIN)], ids=['ViT', 'Swin'])
+@pytest.mark.parametrize(
+    'stock, ours, settings',
+    [(StockViT, VisionTransformer, VIT), (StockSwin, SwinTransformer, SWIN)],
+    ids=['ViT', 'Swin'],
+)
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_hooks_see_what_they_see_in_stock(stock, ours, settings, with_cp):
     torch.manual_seed(0)
@@ -59,8 +71,9 @@ def test_hooks_see_what_they_see_in_stock(stock, ours, settings, with_cp):
 
 
 @pytest.mark.parametrize('kind, settings', [(VisionTransformer, VIT), (EVA02, EVA)])
-@pytest.mark.parametrize('reduction', [
-    None, dict(type='ToMe', r=0.3), dict(type='TokenAdapter', layers=(1, 3))], ids=str)
+@pytest.mark.parametrize(
+    'reduction', [None, dict(type='ToMe', r=0.3), dict(type='TokenAdapter', layers=(1, 3))], ids=str
+)
 def test_a_hook_may_change_what_a_layer_gives(kind, settings, reduction):
     model = kind(**settings, token_reduction=reduction).eval()
     images = torch.randn(1, 3, 32, 48)

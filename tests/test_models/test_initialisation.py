@@ -1,4 +1,5 @@
 """After a host has drawn its weights, its learned reducer has its own start, and the host its stock one."""
+
 import math
 
 import pytest
@@ -47,9 +48,10 @@ def check_start(reducer):
 
 
 @pytest.mark.parametrize('host', HOSTS)
-@pytest.mark.parametrize('method', [
-    dict(type='Cropr', num_classes=5, projections=('q', 'k')), dict(type='DAR')], ids=lambda cfg: cfg['type'])
-@pytest.mark.parametrize('init_cfg', [None, dict(type='Normal', layer='Linear', std=3.)], ids=['own', 'init_cfg'])
+@pytest.mark.parametrize(
+    'method', [dict(type='Cropr', num_classes=5, projections=('q', 'k')), dict(type='DAR')], ids=lambda cfg: cfg['type']
+)
+@pytest.mark.parametrize('init_cfg', [None, dict(type='Normal', layer='Linear', std=3.0)], ids=['own', 'init_cfg'])
 def test_a_learned_method_starts_as_released(host, method, init_cfg):
     torch.manual_seed(0)
     backbone = MODELS.build(dict(type=f'mmtr.{host}', **HOSTS[host], token_reduction=method, init_cfg=init_cfg))
@@ -61,8 +63,14 @@ def test_a_learned_method_starts_as_released(host, method, init_cfg):
 def test_so_does_one_in_a_head():
     torch.manual_seed(0)
     head = SegmenterMaskTransformerHead(
-        in_channels=CHANNELS, channels=CHANNELS, embed_dims=CHANNELS, num_classes=3, num_layers=2, num_heads=2,
-        token_reduction=dict(type='DAR'))
+        in_channels=CHANNELS,
+        channels=CHANNELS,
+        embed_dims=CHANNELS,
+        num_classes=3,
+        num_layers=2,
+        num_heads=2,
+        token_reduction=dict(type='DAR'),
+    )
     head.init_weights()
     check_start(head.token_reducer)
 

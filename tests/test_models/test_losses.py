@@ -1,4 +1,5 @@
 """The losses of a foreground channel, pixel by pixel."""
+
 import math
 
 import pytest
@@ -47,7 +48,7 @@ def test_dice_is_of_the_foreground_and_of_pixels_that_are_known(ignored, naive):
 
 def test_better_predictions_lose_less_which_the_stock_loss_turns_round():
     labels = torch.tensor([[[0, 0, 1, 1]]])
-    right, wrong = (sign * torch.tensor([[[[-9., -9., 9., 9.]]]]) for sign in (1, -1))
+    right, wrong = (sign * torch.tensor([[[[-9.0, -9.0, 9.0, 9.0]]]]) for sign in (1, -1))
     ours, stock = MODELS.build(DICE), MODELS.build(dict(type='DiceLoss'))
     assert ours(right, labels) < 0.01 and ours(wrong, labels) > 0.99
     assert stock(right, labels) > 0.99 and stock(wrong, labels) < 0.01  # if this fails, BinaryDiceLoss can go

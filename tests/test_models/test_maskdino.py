@@ -1,4 +1,5 @@
 """MaskDINO from drawn scenes to a trained and tested model: instances, panoptic and semantic maps."""
+
 import copy
 import json
 from pathlib import Path
@@ -28,7 +29,8 @@ BACKBONES = dict(
     resnet=dict(type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_cfg=dict(type='BN')),
     swin=SWIN,
     # 2x2 of the 4x4 tokens of each window, in the second of the two blocks of stage 1.
-    reduced=dict(SWIN, token_reduction=dict(type='TokenAdapter', stage=1, ratio=0.5, layers=(1, 2))))
+    reduced=dict(SWIN, token_reduction=dict(type='TokenAdapter', stage=1, ratio=0.5, layers=(1, 2))),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +45,39 @@ def coco(tmp_path):
 
 def model_cfg(things=2, stuff=0, test_cfg=None, backbone='resnet', **head):
     """20 queries, two layers each."""
-    return Config(dict(model=dict(
-        type='mmtr.MaskDINO',
-        data_preprocessor=dict(type='DetDataPreprocessor', mean=[110.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
-                               pad_size_divisor=32, pad_mask=True, pad_seg=True),
-        backbone=BACKBONES[backbone],
-        panoptic_head={**dict(
-            type='mmtr.MaskDINOHead', in_channels=[16, 32, 64, 128], num_things_classes=things,
-            num_stuff_classes=stuff, channels=64, num_queries=20,
-            pixel_decoder=dict(num_layers=LAYERS, feedforward_channels=64),
-            decoder=dict(num_layers=LAYERS, feedforward_channels=64),
-            denoising=dict(num_slots=10), loss=dict(num_points=256)), **head},
-        test_cfg=test_cfg or {}))).model
+    return Config(
+        dict(
+            model=dict(
+                type='mmtr.MaskDINO',
+                data_preprocessor=dict(
+                    type='DetDataPreprocessor',
+                    mean=[110.0] * 3,
+                    std=[60.0] * 3,
+                    bgr_to_rgb=True,
+                    pad_size_divisor=32,
+                    pad_mask=True,
+                    pad_seg=True,
+                ),
+                backbone=BACKBONES[backbone],
+                panoptic_head={
+                    **dict(
+                        type='mmtr.MaskDINOHead',
+                        in_channels=[16, 32, 64, 128],
+                        num_things_classes=things,
+                        num_stuff_classes=stuff,
+                        channels=64,
+                        num_queries=20,
+                        pixel_decoder=dict(num_layers=LAYERS, feedforward_channels=64),
+                        decoder=dict(num_layers=LAYERS, feedforward_channels=64),
+                        denoising=dict(num_slots=10),
+                        loss=dict(num_points=256),
+                    ),
+                    **head,
+                },
+                test_cfg=test_cfg or {},
+            )
+        )
+    ).model
 
 
 def build(**kwargs):
@@ -69,16 +92,29 @@ def dataset_cfg(root, task='instances', test=False):
     pack = dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
     if task == 'semantic':
         return dict(
-            type='BaseSegDataset', data_root=str(root), metainfo=dict(classes=PANOPTIC['classes']),
-            data_prefix=dict(img_path='images', seg_map_path='semantic'), test_mode=test,
-            pipeline=[load, dict(type='LoadAnnotations', with_bbox=False, with_label=False, with_seg=True), pack])
+            type='BaseSegDataset',
+            data_root=str(root),
+            metainfo=dict(classes=PANOPTIC['classes']),
+            data_prefix=dict(img_path='images', seg_map_path='semantic'),
+            test_mode=test,
+            pipeline=[load, dict(type='LoadAnnotations', with_bbox=False, with_label=False, with_seg=True), pack],
+        )
     common = dict(data_root=str(root), ann_file=f'{task}.json', test_mode=test)
     if task == 'panoptic':
-        return dict(common, type='CocoPanopticDataset', metainfo=PANOPTIC,
-                    data_prefix=dict(img='images/', seg='panoptic/'),
-                    pipeline=[load, dict(type='LoadPanopticAnnotations'), pack])
-    return dict(common, type='CocoDataset', metainfo=METAINFO, data_prefix=dict(img='images/'),
-                pipeline=[load, dict(type='LoadAnnotations', with_bbox=True, with_mask=True), pack])
+        return dict(
+            common,
+            type='CocoPanopticDataset',
+            metainfo=PANOPTIC,
+            data_prefix=dict(img='images/', seg='panoptic/'),
+            pipeline=[load, dict(type='LoadPanopticAnnotations'), pack],
+        )
+    return dict(
+        common,
+        type='CocoDataset',
+        metainfo=METAINFO,
+        data_prefix=dict(img='images/'),
+        pipeline=[load, dict(type='LoadAnnotations', with_bbox=True, with_mask=True), pack],
+    )
 
 
 def batch_of(dataset, *indices):
@@ -111,10 +147,10 @@ def test_losses_are_of_the_queries_and_of_the_slots_before_them(coco):
     head.forward = lambda *args, **kwargs: outputs.append(forward(*args, **kwargs)) or outputs[-1]
     head.loss_of.register_forward_hook(lambda module, args, losses: seen.append(args))
     losses_of(model, batch)
-    (layers, encoded, noisy), = outputs
+    ((layers, encoded, noisy),) = outputs
     assert noisy.content.shape[1] == 8 and noisy.num_groups == 2  # four objects at most, ten slots
     for i, layer in enumerate(layers):
-        for (found, _, indices, count), part in zip(seen[2 * i:2 * i + 2], (slice(8, None), slice(8))):
+        for (found, _, indices, count), part in zip(seen[2 * i : 2 * i + 2], (slice(8, None), slice(8))):
             assert all(torch.equal(ours, whole[:, part]) for ours, whole in zip(found, layer))
             assert count == (6 if part.start else 12)  # six objects, each in two groups
             assert [len(queries) for queries, _ in indices] == ([2, 4] if part.start else [4, 8])
@@ -156,7 +192,7 @@ def test_targets_are_shares_of_the_padded_image(coco):
     sample.gt_sem_seg = PixelData(sem_seg=sample.gt_sem_seg.sem_seg[:, :30, :50])
     sample.set_metainfo(dict(img_shape=(30, 50)))
     data = model.data_preprocessor(batch, training=True)
-    target, = targets_of(data['data_samples'], 2, 2, 'cpu')
+    (target,) = targets_of(data['data_samples'], 2, 2, 'cpu')
     assert target.masks.shape == (4, 32, 64) and not target.masks[:, 30:].any() and not target.masks[:, :, 50:].any()
     assert target.labels.tolist()[2:] == [2, 3] and set(target.labels.tolist()[:2]) <= {0, 1}
     for box, mask in zip(target.bboxes[2:], target.masks[2:]):
@@ -218,8 +254,16 @@ def with_cropr(num_classes):
     """A plain transformer with a pyramid of five maps, whose token reduction is learned."""
     cfg = model_cfg(in_channels=[32] * 5, pixel_decoder=dict(num_extra_levels=0, num_layers=1))
     cropr = dict(type='Cropr', task='multilabel', num_classes=num_classes, layers=(0, 1), r=[0.3, 0.3])
-    cfg.backbone = dict(type='mmtr.EVA02', img_size=(SIZE, SIZE), patch_size=8, embed_dims=32, num_layers=4,
-                        num_heads=2, with_cls_token=False, token_reduction=cropr)
+    cfg.backbone = dict(
+        type='mmtr.EVA02',
+        img_size=(SIZE, SIZE),
+        patch_size=8,
+        embed_dims=32,
+        num_layers=4,
+        num_heads=2,
+        with_cls_token=False,
+        token_reduction=cropr,
+    )
     cfg.neck = dict(type='mmtr.SimpleFeaturePyramid', in_channels=32, out_channels=32)
     torch.manual_seed(0)
     model = MODELS.build(cfg)
@@ -247,13 +291,17 @@ def test_half_precision_stays_in_the_backbone(coco):
         assert loss.dtype == torch.float32 and float(loss) == pytest.approx(float(full[name]), rel=0.2, abs=0.05), name
 
 
-@pytest.mark.parametrize('head, said', [
-    (dict(channels=40), 'channels=40 must be a multiple of 32'),
-    (dict(decoder=dict(num_heads=5)), 'of the number of heads, 5 and 8'),
-    (dict(initial_boxes='mask'), "initial_boxes='mask' is unknown: choose 'no', 'mask2box', 'bitmask'"),
-    (dict(two_stage=False), "initial_boxes='bitmask' needs two_stage=True"),
-    (dict(pixel_decoder=dict(num_encoder_levels=5)), 'num_encoder_levels=5, but the backbone has 4 maps'),
-    (dict(pixel_decoder=dict(feature_order='high')), "feature_order='high' is unknown: choose 'low2high' or")])
+@pytest.mark.parametrize(
+    'head, said',
+    [
+        (dict(channels=40), 'channels=40 must be a multiple of 32'),
+        (dict(decoder=dict(num_heads=5)), 'of the number of heads, 5 and 8'),
+        (dict(initial_boxes='mask'), "initial_boxes='mask' is unknown: choose 'no', 'mask2box', 'bitmask'"),
+        (dict(two_stage=False), "initial_boxes='bitmask' needs two_stage=True"),
+        (dict(pixel_decoder=dict(num_encoder_levels=5)), 'num_encoder_levels=5, but the backbone has 4 maps'),
+        (dict(pixel_decoder=dict(feature_order='high')), "feature_order='high' is unknown: choose 'low2high' or"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(head, said):
     with pytest.raises(UserError, match=said):
         build(**head)
@@ -274,18 +322,41 @@ def use_category_99(data, backbone):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize('task, spoil, said', [
-    ('instances', use_category_99, "instances.json' has annotations of category 99, which is none of its 2 categories"),
-    ('instances', lambda data, backbone: data.update(metainfo=dict(classes=('box', 'ball'))),
-     "which does not have 'ball': set metainfo=dict(classes=...) of the data set"),
-    ('instances', lambda data, backbone: data.update(ann_file='panoptic.json'),
-     "panoptic.json' holds panoptic segments, but CocoDataset reads instances"),
-    ('panoptic', lambda data, backbone: data.update(ann_file='instances.json'),
-     "instances.json' holds instances, but CocoPanopticDataset reads panoptic"),
-    ('panoptic', lambda data, backbone: Path(data.data_root, 'panoptic', '1.png').unlink(),
-     '1 of 4 panoptic label maps are not there'),
-    ('instances', lambda data, backbone: backbone.token_reduction.update(ratio=0.9),
-     'token_reduction.ratio=0.9 takes 4 of 4 rows of the 4x4 patch grid')])
+@pytest.mark.parametrize(
+    'task, spoil, said',
+    [
+        (
+            'instances',
+            use_category_99,
+            "instances.json' has annotations of category 99, which is none of its 2 categories",
+        ),
+        (
+            'instances',
+            lambda data, backbone: data.update(metainfo=dict(classes=('box', 'ball'))),
+            "which does not have 'ball': set metainfo=dict(classes=...) of the data set",
+        ),
+        (
+            'instances',
+            lambda data, backbone: data.update(ann_file='panoptic.json'),
+            "panoptic.json' holds panoptic segments, but CocoDataset reads instances",
+        ),
+        (
+            'panoptic',
+            lambda data, backbone: data.update(ann_file='instances.json'),
+            "instances.json' holds instances, but CocoPanopticDataset reads panoptic",
+        ),
+        (
+            'panoptic',
+            lambda data, backbone: Path(data.data_root, 'panoptic', '1.png').unlink(),
+            '1 of 4 panoptic label maps are not there',
+        ),
+        (
+            'instances',
+            lambda data, backbone: backbone.token_reduction.update(ratio=0.9),
+            'token_reduction.ratio=0.9 takes 4 of 4 rows of the 4x4 patch grid',
+        ),
+    ],
+)
 def test_what_cannot_work_stops_the_run_in_one_sentence(coco, tmp_path, tool, task, spoil, said):
     cfg = run_cfg(coco, tmp_path / 'work', task, iterations=1, backbone='reduced')
     spoil(cfg.train_dataloader.dataset, cfg.model.backbone)
@@ -300,29 +371,61 @@ def run_cfg(root, work_dir, task, iterations, backbone='resnet', lr=1e-3):
     stuff = 0 if task == 'instances' else 2
     head = dict(things=2, stuff=stuff, test_cfg=dict(instance_on=task != 'semantic', panoptic_on=task == 'panoptic'))
     if task == 'semantic':
-        head = dict(things=0, stuff=4, stuff_boxes=True, two_stage=False, initial_boxes='no', softmax=True,
-                    test_cfg=dict(instance_on=False, semantic_on=True, temperature=None))
+        head = dict(
+            things=0,
+            stuff=4,
+            stuff_boxes=True,
+            two_stage=False,
+            initial_boxes='no',
+            softmax=True,
+            test_cfg=dict(instance_on=False, semantic_on=True, temperature=None),
+        )
     metric = dict(
         instances=dict(type='CocoMetric', ann_file=str(root / 'instances.json'), metric=['bbox', 'segm']),
-        panoptic=dict(type='CocoPanopticMetric', ann_file=str(root / 'panoptic.json'),
-                      seg_prefix=str(root / 'panoptic'), nproc=1),
-        semantic=dict(type='SemSegMetric', iou_metrics=['mIoU']))[task]
-    test = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dataset_cfg(root, task, test=True))
-    return Config(dict(
-        default_scope='mmdet', work_dir=str(work_dir), custom_imports=dict(imports=['mmtr.models.detectors']),
-        model=model_cfg(backbone=backbone, **head).to_dict(), randomness=dict(seed=0),
-        train_dataloader=dict(batch_size=4, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
-                              dataset=dataset_cfg(root, task)),
-        val_dataloader=test, test_dataloader=test, val_evaluator=metric, test_evaluator=metric,
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations),
-        val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-4),
-                           clip_grad=dict(max_norm=1.0)),
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=1),
-                           checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=iterations)),
-        log_processor=dict(by_epoch=False, window_size=1),
-        visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name=str(work_dir))))
+        panoptic=dict(
+            type='CocoPanopticMetric', ann_file=str(root / 'panoptic.json'), seg_prefix=str(root / 'panoptic'), nproc=1
+        ),
+        semantic=dict(type='SemSegMetric', iou_metrics=['mIoU']),
+    )[task]
+    test = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dataset_cfg(root, task, test=True),
+    )
+    return Config(
+        dict(
+            default_scope='mmdet',
+            work_dir=str(work_dir),
+            custom_imports=dict(imports=['mmtr.models.detectors']),
+            model=model_cfg(backbone=backbone, **head).to_dict(),
+            randomness=dict(seed=0),
+            train_dataloader=dict(
+                batch_size=4,
+                num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=True),
+                dataset=dataset_cfg(root, task),
+            ),
+            val_dataloader=test,
+            test_dataloader=test,
+            val_evaluator=metric,
+            test_evaluator=metric,
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations),
+            val_cfg=dict(type='ValLoop'),
+            test_cfg=dict(type='TestLoop'),
+            optim_wrapper=dict(
+                type='OptimWrapper',
+                optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-4),
+                clip_grad=dict(max_norm=1.0),
+            ),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=1),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=iterations),
+            ),
+            log_processor=dict(by_epoch=False, window_size=1),
+            visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name=str(work_dir)),
+        )
+    )
 
 
 def test_the_reduced_swin_has_fewer_tokens_at_the_size_of_the_scenes():
@@ -331,13 +434,21 @@ def test_the_reduced_swin_has_fewer_tokens_at_the_size_of_the_scenes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('task, backbone, iterations, metric, least', [
-    ('instances', 'resnet', 100, 'coco/segm_mAP', 0.05), ('panoptic', 'resnet', 100, 'coco_panoptic/PQ', 10),
-    ('semantic', 'resnet', 100, 'mIoU', 40),
-    ('instances', 'swin', 60, 'coco/segm_mAP', 0.5), ('instances', 'reduced', 60, 'coco/segm_mAP', 0.5),
-    ('panoptic', 'swin', 60, 'coco_panoptic/PQ', 50), ('panoptic', 'reduced', 60, 'coco_panoptic/PQ', 50)])
+@pytest.mark.parametrize(
+    'task, backbone, iterations, metric, least',
+    [
+        ('instances', 'resnet', 100, 'coco/segm_mAP', 0.05),
+        ('panoptic', 'resnet', 100, 'coco_panoptic/PQ', 10),
+        ('semantic', 'resnet', 100, 'mIoU', 40),
+        ('instances', 'swin', 60, 'coco/segm_mAP', 0.5),
+        ('instances', 'reduced', 60, 'coco/segm_mAP', 0.5),
+        ('panoptic', 'swin', 60, 'coco_panoptic/PQ', 50),
+        ('panoptic', 'reduced', 60, 'coco_panoptic/PQ', 50),
+    ],
+)
 def test_a_model_trains_from_scratch_and_tests_through_the_tools(
-        coco, tmp_path, tool, task, backbone, iterations, metric, least):
+    coco, tmp_path, tool, task, backbone, iterations, metric, least
+):
     cfg, path = run_cfg(coco, tmp_path / 'work', task, iterations, backbone), tmp_path / 'config.py'
     cfg.dump(path)
     status, said = tool('train', path)

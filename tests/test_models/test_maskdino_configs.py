@@ -1,4 +1,5 @@
 """MaskDINO's configs: that they fit together, and a training and a test step of each kind through the tools."""
+
 import json
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_models_are_as_large_as_the_release_says(name, millions):
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
 
 
-@pytest.mark.parametrize('path', [p for p in CONFIGS if '_tadapter_' in p.name or '_expediting_' in p.name],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path', [p for p in CONFIGS if '_tadapter_' in p.name or '_expediting_' in p.name], ids=lambda path: path.stem
+)
 def test_reduced_config_is_its_base_and_one_key(path):
     cfg = Config.fromfile(path)
     base = Config.fromfile(path.parent / path.read_text().split("'")[1])
@@ -78,9 +80,11 @@ def test_reduced_config_is_its_base_and_one_key(path):
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = MODELS.build(cfg.model.backbone)
     assert isinstance(backbone.token_reducer.inner, TokenAdapter if 'tadapter' in path.name else Expediting)
-    plain, tokens = (MODELS.build(dict(cfg.model.backbone, token_reduction=reduced)).token_schedule((256, 256))
-                     for reduced in (None, reduction))
-    stage = sum(cfg.model.backbone.depths[:reduction.stage])
+    plain, tokens = (
+        MODELS.build(dict(cfg.model.backbone, token_reduction=reduced)).token_schedule((256, 256))
+        for reduced in (None, reduction)
+    )
+    stage = sum(cfg.model.backbone.depths[: reduction.stage])
     reduced = [i for i, (a, b) in enumerate(zip(tokens, plain)) if a < b]
     if 'swin-l' in path.name:  # the last 12 of 18 blocks of stage 3
         assert reduced == list(range(stage - 12, stage))
@@ -104,8 +108,10 @@ def small(path, root, work_dir):
     head.pixel_decoder.update(num_layers=1, feedforward_channels=32)
     head.decoder.update(num_layers=2, feedforward_channels=32)
     head.loss.num_points = 64
-    head.update(num_things_classes=0 if task == 'semantic' else 2,
-                num_stuff_classes=dict(instances=0, panoptic=2, semantic=4)[task])
+    head.update(
+        num_things_classes=0 if task == 'semantic' else 2,
+        num_stuff_classes=dict(instances=0, panoptic=2, semantic=4)[task],
+    )
     for pad in cfg.model.data_preprocessor.get('batch_augments') or []:
         pad.size = (64, 64)
     loaders = cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader
@@ -113,15 +119,24 @@ def small(path, root, work_dir):
         loader.update(num_workers=0, persistent_workers=False)
         data = loader.dataset
         for step in data.pipeline:
-            sizes = dict(Resize=('scale', (96, 96)), RandomResize=('scale', (64, 64)),
-                         RandomCrop=('crop_size', (64, 64)), RandomChoiceResize=('scales', [48, 64, 96]))
+            sizes = dict(
+                Resize=('scale', (96, 96)),
+                RandomResize=('scale', (64, 64)),
+                RandomCrop=('crop_size', (64, 64)),
+                RandomChoiceResize=('scales', [48, 64, 96]),
+            )
             if step.type in sizes:
                 step[sizes[step.type][0]] = sizes[step.type][1]
         data.data_root = str(root)
         if task == 'semantic':
-            data.update(type='BaseSegDataset', img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=False,
-                        metainfo=dict(classes=PANOPTIC['classes']),
-                        data_prefix=dict(img_path='images', seg_map_path='semantic'))
+            data.update(
+                type='BaseSegDataset',
+                img_suffix='.jpg',
+                seg_map_suffix='.png',
+                reduce_zero_label=False,
+                metainfo=dict(classes=PANOPTIC['classes']),
+                data_prefix=dict(img_path='images', seg_map_path='semantic'),
+            )
         else:
             data.update(ann_file=f'{task}.json', metainfo=PANOPTIC if task == 'panoptic' else METAINFO)
             data.data_prefix.update(dict(img='images/', **(dict(seg='panoptic/') if task == 'panoptic' else {})))
@@ -144,13 +159,21 @@ def small(path, root, work_dir):
     return cfg
 
 
-@pytest.mark.parametrize('name, metrics', [
-    ('maskdino_swin-l_tadapter_coco-panoptic', ['coco_panoptic/PQ', 'coco/segm_mAP']),
-    ('maskdino_r50_ade20k-semantic', ['mIoU']),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ('maskdino_r50_coco-instance', ['coco/segm_mAP', 'coco/bbox_mAP']),
-        ('maskdino_swin-l_cityscapes-semantic', ['mIoU']),
-        ('maskdino_swin-t_tadapter_nuclei', ['coco/segm_mAP'])))])
+@pytest.mark.parametrize(
+    'name, metrics',
+    [
+        ('maskdino_swin-l_tadapter_coco-panoptic', ['coco_panoptic/PQ', 'coco/segm_mAP']),
+        ('maskdino_r50_ade20k-semantic', ['mIoU']),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ('maskdino_r50_coco-instance', ['coco/segm_mAP', 'coco/bbox_mAP']),
+                ('maskdino_swin-l_cityscapes-semantic', ['mIoU']),
+                ('maskdino_swin-t_tadapter_nuclei', ['coco/segm_mAP']),
+            )
+        ),
+    ],
+)
 def test_config_trains_and_tests(name, metrics, tmp_path, tool):
     root = draw_coco(tmp_path / 'coco')
     cfg = small(CONFIGS[0].parent / f'{name}.py', root, tmp_path / 'work')
@@ -163,6 +186,7 @@ def test_config_trains_and_tests(name, metrics, tmp_path, tool):
     *steps, tested = map(json.loads, scalars)
     assert len(steps) == 2 and all(np.isfinite(step['loss']) and step['grad_norm'] > 0 for step in steps)
     assert set(metrics) <= tested.keys()
-    status, said = tool('test', tmp_path / 'config.py', tmp_path / 'work' / 'iter_2.pth', '--work-dir',
-                        tmp_path / 'test')
+    status, said = tool(
+        'test', tmp_path / 'config.py', tmp_path / 'work' / 'iter_2.pth', '--work-dir', tmp_path / 'test'
+    )
     assert status == 0, said

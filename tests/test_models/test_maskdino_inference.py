@@ -1,4 +1,5 @@
 """From MaskDINO's predictions to results, against loops over queries, classes and pixels."""
+
 import math
 
 import pytest
@@ -26,10 +27,11 @@ def draw(seed=0, queries=QUERIES):
     rows, columns = torch.arange(8).view(-1, 1), torch.arange(12)
     centres, masks = torch.rand(queries, 2, generator=g) * torch.tensor((8, 10)), []
     for row, column in centres:
-        masks.append(4 - ((rows - row)**2 + (columns - column)**2))
+        masks.append(4 - ((rows - row) ** 2 + (columns - column) ** 2))
     masks = torch.stack(masks).unsqueeze(0) + torch.randn(1, queries, 8, 12, generator=g)
-    return Prediction(torch.rand(1, queries, THINGS + STUFF, generator=g), torch.rand(1, queries, 4, generator=g),
-                      masks)
+    return Prediction(
+        torch.rand(1, queries, THINGS + STUFF, generator=g), torch.rand(1, queries, 4, generator=g), masks
+    )
 
 
 def head(things=THINGS, stuff=STUFF, **test_cfg):
@@ -38,7 +40,7 @@ def head(things=THINGS, stuff=STUFF, **test_cfg):
 
 def enlarged(masks, shape=ORIGINAL):
     """Mask logits of the image: padding goes away before they are made as large as it."""
-    masks = F.interpolate(masks, PADDED, mode='bilinear', align_corners=False)[..., :SEEN[0], :SEEN[1]]
+    masks = F.interpolate(masks, PADDED, mode='bilinear', align_corners=False)[..., : SEEN[0], : SEEN[1]]
     return F.interpolate(masks, shape, mode='bilinear', align_corners=False)[0]
 
 
@@ -58,8 +60,12 @@ def test_instances_are_the_best_pairs_of_query_and_thing(rescale, shape):
         x, y, width, height = boxes[q].tolist()
         scale = shape[0] / SEEN[0]
         limits = [shape[1], shape[0]] * 2
-        corners = [(x - width / 2) * PADDED[1] * scale, (y - height / 2) * PADDED[0] * scale,
-                   (x + width / 2) * PADDED[1] * scale, (y + height / 2) * PADDED[0] * scale]
+        corners = [
+            (x - width / 2) * PADDED[1] * scale,
+            (y - height / 2) * PADDED[0] * scale,
+            (x + width / 2) * PADDED[1] * scale,
+            (y + height / 2) * PADDED[0] * scale,
+        ]
         corners = [min(max(value, 0), limit) for value, limit in zip(corners, limits)]
         assert found.bboxes[i].tolist() == pytest.approx(corners, rel=1e-4, abs=1e-3)
 
@@ -105,8 +111,11 @@ def test_panoptic_map_is_merged_pixel_by_pixel(seed):
     scores[0, 0] = 0.2  # below the threshold
     scores[0, 1:3] = torch.tensor([0.1, 0.1, 0.1, 0.8])  # two of one stuff
     prediction = prediction._replace(scores=scores)
-    found = head(panoptic_on=True, instance_on=False, iou_thr=0.4).predict(
-        prediction, [sample()])[0]['pan_results'].sem_seg[0]
+    found = (
+        head(panoptic_on=True, instance_on=False, iou_thr=0.4)
+        .predict(prediction, [sample()])[0]['pan_results']
+        .sem_seg[0]
+    )
     expected = panoptic(prediction, 0.25, 0.4, 0.06)
     assert len({value for value in expected.values()}) > 2
     names = {}
@@ -123,8 +132,11 @@ def test_panoptic_map_is_merged_pixel_by_pixel(seed):
 
 def test_without_a_query_above_the_threshold_the_map_is_void():
     prediction = draw()
-    found = head(panoptic_on=True).predict(
-        prediction._replace(scores=prediction.scores * 0.2), [sample()])[0]['pan_results'].sem_seg
+    found = (
+        head(panoptic_on=True)
+        .predict(prediction._replace(scores=prediction.scores * 0.2), [sample()])[0]['pan_results']
+        .sem_seg
+    )
     assert found.shape == (1, *ORIGINAL) and (found == THINGS + STUFF).all()
 
 
@@ -136,7 +148,7 @@ def classes_then_size(prediction):
     for mask, scores in zip(masks, prediction.scores[0]):
         for k, score in enumerate(scores):
             sums[k] += score * mask
-    sums = F.interpolate(sums[None, :, :SEEN[0], :SEEN[1]], ORIGINAL, mode='bilinear', align_corners=False)
+    sums = F.interpolate(sums[None, :, : SEEN[0], : SEEN[1]], ORIGINAL, mode='bilinear', align_corners=False)
     return sums[0].argmax(0)
 
 
@@ -158,8 +170,11 @@ def test_sums_of_classes_are_enlarged_where_the_release_does_so():
 @pytest.mark.parametrize('temperature', [0.06, 1.0, None])
 def test_semantic_map_sums_class_times_mask_over_the_queries(temperature):
     prediction = draw(5)
-    found = head(things=0, stuff=4, semantic_on=True, instance_on=False, temperature=temperature).predict(
-        prediction, [sample()])[0]['sem_results'].sem_seg
+    found = (
+        head(things=0, stuff=4, semantic_on=True, instance_on=False, temperature=temperature)
+        .predict(prediction, [sample()])[0]['sem_results']
+        .sem_seg
+    )
     masks, scores = enlarged(prediction.masks).sigmoid(), prediction.scores[0].tolist()
     if temperature:
         sharp = [[math.exp(s / temperature) for s in row] for row in scores]

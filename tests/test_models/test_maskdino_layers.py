@@ -26,8 +26,13 @@ def check_attention(settings, extent, queries, places_projected):
     for parameter in stock.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     ours.load_state_dict(stock.state_dict())
-    inputs = dict(value=torch.randn(2, 60, 32), query_pos=torch.randn(2, queries, 32), spatial_shapes=SHAPES,
-                  reference_points=torch.rand(2, queries, 2, extent), level_start_index=torch.tensor([0, 48]))
+    inputs = dict(
+        value=torch.randn(2, 60, 32),
+        query_pos=torch.randn(2, queries, 32),
+        spatial_shapes=SHAPES,
+        reference_points=torch.rand(2, queries, 2, extent),
+        level_start_index=torch.tensor([0, 48]),
+    )
     query = torch.randn(2, queries, 32)
     calls = []
     ours.value_proj.register_forward_hook(lambda *_: calls.append(1))
@@ -46,6 +51,12 @@ def test_an_encoder_layer_in_pieces_has_the_weights_and_outputs_of_mmdet(monkeyp
     ours = layers.EncoderLayer(*settings).eval()
     ours.load_state_dict(stock.state_dict())
     query = torch.randn(2, 60, 32)
-    inputs = dict(query_pos=torch.randn(1, 60, 32), key_padding_mask=None, spatial_shapes=SHAPES, valid_ratios=None,
-                  reference_points=torch.rand(2, 60, 2, 2), level_start_index=torch.tensor([0, 48]))
+    inputs = dict(
+        query_pos=torch.randn(1, 60, 32),
+        key_padding_mask=None,
+        spatial_shapes=SHAPES,
+        valid_ratios=None,
+        reference_points=torch.rand(2, 60, 2, 2),
+        level_start_index=torch.tensor([0, 48]),
+    )
     torch.testing.assert_close(ours(query, **inputs), stock(query, **inputs), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
 """MaskDINO's matching and losses, against loops over predictions, objects and pixels."""
+
 import itertools
 import math
 
@@ -33,7 +34,7 @@ def giou(a, b):
 
 def focal(x, positive):
     p = sigmoid(x)
-    return -0.25 * (1 - p)**2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
+    return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
 
 
 def cross_entropy(found, true):
@@ -63,12 +64,15 @@ def draw(num_queries, labels, seed=0):
     """A prediction of one image, and its objects."""
     g = torch.Generator().manual_seed(seed)
     count = len(labels)
-    prediction = Prediction(torch.randn(1, num_queries, CLASSES, generator=g),
-                            torch.rand(1, num_queries, 4, generator=g) * 0.4 + 0.2,
-                            torch.randn(1, num_queries, SIZE, SIZE, generator=g))
+    prediction = Prediction(
+        torch.randn(1, num_queries, CLASSES, generator=g),
+        torch.rand(1, num_queries, 4, generator=g) * 0.4 + 0.2,
+        torch.randn(1, num_queries, SIZE, SIZE, generator=g),
+    )
     true = torch.rand(count, 2 * SIZE, 2 * SIZE, generator=g) > 0.5
-    target = InstanceData(labels=torch.tensor(labels, dtype=torch.long), masks=true,
-                          bboxes=torch.rand(count, 4, generator=g) * 0.4 + 0.2)
+    target = InstanceData(
+        labels=torch.tensor(labels, dtype=torch.long), masks=true, bboxes=torch.rand(count, 4, generator=g) * 0.4 + 0.2
+    )
     return prediction, target
 
 
@@ -83,14 +87,17 @@ def costs(prediction, target, points, num_things=None):
         for n in range(len(target.labels)):
             x = float(scores[q, target.labels[n]])
             found = at_points(masks[q], points)
-            table[q].append(4 * (focal(x, True) - focal(x, False)) + 5 * cross_entropy(found, true[n])
-                            + 5 * dice(found, true[n]))
+            table[q].append(
+                4 * (focal(x, True) - focal(x, False)) + 5 * cross_entropy(found, true[n]) + 5 * dice(found, true[n])
+            )
             l1 = float((boxes[q] - target.bboxes[n]).abs().sum())
             box_costs[q].append(5 * l1 - 2 * giou(boxes[q], target.bboxes[n]))
     things = [n for n, label in enumerate(target.labels) if num_things is None or label < num_things]
     mean = sum(row[n] for row in box_costs for n in things) / (len(box_costs) * len(things)) if things else 0
-    return [[cost + (boxes[n] if n in things else mean) for n, cost in enumerate(row)]
-            for row, boxes in zip(table, box_costs)]
+    return [
+        [cost + (boxes[n] if n in things else mean) for n, cost in enumerate(row)]
+        for row, boxes in zip(table, box_costs)
+    ]
 
 
 @pytest.mark.parametrize('num_things', [None, THINGS])
@@ -99,9 +106,11 @@ def test_cost_is_the_weighted_sum_of_class_box_and_mask(labels, num_things):
     prediction, target = draw(5, labels)
     matcher, seen = Matcher(WEIGHTS, 50, num_things), []
     for i, cost in enumerate(matcher.assigner.match_costs):
+
         def noted(*args, cost=cost, **kwargs):
             seen.append(cost(*args, **kwargs))
             return seen[-1]
+
         matcher.assigner.match_costs[i] = noted
     torch.manual_seed(0)
     matcher(prediction, [target])
@@ -114,14 +123,16 @@ def test_cost_is_the_weighted_sum_of_class_box_and_mask(labels, num_things):
 def test_the_cheapest_assignment_is_found_among_all(queries, labels):
     prediction, target = draw(queries, labels, seed=1)
     torch.manual_seed(0)
-    (found, objects), = Matcher(WEIGHTS, 50)(prediction, [target])
+    ((found, objects),) = Matcher(WEIGHTS, 50)(prediction, [target])
     torch.manual_seed(0)
     table = costs(prediction, target, torch.rand(50, 2))
     count = min(queries, len(labels))
     assert len(found) == len(set(found.tolist())) == len(set(objects.tolist())) == count
-    best = min(sum(table[q][n] for q, n in zip(chosen, order))
-               for chosen in itertools.combinations(range(queries), count)
-               for order in itertools.permutations(range(len(labels)), count))
+    best = min(
+        sum(table[q][n] for q, n in zip(chosen, order))
+        for chosen in itertools.combinations(range(queries), count)
+        for order in itertools.permutations(range(len(labels)), count)
+    )
     assert sum(table[q][n] for q, n in zip(found.tolist(), objects.tolist())) == pytest.approx(best, rel=1e-5)
 
 
@@ -131,7 +142,7 @@ def test_masks_are_compared_where_they_are():
     masks[0, :, :4], masks[1, :, 4:] = 5, 5
     prediction = Prediction(torch.zeros(1, 2, CLASSES), torch.full((1, 2, 4), 0.5), masks.unsqueeze(0))
     target = InstanceData(labels=torch.tensor([0, 0]), bboxes=torch.full((2, 4), 0.5), masks=masks.flip(0) > 0)
-    (found, objects), = Matcher(WEIGHTS, 200)(prediction, [target])
+    ((found, objects),) = Matcher(WEIGHTS, 200)(prediction, [target])
     assert dict(zip(found.tolist(), objects.tolist())) == {0: 1, 1: 0}
 
 
@@ -146,7 +157,8 @@ def test_losses_of_matched_queries(labels, num_things):
     total = 7.0
     torch.manual_seed(0)
     losses = MaskDINOLoss(CLASSES, num_things=num_things, num_points=40, importance_sample_ratio=0.0)(
-        prediction, [target], matched(labels), total)
+        prediction, [target], matched(labels), total
+    )
     torch.manual_seed(0)
     torch.rand(len(labels), 3 * 40, 2)  # from which the uncertain ones, here none, are chosen
     points = torch.rand(len(labels), 40, 2)
@@ -155,11 +167,15 @@ def test_losses_of_matched_queries(labels, num_things):
     with_box = [(q, n) for q, n in pairs if num_things is None or labels[n] < num_things]
     answer = dict(pairs)
     expected = dict(
-        loss_cls=4 * sum(focal(float(scores[q, k]), q in answer and labels[answer[q]] == k)
-                         for q in range(6) for k in range(CLASSES)),
+        loss_cls=4
+        * sum(
+            focal(float(scores[q, k]), q in answer and labels[answer[q]] == k) for q in range(6) for k in range(CLASSES)
+        ),
         loss_bbox=5 * sum(float((boxes[q] - target.bboxes[n]).abs().sum()) for q, n in with_box),
         loss_giou=2 * sum(1 - giou(boxes[q], target.bboxes[n]) for q, n in with_box),
-        loss_mask=0, loss_dice=0)
+        loss_mask=0,
+        loss_dice=0,
+    )
     for q, n in pairs:
         found, true = (at_points(mask, points[n]) for mask in (masks[q], target.masks[n]))
         expected['loss_mask'] += 5 * cross_entropy(found, true)
@@ -174,7 +190,8 @@ def test_class_loss_by_softmax_weighs_no_object_by_a_tenth():
     prediction, target = draw(4, labels)
     scores = torch.randn(1, 4, CLASSES + 1, generator=torch.Generator().manual_seed(3))
     losses = MaskDINOLoss(CLASSES, softmax=True, num_points=10)(
-        prediction._replace(scores=scores), [target], matched(labels), total)
+        prediction._replace(scores=scores), [target], matched(labels), total
+    )
     wanted = [3, 1, CLASSES, CLASSES]  # query 1 has object 0, query 0 object 1
     terms, weights = [], []
     for row, k in zip(scores[0].tolist(), wanted):
@@ -214,10 +231,14 @@ def test_images_without_objects_have_a_class_loss_and_every_gradient(softmax):
     assert prediction.scores.grad.any() and not prediction.masks.grad.any()
 
 
-@pytest.mark.parametrize('settings, said', [
-    (dict(weights=dict(box=1)), "loss.weights has 'box'"),
-    (dict(oversample_ratio=0.5), 'oversample_ratio=0.5'),
-    (dict(importance_sample_ratio=2), 'importance_sample_ratio=2')])
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (dict(weights=dict(box=1)), "loss.weights has 'box'"),
+        (dict(oversample_ratio=0.5), 'oversample_ratio=0.5'),
+        (dict(importance_sample_ratio=2), 'importance_sample_ratio=2'),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
         MaskDINOLoss(CLASSES, **settings)

@@ -1,4 +1,5 @@
 """Where MaskDINO's decoder starts, and denoising: against loops over places, pixels and slots."""
+
 import math
 
 import pytest
@@ -47,8 +48,9 @@ def test_the_places_with_the_best_class_become_queries_with_the_box_head_on_thei
 
 
 def test_fewer_places_than_queries_give_fewer_queries():
-    chosen, _ = QuerySelection(8, 300)(torch.randn(1, 6, 8), torch.tensor([(2, 3)]), torch.nn.Linear(8, 3),
-                                       torch.nn.Linear(8, 4))
+    chosen, _ = QuerySelection(8, 300)(
+        torch.randn(1, 6, 8), torch.tensor([(2, 3)]), torch.nn.Linear(8, 3), torch.nn.Linear(8, 4)
+    )
     assert chosen.shape == (1, 6, 8)
 
 

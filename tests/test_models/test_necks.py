@@ -1,4 +1,5 @@
 """The simple feature pyramid against ViTDet's, written out pixel by pixel."""
+
 import math
 
 import pytest
@@ -35,7 +36,7 @@ def halved(x):
     out = torch.empty(len(x), rows, columns)
     for row in range(rows):
         for column in range(columns):
-            out[:, row, column] = x[:, 2 * row:2 * row + 2, 2 * column:2 * column + 2].amax((1, 2))
+            out[:, row, column] = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].amax((1, 2))
     return out
 
 
@@ -48,8 +49,9 @@ def convolved(x, module):
             for down in range(-reach, reach + 1):
                 for right in range(-reach, reach + 1):
                     if 0 <= row + down < x.shape[1] and 0 <= column + right < x.shape[2]:
-                        out[:, row, column] += weight[:, :, down + reach, right + reach] @ x[:, row + down,
-                                                                                            column + right]
+                        out[:, row, column] += (
+                            weight[:, :, down + reach, right + reach] @ x[:, row + down, column + right]
+                        )
     return normalised(out, module.norm)
 
 
@@ -81,7 +83,7 @@ def test_maps_are_those_of_the_paper(grid):
 def test_regions_are_read_from_the_maps_as_they_are():
     maps = pyramid()([torch.randn(1, 8, 4, 4)])
     # One pixel of the finest map.
-    region = RoIAlign(1, 1 / 4, sampling_ratio=1)(maps[0], torch.tensor([[0., 8., 20., 12., 24.]]))
+    region = RoIAlign(1, 1 / 4, sampling_ratio=1)(maps[0], torch.tensor([[0.0, 8.0, 20.0, 12.0, 24.0]]))
     torch.testing.assert_close(region[0, :, 0, 0], maps[0][0, :, 5, 2])
 
 

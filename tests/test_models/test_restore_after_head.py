@@ -1,4 +1,5 @@
 """Tokens that are given back after the head: norm and head run on reduced ones, logits go to the patches."""
+
 import copy
 
 import pytest
@@ -21,18 +22,53 @@ from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.visualization.token_map import record_token_maps
 from tests.test_reducers.test_expediting import cluster_one, reconstruct_one
 
-VIT = dict(img_size=(48, 64), patch_size=8, embed_dims=32, num_layers=3, num_heads=4, mlp_ratio=2, final_norm=True,
-           drop_path_rate=0.)
+VIT = dict(
+    img_size=(48, 64),
+    patch_size=8,
+    embed_dims=32,
+    num_layers=3,
+    num_heads=4,
+    mlp_ratio=2,
+    final_norm=True,
+    drop_path_rate=0.0,
+)
 KNOWN = ('img_size', 'patch_size', 'embed_dims', 'num_layers', 'num_heads', 'final_norm')  # to every backbone
 CLASSES = 5
-LATE = dict(type='Expediting', layer=1, grid=(3, 5), k=4, temperature=0.2, recon_temperature=0.1, restore='copy',
-            restore_at='after_head')
+LATE = dict(
+    type='Expediting',
+    layer=1,
+    grid=(3, 5),
+    k=4,
+    temperature=0.2,
+    recon_temperature=0.1,
+    restore='copy',
+    restore_at='after_head',
+)
 LOSS = dict(type='CrossEntropyLoss')
 HEADS = dict(
-    mask=dict(type='mmtr.SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=CLASSES, num_layers=2,
-              num_heads=4, embed_dims=32, drop_path_rate=0., dropout_ratio=0., loss_decode=LOSS),
-    linear=dict(type='FCNHead', in_channels=32, channels=32, num_classes=CLASSES, num_convs=0, concat_input=False,
-                dropout_ratio=0., loss_decode=LOSS))
+    mask=dict(
+        type='mmtr.SegmenterMaskTransformerHead',
+        in_channels=32,
+        channels=32,
+        num_classes=CLASSES,
+        num_layers=2,
+        num_heads=4,
+        embed_dims=32,
+        drop_path_rate=0.0,
+        dropout_ratio=0.0,
+        loss_decode=LOSS,
+    ),
+    linear=dict(
+        type='FCNHead',
+        in_channels=32,
+        channels=32,
+        num_classes=CLASSES,
+        num_convs=0,
+        concat_input=False,
+        dropout_ratio=0.0,
+        loss_decode=LOSS,
+    ),
+)
 either_head = pytest.mark.parametrize('head', HEADS)
 
 
@@ -106,14 +142,17 @@ def test_norm_and_head_run_on_the_clusters_and_logits_are_given_back(head):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize('test_cfg', [
-    dict(mode='whole'), dict(mode='slide', crop_size=(48, 64), stride=(24, 40))], ids=str)
+@pytest.mark.parametrize(
+    'test_cfg', [dict(mode='whole'), dict(mode='slide', crop_size=(48, 64), stride=(24, 40))], ids=str
+)
 def test_labels_and_logits_are_those_of_the_stock_way_of_predicting(test_cfg):
     model = segmentor(LATE, test_cfg=test_cfg)
     inputs, given = images(height=72, width=104), samples(shape=(72, 104))
     with torch.no_grad():
-        ours, stock = (predict(inputs, copy.deepcopy(given))
-                       for predict in (model.predict, lambda *args: Stock.predict(model, *args)))
+        ours, stock = (
+            predict(inputs, copy.deepcopy(given))
+            for predict in (model.predict, lambda *args: Stock.predict(model, *args))
+        )
     for one, other in zip(ours, stock):
         assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
         assert torch.equal(one.seg_logits.data, other.seg_logits.data)
@@ -124,9 +163,14 @@ def test_labels_and_logits_are_those_of_the_stock_way_of_predicting(test_cfg):
 def test_with_nothing_to_reduce_it_is_the_plain_model(head, kind):
     # Of several outputs the head takes its own.
     backbone = dict(type=kind, out_indices=(0, 2), **{key: VIT[key] for key in KNOWN})
-    late, plain = (EncoderDecoder(
-        backbone=dict(backbone, token_reduction=reduction), decode_head=dict(HEADS[head], in_index=-1),
-        test_cfg=ConfigDict(mode='whole')).eval() for reduction in ({**LATE, 'grid': 1.}, None))
+    late, plain = (
+        EncoderDecoder(
+            backbone=dict(backbone, token_reduction=reduction),
+            decode_head=dict(HEADS[head], in_index=-1),
+            test_cfg=ConfigDict(mode='whole'),
+        ).eval()
+        for reduction in ({**LATE, 'grid': 1.0}, None)
+    )
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.2)
     late.load_state_dict(plain.state_dict())
@@ -134,9 +178,14 @@ def test_with_nothing_to_reduce_it_is_the_plain_model(head, kind):
         torch.testing.assert_close(late(images()), plain(images()), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize('settings', [
-    dict(local_layer=0, global_layer=1, restore='copy', restore_at='after_head'),
-    dict(local_layer=1, global_layer=2, variant='released')], ids=str)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(local_layer=0, global_layer=1, restore='copy', restore_at='after_head'),
+        dict(local_layer=1, global_layer=2, variant='released'),
+    ],
+    ids=str,
+)
 def test_padding_is_hidden_from_the_head(settings):
     # Images merge into different numbers of tokens, so that the shorter is padded.
     model = segmentor(dict(type='ALGM', threshold=0.3, **settings))
@@ -176,30 +225,51 @@ def test_the_head_computes_less_and_pictures_are_as_before():
 def test_it_compiles_as_one_graph():
     model = segmentor(LATE, 'linear')
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='eager')(images()), model(images()),
-                                   atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.compile(model, fullgraph=True, backend='eager')(images()), model(images()), atol=1e-4, rtol=1e-4
+        )
 
 
 PLAIN = {key: value for key, value in LATE.items() if not key.startswith('restore')}
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(head=dict(HEADS['linear'], num_convs=1)), 'decode_head of type FCNHead as it is set needs the full grid'),
-    (dict(head=dict(HEADS['linear'], num_convs=1, kernel_size=1)), None),
-    (dict(head=dict(type='mmtr.SimpleDecoder', in_channels=32, num_classes=5)), 'decode_head of type SimpleDecoder'),
-    (dict(head=dict(HEADS['mask'], token_reduction=dict(type='ToMe'))),
-     'of type SegmenterMaskTransformerHead .* use SegmenterMaskTransformerHead without token_reduction'),
-    (dict(head=dict(HEADS['mask'], token_reduction={**LATE, 'layer': 0})),
-     "decode_head.token_reduction.restore_at='after_head' is for a backbone"),
-    (dict(auxiliary_head=HEADS['linear']), 'model.auxiliary_head needs the full grid of patches.*auxiliary_head=None'),
-    (dict(neck=dict(type='FPN', in_channels=[32], out_channels=32, num_outs=1)), 'model.neck needs the full grid'),
-    (dict(backbone=dict(output_cls_token=True)), 'output_cls_token=True'),
-    (dict(reduction={**PLAIN, 'restore_at': 'after_head'}), "restore='residual': set restore='copy'"),
-    (dict(reduction={**LATE, 'restore_at': 'later'}), "restore_at='later' must be one of before_norm"),
-    (dict(kind=DistillationEncoderDecoder, distillation=dict(channels=8)), 'no features of patches for'),
-    (dict(kind=DistillationEncoderDecoder, reduction=None, distillation=dict(
-        channels=8, teacher=dict(type='mmtr.VisionTransformer', **VIT, token_reduction=LATE))),
-     'distillation.teacher.token_reduction.restore_at')], ids=str)
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(head=dict(HEADS['linear'], num_convs=1)), 'decode_head of type FCNHead as it is set needs the full grid'),
+        (dict(head=dict(HEADS['linear'], num_convs=1, kernel_size=1)), None),
+        (
+            dict(head=dict(type='mmtr.SimpleDecoder', in_channels=32, num_classes=5)),
+            'decode_head of type SimpleDecoder',
+        ),
+        (
+            dict(head=dict(HEADS['mask'], token_reduction=dict(type='ToMe'))),
+            'of type SegmenterMaskTransformerHead .* use SegmenterMaskTransformerHead without token_reduction',
+        ),
+        (
+            dict(head=dict(HEADS['mask'], token_reduction={**LATE, 'layer': 0})),
+            "decode_head.token_reduction.restore_at='after_head' is for a backbone",
+        ),
+        (
+            dict(auxiliary_head=HEADS['linear']),
+            'model.auxiliary_head needs the full grid of patches.*auxiliary_head=None',
+        ),
+        (dict(neck=dict(type='FPN', in_channels=[32], out_channels=32, num_outs=1)), 'model.neck needs the full grid'),
+        (dict(backbone=dict(output_cls_token=True)), 'output_cls_token=True'),
+        (dict(reduction={**PLAIN, 'restore_at': 'after_head'}), "restore='residual': set restore='copy'"),
+        (dict(reduction={**LATE, 'restore_at': 'later'}), "restore_at='later' must be one of before_norm"),
+        (dict(kind=DistillationEncoderDecoder, distillation=dict(channels=8)), 'no features of patches for'),
+        (
+            dict(
+                kind=DistillationEncoderDecoder,
+                reduction=None,
+                distillation=dict(channels=8, teacher=dict(type='mmtr.VisionTransformer', **VIT, token_reduction=LATE)),
+            ),
+            'distillation.teacher.token_reduction.restore_at',
+        ),
+    ],
+    ids=str,
+)
 def test_what_cannot_give_logits_back_is_refused_when_built(change, words):
     if words is None:
         assert segmentor(LATE, **change)(images()).shape == (2, CLASSES, 6, 8)
@@ -240,8 +310,11 @@ def test_applied_to_a_model_that_exists():
         assert torch.equal(model(images()), segmentor(LATE)(images()))
     plain = segmentor(None, dict(HEADS['linear'], num_convs=1))
     stock = segmentor(None, kind=Stock)
-    for other, words in ((plain, 'FCNHead as it is set'), (stock, 'this is a EncoderDecoder of mmseg'),
-                         (DINOv2(img_size=48, patch_size=8, embed_dims=32, num_layers=3, num_heads=4), 'a DINOv2 of')):
+    for other, words in (
+        (plain, 'FCNHead as it is set'),
+        (stock, 'this is a EncoderDecoder of mmseg'),
+        (DINOv2(img_size=48, patch_size=8, embed_dims=32, num_layers=3, num_heads=4), 'a DINOv2 of'),
+    ):
         reducer = getattr(other, 'backbone', other).token_reducer
         with pytest.raises(UserError, match=words):
             apply_token_reduction(other, LATE)

@@ -6,7 +6,7 @@ from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.models.decode_heads import SegmenterMaskTransformerHead
 
-SMALL = dict(in_channels=32, channels=32, num_classes=5, num_layers=2, num_heads=4, embed_dims=32, dropout_ratio=0.)
+SMALL = dict(in_channels=32, channels=32, num_classes=5, num_layers=2, num_heads=4, embed_dims=32, dropout_ratio=0.0)
 
 
 def heads(*reductions):
@@ -23,8 +23,11 @@ def heads(*reductions):
     return stock.eval(), *ours
 
 
-@pytest.mark.parametrize('reduction', [
-    None, dict(type='GridPool', ratio=0., layers=(0, 2)), dict(type='TokenAdapter', ratio=0.3, layers=(2, 2))], ids=str)
+@pytest.mark.parametrize(
+    'reduction',
+    [None, dict(type='GridPool', ratio=0.0, layers=(0, 2)), dict(type='TokenAdapter', ratio=0.3, layers=(2, 2))],
+    ids=str,
+)
 def test_without_reduction_outputs_and_keys_are_the_stock_ones(reduction):
     stock, ours = heads(reduction)
     x = torch.randn(2, 32, 5, 7)
@@ -33,14 +36,23 @@ def test_without_reduction_outputs_and_keys_are_the_stock_ones(reduction):
     assert ours.state_dict().keys() == stock.state_dict().keys()
 
 
-@pytest.mark.parametrize('reduction', [
-    dict(type='GridPool', layers=(0, 2)), dict(type='TokenAdapter', restore='residual'), dict(type='ToMe', r=0.4),
-    dict(type='ALGM', threshold=0.3, local_layer=0, global_layer=1), dict(type='Random', layer=0)], ids=str)
+@pytest.mark.parametrize(
+    'reduction',
+    [
+        dict(type='GridPool', layers=(0, 2)),
+        dict(type='TokenAdapter', restore='residual'),
+        dict(type='ToMe', r=0.4),
+        dict(type='ALGM', threshold=0.3, local_layer=0, global_layer=1),
+        dict(type='Random', layer=0),
+    ],
+    ids=str,
+)
 def test_classes_are_kept_and_every_patch_gets_a_mask(reduction):
     stock, ours = heads(reduction)
     seen = []
     ours.layers[1].register_forward_hook(
-        lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True)
+        lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True
+    )
     x = torch.randn(2, 32, 5, 7)
     with torch.no_grad():
         out = ours([x])

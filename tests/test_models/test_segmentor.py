@@ -1,4 +1,5 @@
 """Labels and logits of ``mmtr.EncoderDecoder`` are those of mmseg's, bit by bit."""
+
 import copy
 import pickle
 from functools import partial
@@ -32,7 +33,7 @@ class Pixels(nn.Module):
     """A backbone that gives the image."""
 
     def forward(self, inputs):
-        return (inputs, )
+        return (inputs,)
 
 
 @MODELS.register_module()
@@ -53,7 +54,8 @@ def both(say, num_classes=5, align_corners=False, test_cfg=None, **head):
         model = kind(
             backbone=dict(type='Pixels'),
             decode_head=dict(type='Says', num_classes=num_classes, align_corners=align_corners, **head),
-            test_cfg=ConfigDict(test_cfg or dict(mode='whole'))).eval()
+            test_cfg=ConfigDict(test_cfg or dict(mode='whole')),
+        ).eval()
         model.decode_head.say = say
         models.append(model)
     return models
@@ -91,7 +93,7 @@ def logits_of(kind, shape, seed):
     if kind == 'ties':
         return (2 * x).round() / 2
     if kind == 'ulps':
-        return 1 + (x * 2).round() * 2 ** -23
+        return 1 + (x * 2).round() * 2**-23
     if kind == 'constant':
         return torch.full(shape, -0.0)
     if kind == 'one ulp above':  # equal in some pixels, once means are rounded
@@ -100,23 +102,37 @@ def logits_of(kind, shape, seed):
         axis, span = {'rows': (2, 3), 'columns': (3, 2)}[kind.split()[-1]]
         along = torch.arange(shape[axis]).view([-1, 1] if axis == 2 else [1, -1])
         for k in range(min(span + 2, shape[1])):
-            x[:, k] = torch.where((along - k) % (span + 2) < span, 1., -10.)
-        x[:, span + 2:] = 0.9
+            x[:, k] = torch.where((along - k) % (span + 2) < span, 1.0, -10.0)
+        x[:, span + 2 :] = 0.9
     if kind == 'smooth':  # as of a trained model: few classes can win
         x = nn.functional.interpolate(3 * x[:, :, :3, :3], shape[2:], mode='bicubic')
     return x
 
 
-KINDS = ('random', 'ties', 'ulps', 'constant', 'one ulp above', 'second everywhere, rows', 'second everywhere, columns',
-         'smooth')
+KINDS = (
+    'random',
+    'ties',
+    'ulps',
+    'constant',
+    'one ulp above',
+    'second everywhere, rows',
+    'second everywhere, columns',
+    'smooth',
+)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('align_corners', (False, True))
 def test_labels_and_logits_are_stocks(kind, align_corners):
     # (low) -> size of the input, size of the original: as it is, enlarged, made smaller, both ways, odd ones
-    sizes = [((5, 7), (80, 112), (80, 112)), ((5, 7), (77, 109), (131, 203)), ((6, 6), (96, 97), (70, 61)),
-             ((90, 40), (70, 61), (150, 200)), ((70, 64), (70, 64), (70, 64)), ((3, 1), (140, 1), (140, 2))]
+    sizes = [
+        ((5, 7), (80, 112), (80, 112)),
+        ((5, 7), (77, 109), (131, 203)),
+        ((6, 6), (96, 97), (70, 61)),
+        ((90, 40), (70, 61), (150, 200)),
+        ((70, 64), (70, 64), (70, 64)),
+        ((3, 1), (140, 1), (140, 2)),
+    ]
     for seed, (low, size, original) in enumerate(sizes):
         for classes in (2, 5, 21, 150):
             logits = logits_of(kind, (2, classes, *low), seed)
@@ -124,9 +140,15 @@ def test_labels_and_logits_are_stocks(kind, align_corners):
             check(models, torch.rand(2, 3, *size), samples(2, size, original))
 
 
-@pytest.mark.parametrize('meta', [
-    dict(flip=True, flip_direction='horizontal'), dict(flip=True, flip_direction='vertical'),
-    dict(padding_size=[3, 5, 0, 7]), dict(img_padding_size=[0, 12, 0, 20], padding_size=[9, 9, 9, 9])])
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(flip=True, flip_direction='horizontal'),
+        dict(flip=True, flip_direction='vertical'),
+        dict(padding_size=[3, 5, 0, 7]),
+        dict(img_padding_size=[0, 12, 0, 20], padding_size=[9, 9, 9, 9]),
+    ],
+)
 @pytest.mark.parametrize('original', ((80, 112), (70, 61)))
 def test_padding_and_flips_are_undone_as_stock(meta, original):
     models = both(lambda x: logits_of('ties', (1, 5, 5, 7), 0))
@@ -139,6 +161,7 @@ def test_sliding_windows_are_summed_up_as_stock(kind, image):
     def say(x):
         spread = nn.functional.adaptive_avg_pool2d(x, 4).sum((1, 2, 3))
         return logits_of(kind, (len(x), 7, 5, 6), int(1e4 * spread[0]) % 1000)
+
     models = both(say, 7, test_cfg=dict(mode='slide', crop_size=(64, 96), stride=(40, 50)))
     check(models, torch.rand(2, 3, *image), samples(2, image, (110, 170)))
     check(models, torch.rand(1, 3, *image))
@@ -175,8 +198,11 @@ def test_autocast_gives_the_logits_that_it_gives_stock_also_when_they_are_read_l
 def test_any_number_of_threads(threads):
     torch.set_num_threads(threads)
     try:
-        check(both(lambda x: logits_of('ulps', (1, 21, 23, 31), 0), 21), torch.rand(1, 3, 365, 491),
-              samples(1, (365, 491)))
+        check(
+            both(lambda x: logits_of('ulps', (1, 21, 23, 31), 0), 21),
+            torch.rand(1, 3, 365, 491),
+            samples(1, (365, 491)),
+        )
     finally:
         torch.set_num_threads(1)
 
@@ -184,10 +210,18 @@ def test_any_number_of_threads(threads):
 def test_what_is_small_or_channels_last_is_resized_at_once():
     # torch has other kernels for these, whose last bits depend on how many channels there are.
     check(both(lambda x: logits_of('ulps', (2, 5, 5, 7), 0)), torch.rand(2, 3, 40, 48), samples(2, (40, 48)), False)
-    check(both(lambda x: logits_of('ulps', (2, 5, 5, 7), 0)), torch.rand(2, 3, 80, 112),
-          samples(2, (80, 112), (40, 48)), False)
-    check(both(lambda x: logits_of('ulps', (2, 5, 5, 7), 0).contiguous(memory_format=torch.channels_last)),
-          torch.rand(2, 3, 80, 112), samples(2, (80, 112)), False)
+    check(
+        both(lambda x: logits_of('ulps', (2, 5, 5, 7), 0)),
+        torch.rand(2, 3, 80, 112),
+        samples(2, (80, 112), (40, 48)),
+        False,
+    )
+    check(
+        both(lambda x: logits_of('ulps', (2, 5, 5, 7), 0).contiguous(memory_format=torch.channels_last)),
+        torch.rand(2, 3, 80, 112),
+        samples(2, (80, 112)),
+        False,
+    )
 
 
 def test_one_channel_and_a_threshold():
@@ -239,14 +273,27 @@ def deferred():
     return stock.seg_logits, ours.seg_logits
 
 
-@pytest.mark.parametrize('read', [
-    lambda data: data.data, lambda data: data.to('cpu').data, lambda data: data.cpu().data,
-    lambda data: data.clone().data, lambda data: data.detach().data,
-    lambda data: torch.from_numpy(data.numpy().data), lambda data: data.get('data'),
-    lambda data: data.to_dict()['data'], lambda data: dict(data.to_dict())['data'], lambda data: data.pop('data'),
-    lambda data: pickle.loads(pickle.dumps(data)).data, lambda data: pickle.loads(pickle.dumps(data.to_dict()))['data'],
-    lambda data: copy.deepcopy(data).data, lambda data: data.new().data, lambda data: data[:, :].data,
-    lambda data: next(iter(data.values()))])
+@pytest.mark.parametrize(
+    'read',
+    [
+        lambda data: data.data,
+        lambda data: data.to('cpu').data,
+        lambda data: data.cpu().data,
+        lambda data: data.clone().data,
+        lambda data: data.detach().data,
+        lambda data: torch.from_numpy(data.numpy().data),
+        lambda data: data.get('data'),
+        lambda data: data.to_dict()['data'],
+        lambda data: dict(data.to_dict())['data'],
+        lambda data: data.pop('data'),
+        lambda data: pickle.loads(pickle.dumps(data)).data,
+        lambda data: pickle.loads(pickle.dumps(data.to_dict()))['data'],
+        lambda data: copy.deepcopy(data).data,
+        lambda data: data.new().data,
+        lambda data: data[:, :].data,
+        lambda data: next(iter(data.values())),
+    ],
+)
 def test_however_they_are_read_the_logits_are_stocks(deferred, read):
     stock, ours = deferred
     assert ours.keys() == stock.keys() == ['data'] and 'data' in ours
@@ -269,8 +316,11 @@ def test_metrics_of_labels_read_no_logits(deferred):
 
     sample = samples(1, (80, 112))[0]
     labels = torch.zeros(1, 80, 112, dtype=torch.int64)
-    sample.set_data(dict(pred_sem_seg=PixelData(data=labels), gt_sem_seg=PixelData(data=labels),
-                         seg_logits=DeferredPixelData(never)))
+    sample.set_data(
+        dict(
+            pred_sem_seg=PixelData(data=labels), gt_sem_seg=PixelData(data=labels), seg_logits=DeferredPixelData(never)
+        )
+    )
     init_default_scope('mmseg')
     evaluator = Evaluator(dict(type='IoUMetric'))
     evaluator.dataset_meta = dict(classes=list('abcde'))
@@ -284,9 +334,13 @@ def test_test_time_augmentation_merges_as_stock():
     merged = []
     for model in both(lambda x: logits_of('random', (1, 5, 5, 7), int(x.sum()))):
         tta = SegTTAModel(module=model)
-        views = [model.predict(image, samples(1, (80, 112), **flip)) for image, flip in (
-            (torch.full((1, 3, 80, 112), 0.1), {}),
-            (torch.full((1, 3, 80, 112), 0.2), dict(flip=True, flip_direction='horizontal')))]
+        views = [
+            model.predict(image, samples(1, (80, 112), **flip))
+            for image, flip in (
+                (torch.full((1, 3, 80, 112), 0.1), {}),
+                (torch.full((1, 3, 80, 112), 0.2), dict(flip=True, flip_direction='horizontal')),
+            )
+        ]
         merged.append(tta.merge_preds([list(each) for each in zip(*views)])[0].pred_sem_seg.data)
     assert torch.equal(*merged)
 
@@ -303,8 +357,10 @@ def differing(config, checkpoint, data_root):
     with torch.inference_mode():
         for batch in loader:
             data = model.data_preprocessor(copy.deepcopy(batch))
-            ours, stock = (predict(data['inputs'], copy.deepcopy(data['data_samples']))[0]
-                           for predict in (model.predict, partial(Stock.predict, model)))
+            ours, stock = (
+                predict(data['inputs'], copy.deepcopy(data['data_samples']))[0]
+                for predict in (model.predict, partial(Stock.predict, model))
+            )
             assert isinstance(ours.seg_logits, DeferredPixelData)
             count += int((ours.pred_sem_seg.data != stock.pred_sem_seg.data).sum())
     return len(loader), count

@@ -33,14 +33,15 @@ def test_is_its_formula(scale):
     for name in ('conv', 'fusion_conv'):
         for key in ('weight', 'bias', 'running_mean'):
             state[f'{name}.bn.{key}'].normal_()
-        state[f'{name}.bn.running_var'].uniform_(0.5, 2.)
+        state[f'{name}.bn.running_var'].uniform_(0.5, 2.0)
     torch.nn.init.normal_(ours.conv_seg.weight)
 
     def block(x, name):
         shape = (1, -1, 1, 1)
         y = torch.einsum('oc,bchw->bohw', state[f'{name}.conv.weight'][:, :, 0, 0], x)
-        mean, var, weight, bias = (state[f'{name}.bn.{key}'].view(shape)
-                                   for key in ('running_mean', 'running_var', 'weight', 'bias'))
+        mean, var, weight, bias = (
+            state[f'{name}.bn.{key}'].view(shape) for key in ('running_mean', 'running_var', 'weight', 'bias')
+        )
         return ((y - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
 
     y = block(enlarged(block(x, 'conv'), scale), 'fusion_conv')

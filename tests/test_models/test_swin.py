@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mmtr import UserError, apply_token_reduction
 from mmtr.models.backbones import SwinTransformer
 
-SMALL = dict(embed_dims=16, depths=(2, 2, 3), num_heads=(2, 4, 8), strides=(4, 2, 2), out_indices=(0, 1, 2),
-             window_size=4)
+SMALL = dict(
+    embed_dims=16, depths=(2, 2, 3), num_heads=(2, 4, 8), strides=(4, 2, 2), out_indices=(0, 1, 2), window_size=4
+)
 REDUCTION = dict(type='TokenAdapter', stage=3, ratio=0.3, layers=(1, 3))
 
 
@@ -19,6 +20,7 @@ REDUCTION = dict(type='TokenAdapter', stage=3, ratio=0.3, layers=(1, 3))
 def mmdet_stock():
     """mmdet's own class."""
     from mmdet.models.backbones import SwinTransformer as OfDetection
+
     return OfDetection
 
 
@@ -48,9 +50,19 @@ def assert_alike(outs, expected, **tolerance):
         torch.testing.assert_close(out, same, **(tolerance or dict(atol=1e-5, rtol=1e-4)))
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(), dict(window_size=7), dict(window_size=3, qkv_bias=False, qk_scale=0.3), dict(window_size=1),
-    dict(patch_norm=False, out_indices=(1,)), dict(mlp_ratio=2.5), dict(attn_backend='math')], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(window_size=7),
+        dict(window_size=3, qkv_bias=False, qk_scale=0.3),
+        dict(window_size=1),
+        dict(patch_norm=False, out_indices=(1,)),
+        dict(mlp_ratio=2.5),
+        dict(attn_backend='math'),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize('size', [(128, 128), (96, 160), (57, 131), (9, 30), (3, 3)], ids=str)
 def test_outputs_are_the_stock_ones(kwargs, size):
     backend = kwargs.get('attn_backend', 'auto')
@@ -146,9 +158,9 @@ def test_every_stage_can_be_reduced_at_any_size(stage, size):
         model.set_token_reduction(dict(type='GridPool', stage=stage, layers=(1, 2), ratio=0.5))
         outs = model(x)
     assert [out.shape for out in outs] == [out.shape for out in plain]
-    assert_alike(outs[:stage - 1], plain[:stage - 1])
+    assert_alike(outs[: stage - 1], plain[: stage - 1])
     if size != (9, 30):
-        assert all(not torch.allclose(out, same, atol=1e-4) for out, same in zip(outs[stage - 1:], plain[stage - 1:]))
+        assert all(not torch.allclose(out, same, atol=1e-4) for out, same in zip(outs[stage - 1 :], plain[stage - 1 :]))
 
 
 @pytest.mark.parametrize('window', [4, 7])
@@ -167,12 +179,16 @@ def test_stock_weights_load_as_pretrained(tmp_path, window, wrapped):
             torch.testing.assert_close(value, stock.state_dict()[name])
     if window != 4:
         # What mmseg computes itself for another window.
-        stock.load_state_dict({key: value for key, value in ours.state_dict().items() if 'relative' not in key},
-                              strict=False)
-        theirs = Stock(**{**SMALL, 'window_size': window, 'out_indices': (1, 2)}, init_cfg=dict(
-            type='Pretrained', checkpoint=str(tmp_path / 'tables.pth')))
-        torch.save({key: value for key, value in stock.state_dict().items() if 'index' not in key},
-                   tmp_path / 'tables.pth')
+        stock.load_state_dict(
+            {key: value for key, value in ours.state_dict().items() if 'relative' not in key}, strict=False
+        )
+        theirs = Stock(
+            **{**SMALL, 'window_size': window, 'out_indices': (1, 2)},
+            init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'tables.pth')),
+        )
+        torch.save(
+            {key: value for key, value in stock.state_dict().items() if 'index' not in key}, tmp_path / 'tables.pth'
+        )
         theirs.init_weights()
         tables = [name for name in ours.state_dict() if 'table' in name]
         for name in tables:
@@ -199,23 +215,30 @@ def test_fresh_weights_are_drawn_as_by_stock():
     assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
 
 
-@pytest.mark.parametrize('settings, said', [
-    (dict(stage=4), r'token_reduction.stage=4 must be a whole number from 1 to 3'),
-    (dict(stage=0), r'stage=0 must be a whole number'),
-    (dict(stage='3'), r"stage='3' must be a whole number"),
-    (dict(stage=1, layers=(1, 3)), r'layers=\(1, 3\) must be a span of layers .* <= 2'),
-    (dict(ratio=0.9), r'ratio=0.9 takes 4 of 4 rows of the 4x4 patch grid .* the largest ratio that fits is 0.75'),
-    (dict(score='attn', layers=(1, 3)), r"score='attn' cannot work within windows"),
-    (dict(restore='none'), r"restore='none' cannot work within windows"),
-    (dict(type='ToMe'), r"type='ToMe' cannot work within the windows .* one of Expediting, GridPool, Random, TokenAd"),
-    (dict(type='ALGM'), r"type='ALGM' cannot work"),
-    (dict(type='EViT'), r"type='EViT' cannot work"),
-    (dict(type='Cropr'), r"type='Cropr' cannot work"),
-    (dict(type='Expediting', grid=5), r'grid=\(5, 5\) is more than the 4x4 patches of this window'),
-    (dict(type='Expediting', layer=3), r'layer=3 must be a whole number from 0 to 2'),
-    (dict(type='Random', r=0.2), r'type Random drops rows and columns once within windows'),
-    (dict(type='Random', every=2), r'type Random drops rows and columns once within windows'),
-], ids=str)
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (dict(stage=4), r'token_reduction.stage=4 must be a whole number from 1 to 3'),
+        (dict(stage=0), r'stage=0 must be a whole number'),
+        (dict(stage='3'), r"stage='3' must be a whole number"),
+        (dict(stage=1, layers=(1, 3)), r'layers=\(1, 3\) must be a span of layers .* <= 2'),
+        (dict(ratio=0.9), r'ratio=0.9 takes 4 of 4 rows of the 4x4 patch grid .* the largest ratio that fits is 0.75'),
+        (dict(score='attn', layers=(1, 3)), r"score='attn' cannot work within windows"),
+        (dict(restore='none'), r"restore='none' cannot work within windows"),
+        (
+            dict(type='ToMe'),
+            r"type='ToMe' cannot work within the windows .* one of Expediting, GridPool, Random, TokenAd",
+        ),
+        (dict(type='ALGM'), r"type='ALGM' cannot work"),
+        (dict(type='EViT'), r"type='EViT' cannot work"),
+        (dict(type='Cropr'), r"type='Cropr' cannot work"),
+        (dict(type='Expediting', grid=5), r'grid=\(5, 5\) is more than the 4x4 patches of this window'),
+        (dict(type='Expediting', layer=3), r'layer=3 must be a whole number from 0 to 2'),
+        (dict(type='Random', r=0.2), r'type Random drops rows and columns once within windows'),
+        (dict(type='Random', every=2), r'type Random drops rows and columns once within windows'),
+    ],
+    ids=str,
+)
 def test_what_cannot_work_is_said_when_the_model_is_built(settings, said):
     with pytest.raises(UserError, match=said):
         SwinTransformer(**SMALL, token_reduction={'type': 'TokenAdapter', **settings})
@@ -244,14 +267,21 @@ def test_published_flops_tell_the_span_of_the_paper():
 
     def gflops(reduction=None):
         model.set_token_reduction(reduction)
-        with fake, torch.no_grad(), FlopCounterMode(display=False, custom_mapping={
-                attention: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)}) as counter:
+        with (
+            fake,
+            torch.no_grad(),
+            FlopCounterMode(
+                display=False, custom_mapping={attention: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)}
+            ) as counter,
+        ):
             model(torch.empty(1, 3, 640, 960))  # where the whole MaskDINO counts as published
         return counter.get_total_flops() / 2e9
 
     plain = gflops()
-    found = [plain - gflops(dict(type='TokenAdapter', stage=stage, layers=layers, ratio=1 / 3))
-             for stage, layers in zip((1, 2, 3, 4), ((0, 2), (0, 2), (6, 18), (0, 2)))]
+    found = [
+        plain - gflops(dict(type='TokenAdapter', stage=stage, layers=layers, ratio=1 / 3))
+        for stage, layers in zip((1, 2, 3, 4), ((0, 2), (0, 2), (6, 18), (0, 2)))
+    ]
     print(f'backbone {plain:.1f} GFLOPs; saved {[round(n, 1) for n in found]}')
     # Half of these blocks would save half.
     assert found == pytest.approx(saved, rel=0.07)

@@ -19,17 +19,20 @@ HEIGHT, WIDTH = 20, 30
 def view(direction, count, seed, masks):
     """A view of an image in which ``count`` boxes were found, each with the mask of all of it but its first pixel."""
     generator = torch.Generator().manual_seed(seed)
-    corner = (torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH - 9., HEIGHT - 9.])).round()
+    corner = (torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH - 9.0, HEIGHT - 9.0])).round()
     found = InstanceData(
-        bboxes=torch.cat([corner, corner + 8], 1), labels=torch.arange(count) % 2,
-        scores=torch.rand(count, generator=generator))
+        bboxes=torch.cat([corner, corner + 8], 1),
+        labels=torch.arange(count) % 2,
+        scores=torch.rand(count, generator=generator),
+    )
     if masks:
         found.masks = torch.zeros(count, HEIGHT, WIDTH, dtype=torch.bool)
         for mask, (left, top, right, bottom) in zip(found.masks, found.bboxes.int().tolist()):
             mask[top:bottom, left:right] = True
             mask[top, left] = False
-    sample = DetDataSample(metainfo=dict(
-        img_id=3, ori_shape=(HEIGHT, WIDTH), flip=direction is not None, flip_direction=direction))
+    sample = DetDataSample(
+        metainfo=dict(img_id=3, ori_shape=(HEIGHT, WIDTH), flip=direction is not None, flip_direction=direction)
+    )
     sample.pred_instances = found
     return sample
 
@@ -63,7 +66,7 @@ def test_a_mask_goes_with_its_box(direction, corner):
     for box, mask in zip(found.bboxes.int().tolist(), found.masks):
         left, top, right, bottom = box
         inside = mask[top:bottom, left:right]
-        absent, = (~inside).nonzero().tolist()
+        (absent,) = (~inside).nonzero().tolist()
         seen.add(tuple(absent))
         assert mask.sum() == inside.sum() == 63
     assert seen == {(0, 0), corner}

@@ -18,10 +18,21 @@ def twins(**kwargs):
     return stock, ours
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(), dict(final_norm=True), dict(out_indices=[0, 2], final_norm=True), dict(with_cls_token=False),
-    dict(output_cls_token=True), dict(out_origin=True, pre_norm=True), dict(qkv_bias=False, patch_bias=True),
-    dict(patch_norm=True), dict(attn_backend='math')], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(final_norm=True),
+        dict(out_indices=[0, 2], final_norm=True),
+        dict(with_cls_token=False),
+        dict(output_cls_token=True),
+        dict(out_origin=True, pre_norm=True),
+        dict(qkv_bias=False, patch_bias=True),
+        dict(patch_norm=True),
+        dict(attn_backend='math'),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize('size', [(64, 96), (80, 80), (57, 131)], ids=str)
 def test_outputs_are_the_stock_ones(kwargs, size):
     backend = dict(attn_backend=kwargs.pop('attn_backend')) if 'attn_backend' in kwargs else {}
@@ -88,10 +99,16 @@ def test_fused_attention_leaves_other_uses_to_stock():
     from mmcv.cnn.bricks.transformer import MultiheadAttention as StockAttention
 
     from mmtr.models.twins import make_twin
+
     stock = StockAttention(32, 4, batch_first=True)
     ours = make_twin(stock, 'auto').eval()
     stock.eval()
     x, memory, mask = torch.randn(2, 5, 32), torch.randn(2, 7, 32), torch.ones(5, 5).triu(1).bool()
-    for args, kwargs in [((x, memory, memory), {}), ((x,), dict(attn_mask=mask)), ((x,), dict(query_pos=x)),
-                         ((x, x, x), {}), ((x,), dict(identity=2 * x))]:
+    for args, kwargs in [
+        ((x, memory, memory), {}),
+        ((x,), dict(attn_mask=mask)),
+        ((x,), dict(query_pos=x)),
+        ((x, x, x), {}),
+        ((x,), dict(identity=2 * x)),
+    ]:
         torch.testing.assert_close(ours(*args, **kwargs), stock(*args, **kwargs), atol=1e-5, rtol=1e-4)

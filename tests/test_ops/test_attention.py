@@ -11,7 +11,7 @@ from mmtr.ops.attention import attention, check_backend, received_attention
 def attend_slowly(q, k, v, bias=None):
     out = torch.empty(*q.shape[:3], v.shape[-1])
     for b, h, n in [(b, h, n) for b in range(q.shape[0]) for h in range(q.shape[1]) for n in range(q.shape[2])]:
-        logits = torch.stack([q[b, h, n] @ key for key in k[b, h]]) / q.shape[-1]**0.5
+        logits = torch.stack([q[b, h, n] @ key for key in k[b, h]]) / q.shape[-1] ** 0.5
         if bias is not None:
             logits = logits + bias[b, h, n]
         share = logits.exp() / logits.exp().sum()

@@ -28,16 +28,20 @@ def ours(value, *looks):
 def mmcvs(value, centres, offsets, weights):
     locations = centres[:, :, None, :, None] + offsets / SHAPES.flip(1)[:, None]
     value = value.expand(-1, -1, HEADS, -1)
-    sums, inside = (multi_scale_deformable_attn_pytorch(each, SHAPES, locations, weights).unflatten(2, (HEADS, -1))
-                    for each in (value, torch.ones_like(value[..., :1])))
+    sums, inside = (
+        multi_scale_deformable_attn_pytorch(each, SHAPES, locations, weights).unflatten(2, (HEADS, -1))
+        for each in (value, torch.ones_like(value[..., :1]))
+    )
     return sums, inside
 
 
 def test_outputs_and_gradients_are_those_of_mmcv(inputs):
     found, expected = ours(*inputs), mmcvs(*inputs)
     towards = [torch.randn_like(each) for each in expected]
-    for a, b in zip((*found, *torch.autograd.grad(found, inputs, towards)),
-                    (*expected, *torch.autograd.grad(expected, inputs, towards))):
+    for a, b in zip(
+        (*found, *torch.autograd.grad(found, inputs, towards)),
+        (*expected, *torch.autograd.grad(expected, inputs, towards)),
+    ):
         torch.testing.assert_close(a, b)
 
 

@@ -12,7 +12,7 @@ def mean_over_pairs(vectors):
     cosines = []
     for a, b in itertools.combinations(vectors.double().tolist(), 2):
         length = math.sqrt(sum(v * v for v in a)) * math.sqrt(sum(v * v for v in b))
-        cosines.append(sum(v * w for v, w in zip(a, b)) / length if length else 0.)
+        cosines.append(sum(v * w for v, w in zip(a, b)) / length if length else 0.0)
     return sum(cosines) / len(cosines)
 
 
@@ -28,11 +28,15 @@ def test_is_the_mean_over_all_pairs():
         assert found[b, h].item() == pytest.approx(mean_over_pairs(x[b, h]), abs=1e-6)
 
 
-@pytest.mark.parametrize('vectors, expected', [
-    (torch.ones(9, 4) * torch.arange(1, 10)[:, None], 1.),  # their length does not matter
-    (torch.eye(6), 0.),
-    (torch.tensor([[1., 0.], [-3., 0.]]), -1.),
-    (torch.tensor([[1., 1.], [0., 0.], [2., 2.]]), 1 / 3)])  # nothing is like a vector of zeros
+@pytest.mark.parametrize(
+    'vectors, expected',
+    [
+        (torch.ones(9, 4) * torch.arange(1, 10)[:, None], 1.0),  # their length does not matter
+        (torch.eye(6), 0.0),
+        (torch.tensor([[1.0, 0.0], [-3.0, 0.0]]), -1.0),
+        (torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]), 1 / 3),
+    ],
+)  # nothing is like a vector of zeros
 def test_known_cases(vectors, expected):
     assert mean_pairwise_cosine(vectors).item() == pytest.approx(expected, abs=1e-6)
 

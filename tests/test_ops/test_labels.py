@@ -9,8 +9,12 @@ from mmtr.ops.labels import can_be_largest, first_largest, independent_of_channe
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float64))
 def test_first_largest_is_argmax(classes, dtype):
     torch.manual_seed(0)
-    for x in (torch.randn(classes, 9, 7), torch.randint(-2, 2, (classes, 9, 7)), torch.full((classes, 3, 1), -0.0),
-              torch.full((classes, 3, 2), float('-inf'))):
+    for x in (
+        torch.randn(classes, 9, 7),
+        torch.randint(-2, 2, (classes, 9, 7)),
+        torch.full((classes, 3, 1), -0.0),
+        torch.full((classes, 3, 2), float('-inf')),
+    ):
         x = x.to(dtype)
         assert torch.equal(first_largest(enumerate(x), classes), x.argmax(0))
 
@@ -39,8 +43,8 @@ def test_whatever_is_the_largest_in_a_mean_of_neighbours_can_be(reach):
 
 
 def test_of_one_row_or_one_pixel_too():
-    assert can_be_largest(torch.tensor([[[1., 0]], [[0, 1]], [[-1, -1]]]), 2).tolist() == [0, 1]
-    assert can_be_largest(torch.tensor([[[1.]], [[0]]]), 3).tolist() == [0]
+    assert can_be_largest(torch.tensor([[[1.0, 0]], [[0, 1]], [[-1, -1]]]), 2).tolist() == [0, 1]
+    assert can_be_largest(torch.tensor([[[1.0]], [[0]]]), 3).tolist() == [0]
 
 
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))

@@ -4,8 +4,10 @@ import torch.nn.functional as F
 
 from mmtr.ops.pooling import average_pool, cell_centres, upsample
 
-GRIDS = pytest.mark.parametrize('grid, cells', [
-    ((6, 9), (3, 3)), ((7, 5), (5, 3)), ((23, 30), (12, 15)), ((4, 6), (1, 1)), ((5, 8), (5, 3)), ((1, 3), (1, 2))])
+GRIDS = pytest.mark.parametrize(
+    'grid, cells',
+    [((6, 9), (3, 3)), ((7, 5), (5, 3)), ((23, 30), (12, 15)), ((4, 6), (1, 1)), ((5, 8), (5, 3)), ((1, 3), (1, 2))],
+)
 
 
 @GRIDS

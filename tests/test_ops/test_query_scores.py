@@ -22,8 +22,10 @@ def test_rank_within_regions_region_by_region(grid, region, gone):
         rank = {}
         for slot, position in enumerate(index[image].tolist()):
             size = sum(of(other) == of(position) for other in range(patches))
-            higher = sum(of(other) == of(position) and scores[image, at] > scores[image, slot]
-                         for at, other in enumerate(index[image].tolist()))
+            higher = sum(
+                of(other) == of(position) and scores[image, at] > scores[image, slot]
+                for at, other in enumerate(index[image].tolist())
+            )
             rank[slot] = Fraction(2 * int(higher) + 1, size), -scores[image, slot]
         assert found[image].argsort(descending=True).tolist() == sorted(rank, key=rank.get)
 

@@ -9,15 +9,16 @@ def weight(distance):
     d, a = abs(distance), -0.5
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
-    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.
+    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
 
 
 def test_enlarged_patches_get_the_embedding_that_they_had():
     generator = torch.Generator().manual_seed(0)
     kernel, patches = torch.randn(8, 3, 6, 6, generator=generator), torch.randn(5, 3, 6, 6, generator=generator)
     large = F.interpolate(patches, (9, 8), mode='bicubic', antialias=True)
-    torch.testing.assert_close(F.conv2d(large, resize_patches(kernel, (9, 8))), F.conv2d(patches, kernel),
-                               atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        F.conv2d(large, resize_patches(kernel, (9, 8))), F.conv2d(patches, kernel), atol=1e-4, rtol=1e-4
+    )
     assert resize_patches(kernel, (6, 6)) is kernel
 
 

@@ -10,10 +10,10 @@ from mmtr.ops.windows import from_windows, to_windows
 def turn_slowly(x, row, column):
     """A head's channels (D,) turned as complex numbers, first half of the pairs by row, second by column."""
     pairs = len(x) // 2
-    out = [0.] * len(x)
+    out = [0.0] * len(x)
     for i in range(pairs):
         position, band = (row, i) if i < pairs // 2 else (column, i - pairs // 2)
-        angle = position / 10000**(band / (pairs // 2))
+        angle = position / 10000 ** (band / (pairs // 2))
         turned = complex(x[i], x[pairs + i]) * complex(math.cos(angle), math.sin(angle))
         out[i], out[pairs + i] = turned.real, turned.imag
     return torch.tensor(out)
@@ -51,7 +51,7 @@ def test_half_precision_is_turned_in_float32():
 @pytest.mark.parametrize('grid, window', [((6, 9), 3), ((5, 7), 3), ((2, 2), 4)], ids=str)
 def test_windows_hold_neighbours_and_fit_together_again(grid, window):
     x = torch.randn(2, 3, grid[0] * grid[1], 4)
-    windows = to_windows(x, grid, window, -7.)
+    windows = to_windows(x, grid, window, -7.0)
     down, across = -(-grid[0] // window), -(-grid[1] // window)
     for image in range(2):
         for row in range(down * window):
@@ -59,6 +59,6 @@ def test_windows_hold_neighbours_and_fit_together_again(grid, window):
                 number = image * down * across + row // window * across + column // window
                 slot = row % window * window + column % window
                 inside = row < grid[0] and column < grid[1]
-                expected = x[image, :, row * grid[1] + column] if inside else torch.full((3, 4), -7.)
+                expected = x[image, :, row * grid[1] + column] if inside else torch.full((3, 4), -7.0)
                 assert torch.equal(windows[number, :, slot], expected)
     assert torch.equal(from_windows(windows, grid, window), x)

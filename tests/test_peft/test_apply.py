@@ -1,4 +1,5 @@
 """``mmtr.apply_peft``: the key ``peft`` for a model that exists already."""
+
 import copy
 
 import pytest
@@ -61,7 +62,7 @@ def test_it_is_the_model_of_the_key(tiny_segmenter, said, kind, peft):
     assert not any(module.training for module in [*model.backbone.peft.modules(), *model.backbone.layers.modules()])
     model.train()
     assert model.backbone.peft.training and not model.backbone.layers[0].training
-    table, = (text for text in said if text.startswith('Parameters:\n'))
+    (table,) = (text for text in said if text.startswith('Parameters:\n'))
     count = sum(p.numel() for p in model.backbone.peft.parameters())
     assert any(line.split() == ['backbone.peft', f'{count:,}', '0', '100.00'] for line in table.splitlines())
 
@@ -72,9 +73,16 @@ def test_a_runner_trains_what_was_applied_and_nothing_else(tiny_segmenter, tmp_p
     model = mmtr.apply_peft(build(cfg, 'VisionTransformer'), LORA)
     before = copy.deepcopy(model.state_dict())
     optimizer = TrainableConstructor(dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)))(model)
-    Runner(model, str(tmp_path / 'work'), train_dataloader=cfg.train_dataloader, default_scope='mmseg',
-           train_cfg=dict(by_epoch=False, max_iters=2), optim_wrapper=optimizer, default_hooks=dict(checkpoint=None),
-           experiment_name='applied').train()
+    Runner(
+        model,
+        str(tmp_path / 'work'),
+        train_dataloader=cfg.train_dataloader,
+        default_scope='mmseg',
+        train_cfg=dict(by_epoch=False, max_iters=2),
+        optim_wrapper=optimizer,
+        default_hooks=dict(checkpoint=None),
+        experiment_name='applied',
+    ).train()
     for name, value in model.state_dict().items():
         same = torch.equal(value, before[name])
         assert same == (name.startswith('backbone.') and 'peft' not in name) or 'decode_head' in name, name
@@ -84,17 +92,27 @@ def test_a_backbone_by_itself_and_beside_a_reduction(tiny_segmenter):
     stock = StockSwin(**TINY)
     tuned = mmtr.apply_peft(stock, LORA)
     assert isinstance(tuned, SwinTransformer) and tuned.stages[0].blocks[0].attn.w_msa.qkv.weight is (
-        stock.stages[0].blocks[0].attn.w_msa.qkv.weight)
+        stock.stages[0].blocks[0].attn.w_msa.qkv.weight
+    )
     assert {name.partition('.')[0] for name, p in tuned.named_parameters() if p.requires_grad} == {
-        'peft', 'norm0', 'norm1'}
+        'peft',
+        'norm0',
+        'norm1',
+    }
     model = mmtr.apply_token_reduction(build(tiny_segmenter, 'VisionTransformer'), dict(type='GridPool'))
     mmtr.apply_peft(model, LORA)
     assert type(model.backbone.token_reducer).__name__ == 'GridPool'
 
 
-@pytest.mark.parametrize('peft, words', [
-    (None, "peft=None trains nothing beside the frozen weights"), (dict(type='LoRA', rank=0), 'peft.rank=0'),
-    (dict(type='LoRA', targets='q'), "peft.targets='q' is no linear layer")], ids=str)
+@pytest.mark.parametrize(
+    'peft, words',
+    [
+        (None, 'peft=None trains nothing beside the frozen weights'),
+        (dict(type='LoRA', rank=0), 'peft.rank=0'),
+        (dict(type='LoRA', targets='q'), "peft.targets='q' is no linear layer"),
+    ],
+    ids=str,
+)
 def test_what_cannot_work_leaves_the_model_as_it_was(tiny_segmenter, peft, words):
     model = build(tiny_segmenter, 'mmtr.VisionTransformer')
     with pytest.raises(UserError, match=words):

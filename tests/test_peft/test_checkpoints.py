@@ -1,4 +1,5 @@
 """Training with a ``peft`` through the runner and the tools, and checkpoints that hold only what was tuned."""
+
 import copy
 import json
 import os
@@ -23,9 +24,14 @@ DAR = dict(type='DAR', bottleneck=5, compensator=3)
 def base_file(path, seed=0, **settings):
     """A pretrained file of the backbone in ``tiny_segmenter``."""
     torch.manual_seed(seed)
-    backbone = VisionTransformer(**{**dict(
-        img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2, num_heads=2, mlp_ratio=2, final_norm=True),
-        **settings})
+    backbone = VisionTransformer(
+        **{
+            **dict(
+                img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2, num_heads=2, mlp_ratio=2, final_norm=True
+            ),
+            **settings,
+        }
+    )
     backbone.init_weights()
     torch.save(dict(state_dict=backbone.state_dict()), path)
     return str(path)
@@ -37,8 +43,11 @@ def tuned(tiny_segmenter, tmp_path):
     cfg = tiny_segmenter
     cfg.model.type = 'mmtr.EncoderDecoder'
     cfg.model.backbone.update(
-        type='mmtr.VisionTransformer', peft=DAR, token_reduction=dict(type='DAR'),
-        init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')))
+        type='mmtr.VisionTransformer',
+        peft=DAR,
+        token_reduction=dict(type='DAR'),
+        init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')),
+    )
     cfg.custom_hooks = [dict(type='mmtr.PEFTCheckpointHook')]
     return cfg
 
@@ -59,15 +68,26 @@ def changed(config, name, text):
 
 
 def frozen(model):
-    return {name: value.clone() for name, value in model.state_dict().items()
-            if name.startswith('backbone.') and not name.startswith(TUNED)}
+    return {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if name.startswith('backbone.') and not name.startswith(TUNED)
+    }
 
 
-@pytest.mark.parametrize('peft, constructor, paramwise', [
-    (DAR, None, None), (DAR, 'mmtr.TrainableConstructor', None),
-    (dict(type='LoRA', targets='.*'), 'mmtr.TrainableConstructor',
-     dict(norm_decay_mult=0., custom_keys=dict(decode_head=dict(lr_mult=2.)))),
-    (dict(type='Adapter'), 'mmtr.LayerDecayConstructor', dict(decay_rate=0.9))])
+@pytest.mark.parametrize(
+    'peft, constructor, paramwise',
+    [
+        (DAR, None, None),
+        (DAR, 'mmtr.TrainableConstructor', None),
+        (
+            dict(type='LoRA', targets='.*'),
+            'mmtr.TrainableConstructor',
+            dict(norm_decay_mult=0.0, custom_keys=dict(decode_head=dict(lr_mult=2.0))),
+        ),
+        (dict(type='Adapter'), 'mmtr.LayerDecayConstructor', dict(decay_rate=0.9)),
+    ],
+)
 def test_frozen_weights_are_bit_identical_after_training(tuned, make_runner, peft, constructor, paramwise):
     tuned.model.backbone.peft = peft
     tuned.optim_wrapper.optimizer.update(lr=0.1, weight_decay=0.5)
@@ -90,15 +110,18 @@ def test_frozen_weights_are_bit_identical_after_training(tuned, make_runner, pef
 
 def test_log_has_the_losses_and_a_table_of_what_is_trained(tuned, make_runner, tmp_path):
     make_runner(tuned).train()
-    lines = [json.loads(line) for file in (tmp_path / 'work').glob('*/vis_data/scalars.json')
-             for line in file.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for file in (tmp_path / 'work').glob('*/vis_data/scalars.json')
+        for line in file.read_text().splitlines()
+    ]
     losses = [line for line in lines if 'loss' in line]
     assert len(losses) == 4
     for line in losses:
         assert line['loss'] == pytest.approx(line['reducer.loss_budget'] + line['decode.loss_ce'], rel=1e-4)
         assert line['reducer.loss_budget'] <= 0.5 and 0 < line['reducer.selected'] < 1
     text = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    table = text[text.index('Parameters:\n'):].splitlines()
+    table = text[text.index('Parameters:\n') :].splitlines()
     assert table[1].split() == ['module', 'trainable', 'frozen', 'trainable', '%']
     branch = 2 * (32 * 5 + 5 + 5 * 32 + 32 + 32 * 3 + 3 + 9 * 3 + 3 + 3 * 3 + 3 + 3 * 32 + 32 + 1)
     assert any(line.split() == ['backbone.peft', f'{branch:,}', '0', '100.00'] for line in table)
@@ -106,7 +129,8 @@ def test_log_has_the_losses_and_a_table_of_what_is_trained(tuned, make_runner, t
 
 def test_checkpoint_holds_what_was_tuned_and_loads_with_its_base(tuned, make_runner, tmp_path):
     tuned.model.decode_head = dict(
-        type='FCNHead', in_channels=32, in_index=-1, channels=8, num_classes=4, norm_cfg=dict(type='BN'))
+        type='FCNHead', in_channels=32, in_index=-1, channels=8, num_classes=4, norm_cfg=dict(type='BN')
+    )
     runner = make_runner(tuned)
     runner.train()
     path = tmp_path / 'work' / 'iter_4.pth'
@@ -125,8 +149,16 @@ def test_checkpoint_holds_what_was_tuned_and_loads_with_its_base(tuned, make_run
 
 def test_size_of_a_checkpoint_of_vit_b_is_that_of_what_was_tuned(tmp_path):
     from mmtr.peft.checkpoint import take_out_frozen
-    model = VisionTransformer(img_size=224, embed_dims=768, num_layers=12, num_heads=12, final_norm=True,
-                              token_reduction=dict(type='DAR'), peft=dict(type='DAR'))
+
+    model = VisionTransformer(
+        img_size=224,
+        embed_dims=768,
+        num_layers=12,
+        num_heads=12,
+        final_norm=True,
+        token_reduction=dict(type='DAR'),
+        peft=dict(type='DAR'),
+    )
     checkpoint = dict(state_dict=model.state_dict(), meta={})
     take_out_frozen(model, checkpoint)
     torch.save(checkpoint, tmp_path / 'small.pth')
@@ -154,8 +186,11 @@ def test_tools_train_test_and_resume_with_the_key_alone(config, tool, tmp_path):
 def test_trained_on_from_a_checkpoint_of_what_was_tuned(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     start = tmp_path / 'work' / 'iter_4.pth'
-    on = changed(config, 'on.py', f"load_from = '{start}'\nwork_dir = '{tmp_path / 'on'}'\n"
-                 'optim_wrapper = dict(optimizer=dict(lr=0.))')
+    on = changed(
+        config,
+        'on.py',
+        f"load_from = '{start}'\nwork_dir = '{tmp_path / 'on'}'\noptim_wrapper = dict(optimizer=dict(lr=0.))",
+    )
     assert tool('train', on) == (0, '')
     before, after = (read_checkpoint(path)['state_dict'] for path in (start, tmp_path / 'on' / 'iter_4.pth'))
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name.startswith('backbone.'))
@@ -166,24 +201,36 @@ def test_what_does_not_fit_is_one_sentence(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     checkpoint = tmp_path / 'work' / 'iter_4.pth'
     other = base_file(tmp_path / 'other.pth', seed=1)
-    base = "model = dict(backbone=dict(init_cfg=dict(checkpoint={!r})))"
+    base = 'model = dict(backbone=dict(init_cfg=dict(checkpoint={!r})))'
     for name, text, words in (
-            ('gone', base.format(str(tmp_path / 'gone.pth')), f"needs the pretrained file of training: Checkpoint "
-             f"'{tmp_path / 'gone.pth'}' is not there"),
-            ('other', base.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
-            ('none', 'model = dict(backbone=dict(init_cfg=None))', 'does not say where the frozen weights are'),
-            ('wide', 'model = dict(backbone=dict(peft=dict(bottleneck=6)))',
-             'such as backbone.peft.adapters.0.down.weight, (5, 32) in the file and (6, 32) in the model'),
-            ('type', "model = dict(backbone=dict(peft=dict(_delete_=True, type='Adapter', bottleneck=5)))",
-             'such as backbone.peft.compensators.0.'),
-            ('whole', 'model = dict(backbone=dict(token_reduction=None))',
-             'such as backbone.token_reducer.selectors.0.'),
-            ('plain', 'model = dict(backbone=dict(token_reduction=None, peft=None))',
-             'the model of this config has no peft')):
+        (
+            'gone',
+            base.format(str(tmp_path / 'gone.pth')),
+            f"needs the pretrained file of training: Checkpoint '{tmp_path / 'gone.pth'}' is not there",
+        ),
+        ('other', base.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
+        ('none', 'model = dict(backbone=dict(init_cfg=None))', 'does not say where the frozen weights are'),
+        (
+            'wide',
+            'model = dict(backbone=dict(peft=dict(bottleneck=6)))',
+            'such as backbone.peft.adapters.0.down.weight, (5, 32) in the file and (6, 32) in the model',
+        ),
+        (
+            'type',
+            "model = dict(backbone=dict(peft=dict(_delete_=True, type='Adapter', bottleneck=5)))",
+            'such as backbone.peft.compensators.0.',
+        ),
+        ('whole', 'model = dict(backbone=dict(token_reduction=None))', 'such as backbone.token_reducer.selectors.0.'),
+        (
+            'plain',
+            'model = dict(backbone=dict(token_reduction=None, peft=None))',
+            'the model of this config has no peft',
+        ),
+    ):
         file = changed(config, f'{name}.py', text)
         status, said = tool('test', file, checkpoint)
         assert status == 2 and said.count('\n') == 1 and words in said, (name, said)
-        if name not in ('plain', ):
+        if name not in ('plain',):
             status, said = tool('train', file, '--work-dir', tmp_path / 'x', '--cfg-options', f'load_from={checkpoint}')
             assert status == 2 and said.count('\n') == 1, (name, said)
             if name not in ('gone', 'none'):
@@ -195,14 +242,20 @@ def test_what_does_not_fit_is_one_sentence(config, tool, tmp_path):
 
 @pytest.mark.slow
 def test_start_from_a_whole_model_of_other_weights(config, tool, tmp_path):
-    plain = changed(config, 'plain.py', 'model = dict(backbone=dict(token_reduction=None, peft=None))\n'
-                    f"work_dir = '{tmp_path / 'plain'}'")
+    plain = changed(
+        config,
+        'plain.py',
+        f"model = dict(backbone=dict(token_reduction=None, peft=None))\nwork_dir = '{tmp_path / 'plain'}'",
+    )
     assert tool('train', plain) == (0, '')
     whole = tmp_path / 'plain' / 'iter_4.pth'
     status, said = tool('train', config, '--cfg-options', f'load_from={whole}')
     assert status == 2 and f"checkpoint='{whole}', prefix='backbone')" in said and said.count('\n') == 1
-    as_said = changed(config, 'prefix.py', f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{whole}', "
-                      f"prefix='backbone')))\nload_from = '{whole}'")
+    as_said = changed(
+        config,
+        'prefix.py',
+        f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{whole}', prefix='backbone')))\nload_from = '{whole}'",
+    )
     assert tool('train', as_said) == (0, '')
     tuned, state = build_model(Config.fromfile(as_said)), read_checkpoint(whole)['state_dict']
     load_weights(tuned, str(tmp_path / 'work' / 'iter_4.pth'))
@@ -213,20 +266,24 @@ def test_training_needs_something_to_freeze(config, tool):
     file = changed(config, 'none.py', 'model = dict(backbone=dict(init_cfg=None))')
     status, said = tool('train', file)
     assert status == 2 and 'there are none to freeze: set model.backbone.pretrained' in said
-    file = changed(config, 'plain.py', "model = dict(backbone=dict(peft=None))\n"
-                   "custom_hooks = [dict(type='mmtr.PEFTCheckpointHook')]")
+    file = changed(
+        config,
+        'plain.py',
+        "model = dict(backbone=dict(peft=None))\ncustom_hooks = [dict(type='mmtr.PEFTCheckpointHook')]",
+    )
     status, said = tool('train', file)
     assert status == 2 and 'needs a model whose backbone has a peft' in said
 
 
 def test_another_rounding_is_the_same_base_and_a_finetuned_one_is_not(tuned, tmp_path):
     from mmtr.peft.checkpoint import put_in_frozen, take_out_frozen
+
     model = build_model(tuned)
     model.backbone.init_weights()
     checkpoint = dict(state_dict=model.state_dict(), meta={})
     take_out_frozen(model, checkpoint)
     model.backbone.init_cfg = None  # or it would load the file again
-    assert checkpoint['state_dict']._metadata['backbone'][META]['pos_embed'].shape == (16, )
+    assert checkpoint['state_dict']._metadata['backbone'][META]['pos_embed'].shape == (16,)
     with torch.no_grad():
         for parameter in model.backbone.layers.parameters():
             parameter.mul_(1 + 1e-6)
@@ -238,6 +295,7 @@ def test_another_rounding_is_the_same_base_and_a_finetuned_one_is_not(tuned, tmp
 
 def test_files_with_the_fingerprint_in_meta_load_too(tuned, tmp_path):
     from mmtr.peft.checkpoint import fingerprint, take_out_frozen
+
     model = build_model(tuned)
     model.backbone.init_weights()
     checkpoint = dict(state_dict=model.state_dict(), meta={})
@@ -256,8 +314,7 @@ def deploy(*args):
     runpy.run_path(str(TOOLS / 'deploy_model.py'))['main'](list(map(str, args)))
 
 
-@pytest.mark.parametrize('peft', [
-    dict(type='LoRA', targets='.*'), pytest.param(DAR, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize('peft', [dict(type='LoRA', targets='.*'), pytest.param(DAR, marks=pytest.mark.slow)], ids=str)
 def test_deployed_file_is_whole_and_needs_no_base(formatted, tuned, tool, tmp_path, peft):
     tuned.model.backbone.peft = peft
     tuned.custom_hooks = []

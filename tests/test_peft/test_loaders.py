@@ -1,4 +1,5 @@
 """What was tuned, in loaders that know nothing of ``peft``: with its frozen weights, or refused."""
+
 import copy
 
 import pytest
@@ -72,13 +73,19 @@ def test_frozen_weights_are_found(tuned, trained, tmp_path, load):  # noqa: F811
 def test_or_it_is_refused(tuned, trained, tmp_path, load):  # noqa: F811
     path, x = str(tmp_path / 'tuned.pth'), copy.deepcopy(tuned)
     for changes, words in (
-            (dict(init_cfg=None), 'does not say where the frozen weights are: set model.backbone.pretrained .* use '
-             'mmtr.init_model, or write one whole file with tools/deploy_model.py'),
-            (dict(init_cfg=dict(type='Pretrained', checkpoint='gone.pth')), "needs .*'gone.pth' is not there"),
-            (dict(peft=None, token_reduction=None), 'only those that were tuned, and the backbone has no peft'),
-            (dict(init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'other.pth', seed=1))),
-             'is not the one that it was tuned with'),
-            (dict(peft=dict(type='DAR', bottleneck=6, compensator=3)), 'with another peft')):
+        (
+            dict(init_cfg=None),
+            'does not say where the frozen weights are: set model.backbone.pretrained .* use '
+            'mmtr.init_model, or write one whole file with tools/deploy_model.py',
+        ),
+        (dict(init_cfg=dict(type='Pretrained', checkpoint='gone.pth')), "needs .*'gone.pth' is not there"),
+        (dict(peft=None, token_reduction=None), 'only those that were tuned, and the backbone has no peft'),
+        (
+            dict(init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'other.pth', seed=1))),
+            'is not the one that it was tuned with',
+        ),
+        (dict(peft=dict(type='DAR', bottleneck=6, compensator=3)), 'with another peft'),
+    ):
         cfg = copy.deepcopy(x)
         cfg.model.backbone.update(changes)
         if load is a_dict_of_its_own and words.endswith(('tuned with', 'another peft')):
@@ -94,8 +101,10 @@ def test_or_it_is_refused(tuned, trained, tmp_path, load):  # noqa: F811
 def test_frozen_weights_that_were_loaded_stay(tuned, trained, tmp_path):  # noqa: F811
     other = base_file(tmp_path / 'other.pth', seed=1)
     model = build(tuned)
-    whole = {**trained.state_dict(), **{f'backbone.{name}': value for name, value in torch.load(other)[
-        'state_dict'].items()}}
+    whole = {
+        **trained.state_dict(),
+        **{f'backbone.{name}': value for name, value in torch.load(other)['state_dict'].items()},
+    }
     model.load_state_dict(whole)
     model.load_state_dict(dict(torch.load(tmp_path / 'tuned.pth')['state_dict']))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.items())

@@ -1,4 +1,5 @@
 """``peft`` of a Swin: its widths and numbers of layers, its windows, what it freezes and what its checkpoints hold."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,9 @@ RATES = dict(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.3)
 def stock_of(model, **settings):
     """mmseg's Swin with the weights of ``model`` that are not of its PEFT."""
     stock = Stock(**{**SMALL, **settings})
-    stock.load_state_dict({name: value for name, value in model.state_dict().items()
-                           if not name.startswith(('peft.', 'token_reducer.'))})
+    stock.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if not name.startswith(('peft.', 'token_reducer.'))}
+    )
     stock.eval()  # which returns None
     return stock
 
@@ -61,9 +63,14 @@ def test_at_the_start_it_is_the_stock_model_and_has_its_keys(peft):
         torch.testing.assert_close(outs, stock_of(model)(images()), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize('peft, reduction', [
-    *((peft, None) for peft in PEFTS),
-    *((peft, dict(type='TokenAdapter', layers=(1, 3))) for peft in PEFTS if peft['type'] != 'DAR')], ids=str)
+@pytest.mark.parametrize(
+    'peft, reduction',
+    [
+        *((peft, None) for peft in PEFTS),
+        *((peft, dict(type='TokenAdapter', layers=(1, 3))) for peft in PEFTS if peft['type'] != 'DAR'),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_gradients_reach_all_that_is_trained_and_nothing_frozen(peft, reduction, with_cp):
     model = swin(reduction, peft=peft, with_cp=with_cp, **RATES).train()
@@ -78,8 +85,9 @@ def test_gradients_reach_all_that_is_trained_and_nothing_frozen(peft, reduction,
 @every_peft
 @pytest.mark.parametrize('frozen_stages', [-1, 1])
 def test_what_is_frozen_is_in_eval_mode_while_the_rest_trains(peft, frozen_stages):
-    model = swin(None, peft={**peft, **({'dropout': 0.} if 'dropout' in peft else {})}, frozen_stages=frozen_stages,
-                 **RATES)
+    model = swin(
+        None, peft={**peft, **({'dropout': 0.0} if 'dropout' in peft else {})}, frozen_stages=frozen_stages, **RATES
+    )
     with torch.no_grad():
         expected = model(images())
         assert model.train() is model and model.training
@@ -89,7 +97,8 @@ def test_what_is_frozen_is_in_eval_mode_while_the_rest_trains(peft, frozen_stage
     assert not any(m.training for name in ('patch_embed', 'drop_after_pos', 'stages') for m in parts[name].modules())
     # Stock freezes the norms of frozen stages too.
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        name for name, _ in model.named_parameters() if name.startswith(TUNED[:1] + TUNED[1 + (frozen_stages > 0):])}
+        name for name, _ in model.named_parameters() if name.startswith(TUNED[:1] + TUNED[1 + (frozen_stages > 0) :])
+    }
     # The first batch of a fresh model is run without a call of train().
     assert not any(m.training for m in SwinTransformer(**SMALL, peft=peft).stages.modules())
 
@@ -101,7 +110,7 @@ def test_an_image_is_as_it_is_alone(peft, size):
     with torch.no_grad():
         outs = model(x)
         for i in range(8):
-            torch.testing.assert_close(tuple(out[i:i + 1] for out in outs), model(x[i:i + 1]), atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(tuple(out[i : i + 1] for out in outs), model(x[i : i + 1]), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('kind', ['Adapter', 'DAR'])
@@ -117,12 +126,22 @@ def test_every_block_has_the_branch_of_its_number(kind, size):
     def branch(i, x, grid):
         def linear(x, name):
             return x @ w[f'{name}.weight'].T + w[f'{name}.bias']
+
         out = linear(linear(x, f'adapters.{i}.down').clamp(min=0), f'adapters.{i}.up')
         if kind == 'DAR':
             name = f'compensators.{i}'
             grid_of_x = linear(x, f'{name}.down').transpose(1, 2).reshape(len(x), -1, *grid)
-            mixed = F.conv2d(grid_of_x, w[f'{name}.depthwise.weight'], w[f'{name}.depthwise.bias'], padding=1,
-                             groups=grid_of_x.shape[1]).flatten(2).transpose(1, 2)
+            mixed = (
+                F.conv2d(
+                    grid_of_x,
+                    w[f'{name}.depthwise.weight'],
+                    w[f'{name}.depthwise.bias'],
+                    padding=1,
+                    groups=grid_of_x.shape[1],
+                )
+                .flatten(2)
+                .transpose(1, 2)
+            )
             out = out + linear(F.gelu(linear(mixed, f'{name}.mix')), f'{name}.up')
         return 0.7 * out
 
@@ -133,11 +152,18 @@ def test_every_block_has_the_branch_of_its_number(kind, size):
     assert not any(torch.allclose(out, without, atol=0.1) for out, without in zip(outs, plain))
 
 
-@pytest.mark.parametrize('targets, names', [
-    ('qkv', ['qkv'] * 6), (['proj', '3.fc1'], ['proj'] * 3 + ['proj fc1'] + ['proj'] * 2),
-    ('[15].(qkv|fc2)', ['', 'qkv fc2', '', '', '', 'qkv fc2']), ('.*', ['qkv proj fc1 fc2'] * 6)], ids=str)
+@pytest.mark.parametrize(
+    'targets, names',
+    [
+        ('qkv', ['qkv'] * 6),
+        (['proj', '3.fc1'], ['proj'] * 3 + ['proj fc1'] + ['proj'] * 2),
+        ('[15].(qkv|fc2)', ['', 'qkv fc2', '', '', '', 'qkv fc2']),
+        ('.*', ['qkv proj fc1 fc2'] * 6),
+    ],
+    ids=str,
+)
 def test_lora_is_another_weight(targets, names):
-    model = swin(None, peft=dict(type='LoRA', rank=3, alpha=6., targets=targets))
+    model = swin(None, peft=dict(type='LoRA', rank=3, alpha=6.0, targets=targets))
     assert [' '.join(each) for each in model.peft.layers] == names
     paths = dict(qkv='attn.w_msa.qkv', proj='attn.w_msa.proj', fc1='ffn.layers.0.0', fc2='ffn.layers.1')
     stock, merged = stock_of(model), swin(None)
@@ -151,7 +177,8 @@ def test_lora_is_another_weight(targets, names):
                 low_rank = model.peft.layers[i][name]
                 stage, block = (0, i) if i < 2 else (1, i - 2)
                 weights[f'stages.{stage}.blocks.{block}.{paths[name]}.weight'] += (
-                    2 * low_rank.up.weight @ low_rank.down.weight)
+                    2 * low_rank.up.weight @ low_rank.down.weight
+                )
         outs = model(x)
         torch.testing.assert_close(merged(x), outs, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(stock(x), outs, atol=1e-4, rtol=1e-3)
@@ -194,12 +221,22 @@ def test_compensator_refuses_what_leaves_a_part_of_a_window(reducer):
     assert type(model.token_reducer).__name__ == 'TokenReducer'
 
 
-@pytest.mark.parametrize('peft, words', [
-    (dict(type='LoRA', targets=['qkv', 'in_proj']), "peft.targets='in_proj' is no linear layer of this backbone: it "
-     'has qkv, proj, fc1, fc2 in each of 6 layers, and 0.qkv,'),
-    (dict(type='LoRA', targets='6.qkv'), "peft.targets='6.qkv' is no linear layer"),
-    (dict(type='Adapters'), "peft.type='Adapters' is unknown, the nearest is 'Adapter': choose one of Adapter, DAR")],
-    ids=str)
+@pytest.mark.parametrize(
+    'peft, words',
+    [
+        (
+            dict(type='LoRA', targets=['qkv', 'in_proj']),
+            "peft.targets='in_proj' is no linear layer of this backbone: it "
+            'has qkv, proj, fc1, fc2 in each of 6 layers, and 0.qkv,',
+        ),
+        (dict(type='LoRA', targets='6.qkv'), "peft.targets='6.qkv' is no linear layer"),
+        (
+            dict(type='Adapters'),
+            "peft.type='Adapters' is unknown, the nearest is 'Adapter': choose one of Adapter, DAR",
+        ),
+    ],
+    ids=str,
+)
 def test_what_cannot_work_is_said_when_it_is_built(peft, words):
     with pytest.raises(UserError, match=words):
         SwinTransformer(**SMALL, peft=peft)
@@ -220,12 +257,19 @@ def test_compiles_without_a_graph_break(peft):
         torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('peft, count', [
-    (dict(type='LoRA'), lambda c: 8 * c + 3 * c * 8),
-    (dict(type='LoRA', rank=4, targets=['proj', 'fc.']), lambda c: 4 * (c + c) + 4 * (c + 4 * c) + 4 * (4 * c + c)),
-    (dict(type='Adapter'), lambda c: c * 72 + 72 + 72 * c + c + 1),
-    (dict(type='DAR'), lambda c: c * 72 + 72 + 72 * c + c + 1 + (c * 48 + 48) + (9 * 48 + 48) + (48 * 48 + 48) + (
-        48 * c + c))], ids=lambda value: '' if callable(value) else str(value))
+@pytest.mark.parametrize(
+    'peft, count',
+    [
+        (dict(type='LoRA'), lambda c: 8 * c + 3 * c * 8),
+        (dict(type='LoRA', rank=4, targets=['proj', 'fc.']), lambda c: 4 * (c + c) + 4 * (c + 4 * c) + 4 * (4 * c + c)),
+        (dict(type='Adapter'), lambda c: c * 72 + 72 + 72 * c + c + 1),
+        (
+            dict(type='DAR'),
+            lambda c: c * 72 + 72 + 72 * c + c + 1 + (c * 48 + 48) + (9 * 48 + 48) + (48 * 48 + 48) + (48 * c + c),
+        ),
+    ],
+    ids=lambda value: '' if callable(value) else str(value),
+)
 def test_shares_of_a_swin_t_are_counted_by_hand(peft, count):
     model = SwinTransformer(peft=peft)
     norms = 2 * (96 + 192 + 384 + 768)
@@ -234,8 +278,12 @@ def test_shares_of_a_swin_t_are_counted_by_hand(peft, count):
     frozen = 28_288_354 - (768 * 1000 + 1000) - 2 * 768
     lines = [line.split() for line in table(model).splitlines()]
     assert ['peft', f'{trained:,}', '0', '100.00'] in lines and ['norm3', '1,536', '0', '100.00'] in lines
-    assert lines[-1] == ['all', f'{trained + norms:,}', f'{frozen:,}',
-                         f'{100 * (trained + norms) / (trained + norms + frozen):.2f}']
+    assert lines[-1] == [
+        'all',
+        f'{trained + norms:,}',
+        f'{frozen:,}',
+        f'{100 * (trained + norms) / (trained + norms + frozen):.2f}',
+    ]
 
 
 def base_file(path, seed=0, without=()):
@@ -243,8 +291,11 @@ def base_file(path, seed=0, without=()):
     torch.manual_seed(seed)
     backbone = SwinTransformer(**TINY)
     backbone.init_weights()
-    state = {name: value for name, value in backbone.state_dict().items()
-             if not name.startswith('norm') and name not in without}
+    state = {
+        name: value
+        for name, value in backbone.state_dict().items()
+        if not name.startswith('norm') and name not in without
+    }
     torch.save(dict(state_dict={**state, 'norm.weight': torch.ones(16), 'head.bias': torch.zeros(9)}), path)
     return str(path)
 
@@ -269,11 +320,22 @@ def config(tiny_segmenter, tmp_path):
     """Path of the config file of a segmentor whose Swin is frozen but for a LoRA."""
     cfg = tiny_segmenter
     cfg.model.backbone = dict(
-        type='mmtr.SwinTransformer', **TINY, **RATES, peft=dict(type='LoRA', targets='.*'),
-        init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')))
+        type='mmtr.SwinTransformer',
+        **TINY,
+        **RATES,
+        peft=dict(type='LoRA', targets='.*'),
+        init_cfg=dict(type='Pretrained', checkpoint=base_file(tmp_path / 'base.pth')),
+    )
     cfg.model.decode_head = dict(
-        type='FCNHead', in_channels=[8, 16], in_index=[0, 1], input_transform='resize_concat', channels=8,
-        num_convs=1, num_classes=4, norm_cfg=dict(type='BN'))
+        type='FCNHead',
+        in_channels=[8, 16],
+        in_index=[0, 1],
+        input_transform='resize_concat',
+        channels=8,
+        num_convs=1,
+        num_classes=4,
+        norm_cfg=dict(type='BN'),
+    )
     cfg.optim_wrapper.optimizer.update(lr=0.1, weight_decay=0.5)
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     cfg.randomness = dict(seed=0)
@@ -281,8 +343,9 @@ def config(tiny_segmenter, tmp_path):
     return tmp_path / 'tuned.py'
 
 
-@pytest.mark.parametrize('peft', [
-    dict(type='LoRA', targets='.*'), dict(type='DAR', bottleneck=5, compensator=3)], ids=str)
+@pytest.mark.parametrize(
+    'peft', [dict(type='LoRA', targets='.*'), dict(type='DAR', bottleneck=5, compensator=3)], ids=str
+)
 def test_only_what_is_tuned_changes_is_kept_and_loads_with_its_base(config, make_runner, tool, tmp_path, peft):
     base = read_checkpoint(tmp_path / 'base.pth')['state_dict']
     cfg = Config.fromfile(config)
@@ -296,8 +359,11 @@ def test_only_what_is_tuned_changes_is_kept_and_loads_with_its_base(config, make
     own = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith(TUNED)}
     assert own.keys() == base.keys() - {'norm.weight', 'head.bias'}
     assert all(torch.equal(value, base[name]) for name, value in own.items())
-    assert state.keys() == {name for name in model.state_dict()
-                            if name.startswith(('decode_head.', *(f'backbone.{part}' for part in TUNED)))}
+    assert state.keys() == {
+        name
+        for name in model.state_dict()
+        if name.startswith(('decode_head.', *(f'backbone.{part}' for part in TUNED)))
+    }
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in state)
     loaded = build_model(cfg)
     load_weights(loaded, str(tmp_path / 'work' / 'iter_2.pth'))
@@ -313,17 +379,18 @@ def test_tools_train_resume_test_and_refuse_another_base(config, tool, tmp_path)
     on = changed(config, 'on.py', 'train_cfg = dict(max_iters=3)')
     assert tool('train', on, '--work-dir', tmp_path / 'on', '--resume', checkpoint) == (0, '')
     assert len(read_checkpoint(tmp_path / 'on' / 'iter_3.pth')['optimizer']['state']) == sum(
-        'running' not in name and 'num_batches' not in name
-        for name in read_checkpoint(checkpoint)['state_dict'])
+        'running' not in name and 'num_batches' not in name for name in read_checkpoint(checkpoint)['state_dict']
+    )
     assert tool('test', config, checkpoint)[0] == 0
     other = base_file(tmp_path / 'other.pth', seed=1)
     partly = base_file(tmp_path / 'partly.pth', without=['stages.1.blocks.0.norm1.weight'])
     setting = 'model = dict(backbone=dict(init_cfg=dict(checkpoint={!r})))'
     for name, text, words in (
-            ('other', setting.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
-            ('partly', setting.format(partly), f"Checkpoint '{partly}' is not of this Swin: it differs in 1 weights "),
-            ('none', 'model = dict(backbone=dict(init_cfg=None))', 'does not say where the frozen weights are'),
-            ('rank', 'model = dict(backbone=dict(peft=dict(rank=2)))', 'was tuned with another peft')):
+        ('other', setting.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
+        ('partly', setting.format(partly), f"Checkpoint '{partly}' is not of this Swin: it differs in 1 weights "),
+        ('none', 'model = dict(backbone=dict(init_cfg=None))', 'does not say where the frozen weights are'),
+        ('rank', 'model = dict(backbone=dict(peft=dict(rank=2)))', 'was tuned with another peft'),
+    ):
         status, said = tool('test', changed(config, f'{name}.py', text), checkpoint)
         assert status == 2 and said.count('\n') == 1 and words in said, (name, said)
     with pytest.raises(UserError, match='there are none to freeze'):
@@ -348,20 +415,30 @@ def test_deployed_file_is_whole_and_needs_no_base(config, tool, tmp_path):
 def test_a_detector_of_mmdet_is_tuned_alike(tmp_path):
     cfg = get_config('mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py')
     cfg.model.backbone.update(
-        type='mmtr.SwinTransformer', embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=3,
+        type='mmtr.SwinTransformer',
+        embed_dims=8,
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 1, 2, 2),
+        window_size=3,
         peft=dict(type='Adapter', bottleneck=3),
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'base.pth')))
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'base.pth')),
+    )
     cfg.model.neck.update(in_channels=[16, 32, 64], out_channels=16)
     cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
     model = build_model(cfg)
-    torch.save({n: v for n, v in model.backbone.state_dict().items() if not n.startswith('peft.')},
-               tmp_path / 'base.pth')
+    torch.save(
+        {n: v for n, v in model.backbone.state_dict().items() if not n.startswith('peft.')}, tmp_path / 'base.pth'
+    )
     torch.nn.init.normal_(model.backbone.peft.adapters[3].up.weight)
     checkpoint = dict(state_dict=model.state_dict(), meta={})
     take_out_frozen(model, checkpoint)
     # Outputs are stages 2 to 4.
     assert {name.split('.')[1] for name in checkpoint['state_dict'] if name.startswith('backbone.')} == {
-        'peft', 'norm1', 'norm2', 'norm3'}
+        'peft',
+        'norm1',
+        'norm2',
+        'norm3',
+    }
     torch.save(checkpoint, tmp_path / 'tuned.pth')
     loaded, x = build_model(cfg), torch.rand(1, 3, 64, 96)
     load_weights(loaded, str(tmp_path / 'tuned.pth'))

@@ -1,4 +1,5 @@
 """Methods written out token by token, for one image: Token Adapter, Sec. 3.2; matching as ToMe's code does it."""
+
 import torch
 import torch.nn.functional as F
 
@@ -32,8 +33,12 @@ def groups_of(rows, columns, normal, unique):
     kind = []
     for values, n, u in ((rows, normal[0], unique[0]), (columns, normal[1], unique[1])):
         order = ranked(values)
-        kind.append(['normal' if p in order[:n] else 'unique' if p in order[len(order) - u:] else 'plain'
-                     for p in range(len(values))])
+        kind.append(
+            [
+                'normal' if p in order[:n] else 'unique' if p in order[len(order) - u :] else 'plain'
+                for p in range(len(values))
+            ]
+        )
     groups = dict(normal=[], representative=[], unique=[], kept=[])
     for h, row in enumerate(kind[0]):
         for w, column in enumerate(kind[1]):
@@ -92,7 +97,7 @@ def bipartite_slowly(metric, num_prefix, how_many):
     for a in even if odd else ():
         alike[a], partner[a] = max((likeness(metric[a], metric[b], 'cosine'), b) for b in odd)
     ranked = sorted(partner, key=lambda a: -alike[a])
-    joining = ranked[:how_many([alike[a] for a in ranked])]
+    joining = ranked[: how_many([alike[a] for a in ranked])]
     staying = [a for a in ranked if a not in joining] if odd else even
     if num_prefix:
         staying.sort()

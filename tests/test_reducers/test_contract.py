@@ -1,4 +1,5 @@
 """The nine promises of DESIGN section 3, for every registered reducer: registering one is enough to be tested."""
+
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,28 +17,47 @@ from mmtr.registry import TOKEN_REDUCERS
 TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
 MORE = dict(
-    ALGM=[dict(threshold=0.2), dict(threshold=0.3, window=3, global_layer=None),
-          dict(threshold=0.3, local_layer=None, global_layer=0),
-          dict(variant='released', restore_at='before_norm', threshold=0.2, global_layer=3)],
-    Cropr=[dict(layers=(0, 2), fusion='none', r=[3, 0.2], task='multilabel', pre_norm=True, mlp_ratio=0),
-           dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
-           dict(r=7, deploy=True, region=3, restore='residual')],
-    DAR=[dict(target=0.3, temperature=1., threshold=0.7)],
+    ALGM=[
+        dict(threshold=0.2),
+        dict(threshold=0.3, window=3, global_layer=None),
+        dict(threshold=0.3, local_layer=None, global_layer=0),
+        dict(variant='released', restore_at='before_norm', threshold=0.2, global_layer=3),
+    ],
+    Cropr=[
+        dict(layers=(0, 2), fusion='none', r=[3, 0.2], task='multilabel', pre_norm=True, mlp_ratio=0),
+        dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
+        dict(r=7, deploy=True, region=3, restore='residual'),
+    ],
+    DAR=[dict(target=0.3, temperature=1.0, threshold=0.7)],
     EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, restore='copy'), dict(keep_rate=0.1)],
     Expediting=[
-        dict(layer=0, grid=(3, 4), n_iters=1, window=3, temperature=1., k=1),
-        dict(layer=3, grid=(0.3, 1.), window=9, normalize='l1', recon_temperature=0.01)],
+        dict(layer=0, grid=(3, 4), n_iters=1, window=3, temperature=1.0, k=1),
+        dict(layer=3, grid=(0.3, 1.0), window=9, normalize='l1', recon_temperature=0.01),
+    ],
     GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy')],
-    Random=[dict(every=3, layer=0, restore='copy'), dict(ratio=0.9, seed=5, restore='residual'),
-            dict(r=0.3, fusion='llf'), dict(layers=(0, 2), multiple_of=4, restore='copy')],
-    ToMe=[dict(r=0.5, layers=(1, 3), proportional_attention=True), dict(mode='progressive'),
-          dict(mode='progressive', r=(0.25, -1), restore='residual'), dict(mode='progressive', r=[0, 9, 3, 1])],
+    Random=[
+        dict(every=3, layer=0, restore='copy'),
+        dict(ratio=0.9, seed=5, restore='residual'),
+        dict(r=0.3, fusion='llf'),
+        dict(layers=(0, 2), multiple_of=4, restore='copy'),
+    ],
+    ToMe=[
+        dict(r=0.5, layers=(1, 3), proportional_attention=True),
+        dict(mode='progressive'),
+        dict(mode='progressive', r=(0.25, -1), restore='residual'),
+        dict(mode='progressive', r=[0, 9, 3, 1]),
+    ],
     TokenAdapter=[
-        dict(per_layer=(1, 0), mode='threshold'), dict(unique=0.2, reference='representative', layers=(1, 3)),
-        dict(score='attn', metric='euclidean', mode='threshold', tau=-1.), dict(score='random', merge='bilinear'),
-        dict(score='alternating', merge='keep', layers=(0, 4), restore='residual')])
-CASES = [dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict)
-         for settings in [{}, *MORE.get(name, [])]]
+        dict(per_layer=(1, 0), mode='threshold'),
+        dict(unique=0.2, reference='representative', layers=(1, 3)),
+        dict(score='attn', metric='euclidean', mode='threshold', tau=-1.0),
+        dict(score='random', merge='bilinear'),
+        dict(score='alternating', merge='keep', layers=(0, 4), restore='residual'),
+    ],
+)
+CASES = [
+    dict(type=name, **settings) for name in sorted(TOKEN_REDUCERS.module_dict) for settings in [{}, *MORE.get(name, [])]
+]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 
 
@@ -56,25 +76,57 @@ def device(request, monkeypatch):
 
 def vit(cfg, patch_size=16, with_cls_token=True, **kwargs):
     torch.manual_seed(0)
-    return filled(VisionTransformer(
-        img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4, final_norm=True,
-        out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
+    return filled(
+        VisionTransformer(
+            img_size=(64, 96),
+            patch_size=patch_size,
+            embed_dims=32,
+            num_layers=4,
+            num_heads=4,
+            final_norm=True,
+            out_indices=(1, 3),
+            with_cls_token=with_cls_token,
+            token_reduction=cfg,
+            **kwargs,
+        )
+    )
 
 
 def eva02(cfg, patch_size=16, with_cls_token=True, **kwargs):
     torch.manual_seed(0)
-    return filled(EVA02(
-        img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4,
-        out_indices=(1, 3), with_cls_token=with_cls_token, token_reduction=cfg, **kwargs))
+    return filled(
+        EVA02(
+            img_size=(64, 96),
+            patch_size=patch_size,
+            embed_dims=32,
+            num_layers=4,
+            num_heads=4,
+            out_indices=(1, 3),
+            with_cls_token=with_cls_token,
+            token_reduction=cfg,
+            **kwargs,
+        )
+    )
 
 
 def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
     """With registers, where there is a class token."""
     torch.manual_seed(0)
-    return filled(DINOv2(
-        img_size=(64, 96), patch_size=patch_size, embed_dims=32, num_layers=4, num_heads=4, out_indices=(1, 3),
-        num_registers=3 * with_cls_token, layer_scale_init_value=1., with_cls_token=with_cls_token,
-        token_reduction=cfg, **kwargs))
+    return filled(
+        DINOv2(
+            img_size=(64, 96),
+            patch_size=patch_size,
+            embed_dims=32,
+            num_layers=4,
+            num_heads=4,
+            out_indices=(1, 3),
+            num_registers=3 * with_cls_token,
+            layer_scale_init_value=1.0,
+            with_cls_token=with_cls_token,
+            token_reduction=cfg,
+            **kwargs,
+        )
+    )
 
 
 BACKBONES = (vit, eva02, dinov2)
@@ -111,15 +163,19 @@ def train_step(model, x):
     """Feature maps of a forward pass in training, and the sum of the auxiliary losses."""
     sample = BaseDataElement(
         gt_sem_seg=PixelData(data=torch.arange(x[0, :1].numel()).view(1, *x.shape[2:]) % 150),
-        gt_instances=InstanceData(labels=torch.tensor([3, 140])), gt_label=torch.tensor([7])).to(x.device)
+        gt_instances=InstanceData(labels=torch.tensor([3, 140])),
+        gt_label=torch.tensor([7]),
+    ).to(x.device)
     with auxiliary_outputs() as outputs:
         outs = model(x)
     return outs, sum(model.token_reducer.losses(outputs.get(model.token_reducer, {}), [sample] * len(x)).values())
 
 
 @every_reducer
-@pytest.mark.parametrize('height, width, patch_size, with_cls_token', [
-    (64, 64, 16, True), (80, 112, 16, True), (57, 130, 16, False), (84, 70, 14, True), (48, 48, 8, False)])
+@pytest.mark.parametrize(
+    'height, width, patch_size, with_cls_token',
+    [(64, 64, 16, True), (80, 112, 16, True), (57, 130, 16, False), (84, 70, 14, True), (48, 48, 8, False)],
+)
 def test_heads_receive_the_full_grid(cfg, backbone, height, width, patch_size, with_cls_token):
     if TOKEN_REDUCERS.module_dict[cfg['type']].needs_class_token and not with_cls_token:
         with pytest.raises(UserError, match='reads the class token, and this backbone has none'):
@@ -158,15 +214,15 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     model = backbone(cfg)
     for layer in model.layers:
         layer.register_forward_hook(
-            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True)
+            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens), with_kwargs=True
+        )
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
     assert {tokens.num_prefix for tokens in seen} == {4 if backbone is dinov2 else 1}
     if model.token_reducer.fixed_count:
         # A layer's output may be restored already, or reduced or restored in the next layer.
-        assert all(tokens.patches.shape[1] >= min(counts)
-                   for tokens, counts in zip(seen, zip(schedule, schedule[1:])))
+        assert all(tokens.patches.shape[1] >= min(counts) for tokens, counts in zip(seen, zip(schedule, schedule[1:])))
 
 
 @every_reducer
@@ -176,8 +232,8 @@ def test_an_image_does_not_depend_on_its_batch(cfg, backbone):
     with torch.no_grad():
         together = model(batch)
         for i in range(4):
-            for out, alone in zip(together, model(batch[i:i + 1])):
-                torch.testing.assert_close(out[i:i + 1], alone, atol=2e-5, rtol=1e-4)
+            for out, alone in zip(together, model(batch[i : i + 1])):
+                torch.testing.assert_close(out[i : i + 1], alone, atol=2e-5, rtol=1e-4)
 
 
 @every_reducer
@@ -191,8 +247,11 @@ def test_nothing_to_reduce_is_the_plain_model(cfg, backbone):
     reducing = TOKEN_REDUCERS.module_dict[cfg['type']]
     settings = {k: v for k, v in cfg.items() if k != 'per_layer'}
     model = backbone({**settings, **reducing.nothing})
-    stock = backbone(None) if backbone is not vit else Stock(
-        img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, final_norm=True, out_indices=(1, 3))
+    stock = (
+        backbone(None)
+        if backbone is not vit
+        else Stock(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, final_norm=True, out_indices=(1, 3))
+    )
     own = {id(p) for p in model.token_reducer.parameters()}
     state = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in own}
     stock.load_state_dict(state, strict=True)
@@ -215,7 +274,7 @@ def test_dtype_in_is_dtype_out(cfg, backbone, dtype):
 
 
 @every_reducer
-@pytest.mark.parametrize('value', [0., 1.])
+@pytest.mark.parametrize('value', [0.0, 1.0])
 def test_no_nan_on_a_constant_image(cfg, backbone, value):
     with torch.no_grad():
         assert all(out.isfinite().all() for out in backbone(cfg)(torch.full((1, 3, 64, 64), value, device=DEVICE)))
@@ -252,12 +311,19 @@ def test_two_threads_share_a_model(cfg, backbone):
                     torch.testing.assert_close(out, alone, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize('cfg', [
-    pytest.param(cfg, marks=[pytest.mark.slow] * (cfg not in (dict(type='TokenAdapter'), dict(type='ToMe'))))
-    for cfg in CASES], ids=str)
 @pytest.mark.parametrize(
-    'backbone', [vit, *(pytest.param(each, marks=pytest.mark.slow) for each in BACKBONES[1:])],
-    ids=lambda build: build.__name__)
+    'cfg',
+    [
+        pytest.param(cfg, marks=[pytest.mark.slow] * (cfg not in (dict(type='TokenAdapter'), dict(type='ToMe'))))
+        for cfg in CASES
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    'backbone',
+    [vit, *(pytest.param(each, marks=pytest.mark.slow) for each in BACKBONES[1:])],
+    ids=lambda build: build.__name__,
+)
 def test_compiles_without_a_graph_break(cfg, backbone):
     model = backbone(cfg)
     if not model.token_reducer.fixed_count:
@@ -278,7 +344,8 @@ def test_token_schedule_is_what_the_layers_see(cfg, backbone):
         attn, ffn = branch_ends(layer)
         attn.register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - model.num_prefix))
         ffn.register_forward_hook(
-            lambda module, args, out: through_ffn.append(out.shape[:-1].numel() - model.num_prefix))
+            lambda module, args, out: through_ffn.append(out.shape[:-1].numel() - model.num_prefix)
+        )
     half_flat = images(1)
     half_flat[..., :56] = 1
     with torch.no_grad():
@@ -320,7 +387,8 @@ def test_checkpointing_changes_no_gradient(cfg, backbone):
 
 
 @pytest.mark.parametrize(
-    'name', sorted(name for name, method in TOKEN_REDUCERS.module_dict.items() if not method.trained))
+    'name', sorted(name for name, method in TOKEN_REDUCERS.module_dict.items() if not method.trained)
+)
 @pytest.mark.parametrize('depth', [2, 4, 24])
 def test_whatever_a_search_draws_works(name, depth):
     optuna = pytest.importorskip('optuna')

@@ -1,4 +1,5 @@
 """The promises of DESIGN section 3 within the windows of a Swin, for every method that works there."""
+
 import copy
 
 import numpy as np
@@ -20,10 +21,18 @@ MORE = dict(
     GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy', stage=1, layers=(1, 2))],
     Random=[dict(ratio=0.9, layer=0, restore='copy'), dict(ratio=0.3, stage=1, restore='last')],
     TokenAdapter=[
-        dict(per_layer=(1, 0), mode='threshold', layers=(0, 4)), dict(score='max', restore='copy', stage=1),
-        dict(unique=0.2, reference='representative', layers=(1, 3)), dict(merge='bilinear', score='random')])
-CASES = [dict(type=name, **settings) for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
-         if method.within_windows for settings in [{}, *MORE[name]]]
+        dict(per_layer=(1, 0), mode='threshold', layers=(0, 4)),
+        dict(score='max', restore='copy', stage=1),
+        dict(unique=0.2, reference='representative', layers=(1, 3)),
+        dict(merge='bilinear', score='random'),
+    ],
+)
+CASES = [
+    dict(type=name, **settings)
+    for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
+    if method.within_windows
+    for settings in [{}, *MORE[name]]
+]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 SMALL = dict(embed_dims=16, depths=(2, 4), num_heads=(2, 4), strides=(4, 2), out_indices=(0, 1), window_size=6)
 
@@ -35,17 +44,30 @@ def swin(cfg, **kwargs):
 
 
 @every_reducer
-@pytest.mark.parametrize('check', [
-    contract.test_an_image_does_not_depend_on_its_batch, contract.test_no_state_is_left_on_the_module,
-    contract.test_two_threads_share_a_model], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    'check',
+    [
+        contract.test_an_image_does_not_depend_on_its_batch,
+        contract.test_no_state_is_left_on_the_module,
+        contract.test_two_threads_share_a_model,
+    ],
+    ids=lambda f: f.__name__,
+)
 def test_as_a_vit(cfg, check):
     check(cfg, swin)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('cfg', [
-    dict(type='TokenAdapter', layers=(1, 3)), dict(type='GridPool', layers=(1, 3)), dict(type='Expediting', layer=2),
-    dict(type='Random', layer=2)], ids=str)
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='TokenAdapter', layers=(1, 3)),
+        dict(type='GridPool', layers=(1, 3)),
+        dict(type='Expediting', layer=2),
+        dict(type='Random', layer=2),
+    ],
+    ids=str,
+)
 def test_compiles_without_a_graph_break(cfg):
     contract.test_compiles_without_a_graph_break(cfg, swin)
 
@@ -90,7 +112,7 @@ def test_positions_are_in_raster_order(cfg):
 
 @every_reducer
 def test_nothing_to_reduce_is_the_plain_model(cfg):
-    nothing = dict(ratio=0.) if cfg['type'] == 'Random' else TOKEN_REDUCERS.module_dict[cfg['type']].nothing
+    nothing = dict(ratio=0.0) if cfg['type'] == 'Random' else TOKEN_REDUCERS.module_dict[cfg['type']].nothing
     model = swin({**{k: v for k, v in cfg.items() if k != 'per_layer'}, **nothing})
     stock = Stock(**SMALL)
     stock.load_state_dict(model.state_dict(), strict=True)
@@ -101,7 +123,7 @@ def test_nothing_to_reduce_is_the_plain_model(cfg):
 
 
 @every_reducer
-@pytest.mark.parametrize('value', [0., 1.])
+@pytest.mark.parametrize('value', [0.0, 1.0])
 def test_no_nan_on_a_constant_image(cfg, value):
     blank = swin(cfg)
     for norm in (module for module in blank.modules() if isinstance(module, torch.nn.LayerNorm)):
@@ -152,8 +174,10 @@ def test_tools_see_the_reduced_stage(cfg):
         for token_map in of_images:
             height, width = token_map.group.shape
             assert (height, width) == ((20, 28) if stage == 1 else (10, 14))
-            place, stand_in = (np.stack(np.unravel_index(p, (height, width))) // 6 for p in (
-                np.arange(height * width), token_map.stands_for.flatten()))
+            place, stand_in = (
+                np.stack(np.unravel_index(p, (height, width))) // 6
+                for p in (np.arange(height * width), token_map.stands_for.flatten())
+            )
             assert (place == stand_in).all(), 'within windows'
             if cfg['type'] in ('Random', 'TokenAdapter'):
                 assert (token_map.group > 0).sum() == schedule[i]

@@ -1,4 +1,5 @@
 """Token Cropr against what the paper says, written out query by query and token by token."""
+
 import math
 
 import pytest
@@ -36,9 +37,19 @@ def normalised(token, norm):
     return (token - mean) / (variance + 1e-6).sqrt() * norm.weight + norm.bias
 
 
-@pytest.mark.parametrize('settings', [
-    dict(), dict(num_heads=4), dict(projections='q'), dict(projections='k'), dict(projections='qkv', num_heads=2),
-    dict(pre_norm=True), dict(pre_norm=True, projections=('q', 'k'), num_heads=4)], ids=str)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(),
+        dict(num_heads=4),
+        dict(projections='q'),
+        dict(projections='k'),
+        dict(projections='qkv', num_heads=2),
+        dict(pre_norm=True),
+        dict(pre_norm=True, projections=('q', 'k'), num_heads=4),
+    ],
+    ids=str,
+)
 def test_scores_are_the_sum_of_the_logits_over_heads_and_queries(settings):
     cropr, tokens = reducer(**settings), some_tokens()
     head, heads = cropr.heads['layer_01'], settings.get('num_heads', 1)
@@ -52,7 +63,7 @@ def test_scores_are_the_sum_of_the_logits_over_heads_and_queries(settings):
             for token in tokens.patches[image]:
                 key = normalised(token, head.norm) if settings.get('pre_norm') else token
                 key = head.k.weight @ key if 'k' in settings.get('projections', '') else key
-                total = 0.
+                total = 0.0
                 for query in head.queries:
                     query = head.q.weight @ query if 'q' in settings.get('projections', '') else query
                     for part in range(heads):
@@ -66,8 +77,9 @@ def test_scores_are_the_sum_of_the_logits_over_heads_and_queries(settings):
     assert scores.dtype == torch.float32 and scores.std() > 0.1
 
 
-@pytest.mark.parametrize('settings', [
-    dict(), dict(num_heads=4, projections='qkv', pre_norm=True), dict(mlp_ratio=0, num_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    'settings', [dict(), dict(num_heads=4, projections='qkv', pre_norm=True), dict(mlp_ratio=0, num_heads=2)], ids=str
+)
 def test_auxiliary_prediction_is_attention_mlp_and_linear(settings):
     cropr, tokens = reducer(task='semantic', num_classes=5, **settings), some_tokens()
     head, heads, width = cropr.heads['layer_00'], settings.get('num_heads', 1), CHANNELS // settings.get('num_heads', 1)
@@ -200,9 +212,14 @@ def samples(shape=(64, 96)):
     torch.manual_seed(3)
     label = torch.randint(0, 5, (2, 1, *shape))
     label[:, :, :20, :40] = 255
-    return [BaseDataElement(
-        gt_sem_seg=PixelData(data=each), gt_instances=InstanceData(labels=torch.tensor(boxes, dtype=torch.long)),
-        gt_label=torch.tensor([2 * i])) for i, (each, boxes) in enumerate(zip(label, ([1, 4, 1], [])))]
+    return [
+        BaseDataElement(
+            gt_sem_seg=PixelData(data=each),
+            gt_instances=InstanceData(labels=torch.tensor(boxes, dtype=torch.long)),
+            gt_label=torch.tensor([2 * i]),
+        )
+        for i, (each, boxes) in enumerate(zip(label, ([1, 4, 1], [])))
+    ]
 
 
 @pytest.mark.parametrize('shape', [(64, 96), (100, 60)])
@@ -224,11 +241,28 @@ def test_semantic_loss_is_cross_entropy_with_the_corner_of_each_patch(shape):
 @pytest.mark.parametrize('ignored', [255, 9, 0])
 def test_the_label_that_the_main_head_ignores_is_ignored(ignored):
     model = EncoderDecoder(
-        ConfigDict(type='mmtr.VisionTransformer', img_size=(64, 96), patch_size=16, embed_dims=CHANNELS, num_layers=3,
-                   num_heads=2, token_reduction=dict(type='Cropr', num_classes=6, r=2)),
-        ConfigDict(type='FCNHead', in_channels=CHANNELS, channels=CHANNELS, num_classes=6, num_convs=0,
-                   concat_input=False, dropout_ratio=0, norm_cfg=None, ignore_index=ignored),
-        test_cfg=ConfigDict(mode='whole'))
+        ConfigDict(
+            type='mmtr.VisionTransformer',
+            img_size=(64, 96),
+            patch_size=16,
+            embed_dims=CHANNELS,
+            num_layers=3,
+            num_heads=2,
+            token_reduction=dict(type='Cropr', num_classes=6, r=2),
+        ),
+        ConfigDict(
+            type='FCNHead',
+            in_channels=CHANNELS,
+            channels=CHANNELS,
+            num_classes=6,
+            num_convs=0,
+            concat_input=False,
+            dropout_ratio=0,
+            norm_cfg=None,
+            ignore_index=ignored,
+        ),
+        test_cfg=ConfigDict(mode='whole'),
+    )
     model.backbone.set_token_reduction(dict(type='Cropr', num_classes=6, r=2))  # as the hook does: another one
     model.train()
     data = [SegDataSample(gt_sem_seg=PixelData(data=each)) for each in torch.randint(1, 6, (2, 1, 64, 96))]
@@ -239,8 +273,12 @@ def test_the_label_that_the_main_head_ignores_is_ignored(ignored):
     model.backbone.token_reducer.losses = lambda outputs, samples: noted.update(outputs) or note(outputs, samples)
     losses = model.loss(images(2, 64, 96), data)
     for name, logits in noted.items():
-        each = [-logits[image, place].log_softmax(0)[data[image].gt_sem_seg.data[0, place // 6 * 16, place % 6 * 16]]
-                for image in range(2) for place in range(24) if place % 6 > 2]
+        each = [
+            -logits[image, place].log_softmax(0)[data[image].gt_sem_seg.data[0, place // 6 * 16, place % 6 * 16]]
+            for image in range(2)
+            for place in range(24)
+            if place % 6 > 2
+        ]
         torch.testing.assert_close(losses[f'reducer.{name}.loss_ce'], torch.stack(each).mean())
     assert len(noted) == 1
 
@@ -257,8 +295,9 @@ def test_multilabel_and_classification_losses():
     found = reducer(num_classes=5, task='multilabel').losses({'layer_00': logits}, samples())['layer_00.loss_bce']
     present = [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0]]
     p = logits.squeeze(1).sigmoid()
-    expected = -torch.stack([p[b, c].log() if present[b][c] else (1 - p[b, c]).log()
-                             for b in range(2) for c in range(5)]).mean()
+    expected = -torch.stack(
+        [p[b, c].log() if present[b][c] else (1 - p[b, c]).log() for b in range(2) for c in range(5)]
+    ).mean()
     torch.testing.assert_close(found, expected)
     found = reducer(num_classes=5, task='classification').losses({'layer_00': logits}, samples())['layer_00.loss_ce']
     log = logits.squeeze(1).log_softmax(1)
@@ -296,15 +335,18 @@ def test_training_without_the_losses_is_refused_and_evaluation_is_not():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('settings', [
-    dict(), dict(num_heads=4, projections='qkv', pre_norm=True, multiple_of=8, fusion='none')], ids=str)
+@pytest.mark.parametrize(
+    'settings', [dict(), dict(num_heads=4, projections='qkv', pre_norm=True, multiple_of=8, fusion='none')], ids=str
+)
 def test_deployed_reducer_gives_the_same_and_holds_one_vector_a_module(settings, dtype):
     model = backbone(dict(type='Cropr', num_classes=5, **settings))
     small = backbone(dict(type='Cropr', num_classes=5, deploy=True, **settings))
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('token_reducer.')}
     own = model.token_reducer.deployed_state_dict()
     assert {name: tuple(value.shape) for name, value in own.items()} == {
-        'scorers.layer_00': (32,), 'scorers.layer_01': (32,)}
+        'scorers.layer_00': (32,),
+        'scorers.layer_01': (32,),
+    }
     small.load_state_dict({**state, **{f'token_reducer.{name}': value for name, value in own.items()}}, strict=True)
     with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
         for a, b in zip(model(images()), small(images())):
@@ -322,8 +364,10 @@ def test_scores_do_not_tie_in_half_precision():
 
 def test_a_module_costs_a_multiply_add_a_channel_of_each_token():
     shared = dict(r=5, fusion='llf')
-    cropr, random = (count_flops(backbone(dict(type=kind, **shared, **more)), images(1))
-                     for kind, more in (('Cropr', dict(deploy=True)), ('Random', dict(restore='last'))))
+    cropr, random = (
+        count_flops(backbone(dict(type=kind, **shared, **more)), images(1))
+        for kind, more in (('Cropr', dict(deploy=True)), ('Random', dict(restore='last')))
+    )
     assert cropr.unsupported == {} == random.unsupported
     assert cropr.total - random.total == 32 * (35 + 30)
 
@@ -349,31 +393,35 @@ def test_labels_outside_of_the_classes_are_named():
         with pytest.raises(UserError, match=f'num_classes=3, .* data hold the label 4: labels must be 0 to 2{also}.$'):
             cropr.losses({'layer_00': torch.zeros(2, 24 if task == 'semantic' else 1, 3)}, samples())
     with pytest.raises(UserError, match='task needs gt_label in the training data, which have gt_sem_seg'):
-        reducer(task='classification').losses({'layer_00': torch.zeros(1, 1, 150)}, [
-            BaseDataElement(gt_sem_seg=PixelData(data=torch.zeros(1, 4, 4)))])
+        reducer(task='classification').losses(
+            {'layer_00': torch.zeros(1, 1, 150)}, [BaseDataElement(gt_sem_seg=PixelData(data=torch.zeros(1, 4, 4)))]
+        )
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(r=7), r'r=7 after 4 layers takes 28 of the 24 patches of a 4x6 grid away'),
-    (dict(r=[1, 2]), 'has 2 values, but tokens leave after 4 layers'),
-    (dict(r=0.25), 'the shares must sum to less than 1'),
-    (dict(r=-1), 'r=-1 must be a share of at least 0, below 1, or a whole number'),
-    (dict(r=1.5), 'r=1.5 must be a share'),
-    (dict(layers=3), 'layers=3 must be a list in rising order'),
-    (dict(layers=(3, 1)), 'rising order'),
-    (dict(layers=(0, 4)), "with fusion='llf' what left after layer 4 would be back at once"),
-    (dict(layers=(0, 5), fusion='none'), r'layers=\(0, 5\) must be a list in rising order, each .* from 0 to 4'),
-    (dict(multiple_of=0), 'multiple_of=0 must be a whole number from 1 to'),
-    (dict(region=0), 'region=0 must be a whole number from 1 to'),
-    (dict(fusion='late'), "fusion='late' must be one of llf, none"),
-    (dict(task='depth'), "task='depth' must be one of semantic, multilabel, classification"),
-    (dict(num_classes=0), 'num_classes=0 must be a whole number from 1 to'),
-    (dict(num_heads=3), 'num_heads=3 does not divide the 16 channels'),
-    (dict(projections='x'), "projections='x' must be some of q, k, v"),
-    (dict(mlp_ratio=-1), 'mlp_ratio=-1 must be a number from 0'),
-    (dict(deploy=1.5), 'deploy=1.5 must be True or False'),
-    (dict(grid=None), 'does not tell how many there are: give it img_size'),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(r=7), r'r=7 after 4 layers takes 28 of the 24 patches of a 4x6 grid away'),
+        (dict(r=[1, 2]), 'has 2 values, but tokens leave after 4 layers'),
+        (dict(r=0.25), 'the shares must sum to less than 1'),
+        (dict(r=-1), 'r=-1 must be a share of at least 0, below 1, or a whole number'),
+        (dict(r=1.5), 'r=1.5 must be a share'),
+        (dict(layers=3), 'layers=3 must be a list in rising order'),
+        (dict(layers=(3, 1)), 'rising order'),
+        (dict(layers=(0, 4)), "with fusion='llf' what left after layer 4 would be back at once"),
+        (dict(layers=(0, 5), fusion='none'), r'layers=\(0, 5\) must be a list in rising order, each .* from 0 to 4'),
+        (dict(multiple_of=0), 'multiple_of=0 must be a whole number from 1 to'),
+        (dict(region=0), 'region=0 must be a whole number from 1 to'),
+        (dict(fusion='late'), "fusion='late' must be one of llf, none"),
+        (dict(task='depth'), "task='depth' must be one of semantic, multilabel, classification"),
+        (dict(num_classes=0), 'num_classes=0 must be a whole number from 1 to'),
+        (dict(num_heads=3), 'num_heads=3 does not divide the 16 channels'),
+        (dict(projections='x'), "projections='x' must be some of q, k, v"),
+        (dict(mlp_ratio=-1), 'mlp_ratio=-1 must be a number from 0'),
+        (dict(deploy=1.5), 'deploy=1.5 must be True or False'),
+        (dict(grid=None), 'does not tell how many there are: give it img_size'),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         reducer(**settings)

@@ -1,4 +1,5 @@
 """DAR against loops over single tokens, its random choice against the law it states, and its budget."""
+
 import math
 
 import pytest
@@ -21,8 +22,12 @@ SHAPE = BackboneShape(4, 32, 1)
 def selected(model, x):
     """(B, layers, H, W) booleans: the patches that go through each FFN."""
     maps = token_maps(model, x)
-    return torch.stack([torch.stack([torch.from_numpy(maps[i][b].group == 2) for i in range(len(model.layers))])
-                        for b in range(len(x))])
+    return torch.stack(
+        [
+            torch.stack([torch.from_numpy(maps[i][b].group == 2) for i in range(len(model.layers))])
+            for b in range(len(x))
+        ]
+    )
 
 
 def ffn_of(model, layer):
@@ -72,9 +77,9 @@ def test_each_of_eight_images_is_as_it_is_alone(height, width):
     assert len(set(chosen[:, 1].sum((1, 2)).tolist())) > 3  # ragged
     with torch.no_grad():
         for i, out in enumerate(model(x)[1]):
-            torch.testing.assert_close(out, model(x[i:i + 1])[1][0], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(out, model(x[i : i + 1])[1][0], atol=2e-5, rtol=1e-4)
     for i in range(8):
-        assert torch.equal(chosen[i], selected(model, x[i:i + 1])[0])
+        assert torch.equal(chosen[i], selected(model, x[i : i + 1])[0])
 
 
 @pytest.mark.parametrize('bias, share', [(-1e9, 0), (1e9, 1)])
@@ -103,20 +108,20 @@ def test_threshold_is_of_the_probability():
 
 def test_random_choice_has_the_probability_of_the_logit():
     torch.manual_seed(0)
-    for logit in (-2., 0., 1.5):
-        drawn = straight_through(torch.full((100_000, ), logit), 5.)
-        assert set(drawn.tolist()) == {0., 1.}
+    for logit in (-2.0, 0.0, 1.5):
+        drawn = straight_through(torch.full((100_000,), logit), 5.0)
+        assert set(drawn.tolist()) == {0.0, 1.0}
         assert drawn.mean() == pytest.approx(1 / (1 + math.exp(-logit)), abs=0.006)
 
 
 def test_gradient_of_the_random_choice_is_that_of_the_soft_one():
-    logits = torch.tensor([-1., 0.2, 3.], requires_grad=True)
+    logits = torch.tensor([-1.0, 0.2, 3.0], requires_grad=True)
     torch.manual_seed(3)
-    hard = straight_through(logits, 5.)
-    (hard * torch.tensor([1., 2., 3.])).sum().backward()
+    hard = straight_through(logits, 5.0)
+    (hard * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     torch.manual_seed(3)
     uniform = torch.rand(3)
-    for i, weight in enumerate((1., 2., 3.)):
+    for i, weight in enumerate((1.0, 2.0, 3.0)):
         soft = 1 / (1 + math.exp(-(float(logits.detach()[i]) + math.log(uniform[i] / (1 - uniform[i]))) / 5))
         assert hard.tolist()[i] == (soft > 0.5)
         assert float(logits.grad[i]) == pytest.approx(weight * soft * (1 - soft) / 5, rel=1e-4)
@@ -132,19 +137,20 @@ def test_function_sees_the_chosen_tokens_of_all_images_alone():
 
 
 def test_budget_loss_is_of_each_image_over_all_layers():
-    model = vit(dict(type='DAR', target=0.4, budget_weight=3.)).train()
+    model = vit(dict(type='DAR', target=0.4, budget_weight=3.0)).train()
     torch.manual_seed(5)
     masks = []
     after_layer = model.token_reducer.after_layer
-    model.token_reducer.after_layer = lambda i, tokens: masks.append(
-        tokens.memo['dar_selected'][:, 1:]) or after_layer(i, tokens)
+    model.token_reducer.after_layer = lambda i, tokens: (
+        masks.append(tokens.memo['dar_selected'][:, 1:]) or after_layer(i, tokens)
+    )
     with auxiliary_outputs() as outputs:
         model(images(3))
     losses = model.token_reducer.losses(outputs[model.token_reducer], [])
-    expected = 0.
+    expected = 0.0
     for image in range(3):
         counts = [float(mask[image, j]) for mask in masks for j in range(35)]
-        expected += 3 * (sum(counts) / len(counts) - 0.4)**2 / 3
+        expected += 3 * (sum(counts) / len(counts) - 0.4) ** 2 / 3
     assert len(masks) == 4 and float(losses['loss_budget']) == pytest.approx(expected, rel=1e-5)
     assert float(losses['selected']) == pytest.approx(float(torch.stack(masks).mean()), rel=1e-5)
 
@@ -164,9 +170,12 @@ def test_in_training_the_ffn_sees_all_and_what_is_not_chosen_gets_nothing_of_it(
 
 def test_calibrated_selectors_choose_the_target_and_halve_the_ffn():
     torch.manual_seed(0)
-    models = [VisionTransformer(
-        img_size=96, patch_size=8, embed_dims=32, num_layers=3, num_heads=4, token_reduction=cfg).eval()
-        for cfg in (None, dict(type='DAR'), dict(type='DAR', target=0.25))]
+    models = [
+        VisionTransformer(
+            img_size=96, patch_size=8, embed_dims=32, num_layers=3, num_heads=4, token_reduction=cfg
+        ).eval()
+        for cfg in (None, dict(type='DAR'), dict(type='DAR', target=0.25))
+    ]
     plain, half, quarter = models
     x = torch.randn(1, 3, 96, 96)
     quarter.load_state_dict(half.state_dict(), assign=True)
@@ -184,10 +193,17 @@ def test_calibrated_selectors_choose_the_target_and_halve_the_ffn():
     assert not part.unsupported
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(target=0), 'target=0 must be a share above 0'), (dict(target=1.2), 'target=1.2'),
-    (dict(temperature=0.), 'temperature=0.0 must be a number from 0.001'), (dict(budget_weight=-1), 'budget_weight=-1'),
-    (dict(threshold=1), 'threshold=1 must be a probability'), (dict(ratio=0.5), "has no setting 'ratio'")])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(target=0), 'target=0 must be a share above 0'),
+        (dict(target=1.2), 'target=1.2'),
+        (dict(temperature=0.0), 'temperature=0.0 must be a number from 0.001'),
+        (dict(budget_weight=-1), 'budget_weight=-1'),
+        (dict(threshold=1), 'threshold=1 must be a probability'),
+        (dict(ratio=0.5), "has no setting 'ratio'"),
+    ],
+)
 def test_what_cannot_work_is_said_when_it_is_built(settings, words):
     with pytest.raises(UserError, match=words):
         build_token_reducer(dict(type='DAR', **settings), SHAPE)

@@ -60,15 +60,24 @@ def run_one(x, attentions, keep_rate, fuse, restore):
     if restore == 'copy':
         stay = [p for p in places if p is not None]
         for p in last:
-            away = {s: (p // GRID[1] - s // GRID[1])**2 + (p % GRID[1] - s % GRID[1])**2 for s in stay}
+            away = {s: (p // GRID[1] - s // GRID[1]) ** 2 + (p % GRID[1] - s % GRID[1]) ** 2 for s in stay}
             # Where the fused token alone was kept, there is no other.
             last[p] = tokens[places.index(min(stay, key=lambda s: (away[s], s)))] if stay else tokens[0]
     return torch.stack([last[p] for p in range(GRID[0] * GRID[1])]), places, prefix
 
 
-@pytest.mark.parametrize('settings', [
-    dict(), dict(keep_rate=0.5), dict(keep_rate=0.3, fuse=False), dict(keep_rate=0.5, restore='copy'),
-    dict(keep_rate=0.1, restore='copy'), dict(keep_rate=0.6, fuse=False, restore='copy')], ids=str)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(),
+        dict(keep_rate=0.5),
+        dict(keep_rate=0.3, fuse=False),
+        dict(keep_rate=0.5, restore='copy'),
+        dict(keep_rate=0.1, restore='copy'),
+        dict(keep_rate=0.6, fuse=False, restore='copy'),
+    ],
+    ids=str,
+)
 def test_matches_the_paper_token_by_token(settings):
     reducer = evit(layers=(1, 3, 4), **settings)
     generator = torch.Generator().manual_seed(1)
@@ -161,15 +170,18 @@ def test_needs_a_class_token():
         evit(num_prefix=0)
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(keep_rate=0), 'keep_rate=0 must be a share above 0, up to 1'),
-    (dict(keep_rate=1.2), 'keep_rate=1.2'),
-    (dict(keep_rate='0.5'), "keep_rate='0.5'"),
-    (dict(layers=3), 'layers=3 must be a list, each'),
-    (dict(layers=(3, 6)), r'layers=\(3, 6\) must be a list, each a whole number from 0 to 5'),
-    (dict(fuse='no'), "fuse='no' must be True or False"),
-    (dict(restore='zero'), "restore='zero' must be one of last, copy, residual"),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(keep_rate=0), 'keep_rate=0 must be a share above 0, up to 1'),
+        (dict(keep_rate=1.2), 'keep_rate=1.2'),
+        (dict(keep_rate='0.5'), "keep_rate='0.5'"),
+        (dict(layers=3), 'layers=3 must be a list, each'),
+        (dict(layers=(3, 6)), r'layers=\(3, 6\) must be a list, each a whole number from 0 to 5'),
+        (dict(fuse='no'), "fuse='no' must be True or False"),
+        (dict(restore='zero'), "restore='zero' must be one of last, copy, residual"),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         evit(**settings)

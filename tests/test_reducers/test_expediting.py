@@ -21,14 +21,14 @@ def expediting(depth=6, **settings):
     return build_token_reducer(dict(type='Expediting', **settings), BackboneShape(depth, CHANNELS, PREFIX))
 
 
-def some_tokens(batch=2, grid=GRID, scale=1., seed=0):
+def some_tokens(batch=2, grid=GRID, scale=1.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, PREFIX + grid[0] * grid[1], CHANNELS, generator=generator)
     return Tokens(x * scale, grid, PREFIX)
 
 
 def squared(a, b):
-    return sum((p - q)**2 for p, q in zip(a.tolist(), b.tolist()))
+    return sum((p - q) ** 2 for p, q in zip(a.tolist(), b.tolist()))
 
 
 def cluster_one(x, grid, clusters, n_iters, window, temperature):
@@ -36,11 +36,14 @@ def cluster_one(x, grid, clusters, n_iters, window, temperature):
     pooled = F.adaptive_avg_pool2d(x.T.reshape(1, -1, *grid), clusters)[0]
     centroids = [pooled[:, i, j] for i in range(clusters[0]) for j in range(clusters[1])]
     for _ in range(n_iters):
-        total, size = [torch.zeros(x.shape[1]) for _ in centroids], [0.] * len(centroids)
+        total, size = [torch.zeros(x.shape[1]) for _ in centroids], [0.0] * len(centroids)
         for n, token in enumerate(x):
             row, column = n // grid[1] * clusters[0] // grid[0], n % grid[1] * clusters[1] // grid[1]
-            near = [m for m in range(len(centroids)) if abs(m // clusters[1] - row) <= window // 2
-                    and abs(m % clusters[1] - column) <= window // 2]
+            near = [
+                m
+                for m in range(len(centroids))
+                if abs(m // clusters[1] - row) <= window // 2 and abs(m % clusters[1] - column) <= window // 2
+            ]
             share = [math.exp(-temperature * squared(token, centroids[m])) for m in near]
             for m, part in zip(near, share):
                 total[m] = total[m] + token * part / sum(share)
@@ -64,7 +67,7 @@ SETTINGS = [
     dict(),
     dict(grid=(4, 5), n_iters=1, window=3, temperature=0.3),
     dict(grid=0.5, n_iters=3, window=1),
-    dict(grid=(1., 0.4), window=11, k=3),
+    dict(grid=(1.0, 0.4), window=11, k=3),
     dict(grid=(2, 9), temperature=0.5, recon_temperature=0.3, normalize='l1'),
     dict(grid=(1, 2), window=3),
 ]
@@ -73,8 +76,10 @@ SETTINGS = [
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)
 def test_matches_the_paper_token_by_token(settings):
     reducer, tokens = expediting(layer=1, **settings), some_tokens()
-    settings = {**dict(grid=0.7, n_iters=5, window=5, temperature=0.02, k=20, recon_temperature=0.02,
-                       normalize='l2'), **settings}
+    settings = {
+        **dict(grid=0.7, n_iters=5, window=5, temperature=0.02, k=20, recon_temperature=0.02, normalize='l2'),
+        **settings,
+    }
     grid = settings['grid'] if isinstance(settings['grid'], tuple) else (settings['grid'],) * 2
     clusters = tuple(n if isinstance(n, int) else round(n * side) for n, side in zip(grid, GRID))
     inside = reducer.before_layer(1, tokens)
@@ -82,10 +87,11 @@ def test_matches_the_paper_token_by_token(settings):
     for image in range(2):
         x = tokens.patches[image]
         centroids, size = cluster_one(
-            x, GRID, clusters, settings['n_iters'], settings['window'], settings['temperature'])
+            x, GRID, clusters, settings['n_iters'], settings['window'], settings['temperature']
+        )
         restored = reconstruct_one(
-            x, centroids, centroids.square() + 1, settings['k'], settings['recon_temperature'],
-            settings['normalize'])
+            x, centroids, centroids.square() + 1, settings['k'], settings['recon_temperature'], settings['normalize']
+        )
         torch.testing.assert_close(inside.patches[image], centroids, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(inside.size[image], size, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(outside.patches[image], restored, atol=1e-5, rtol=1e-5)
@@ -97,7 +103,7 @@ def test_matches_the_paper_token_by_token(settings):
 def test_only_centroids_in_the_window_are_seen():
     # 16 cells of 4 tokens, those of the first 2 cells are ones: the first 3 centroids see them, no other.
     x = torch.zeros(1, 64, 4)
-    x[:, :8] = 1.
+    x[:, :8] = 1.0
     centroids, size = cluster_tokens(x, (64, 1), (64 // 4, 1), n_iters=5, window=3, temperature=0.1)
     assert (centroids[0, :3] > 0.1).all() and (centroids[0, 3:].abs() < 1e-6).all()
     assert size.sum().item() == pytest.approx(64)
@@ -111,19 +117,20 @@ def test_clusters_stand_in_the_middle_of_their_cells():
 def test_distances_survive_a_large_common_offset():
     # Pre-trained ViTs have channels that are large and nearly the same in all tokens.
     x, offset = some_tokens(1).patches, torch.zeros(CHANNELS)
-    offset[3] = 2000.
+    offset[3] = 2000.0
     exact = cluster_tokens(x, GRID, (4, 6), 5, 5, 0.5)[0]
     shifted = cluster_tokens(x + offset, GRID, (4, 6), 5, 5, 0.5)[0] - offset
     torch.testing.assert_close(shifted, exact, atol=2e-3, rtol=0)
     weights = reconstruction(x, exact, 5, 0.5, 'l2').weights
-    torch.testing.assert_close(reconstruction(x + offset, exact + offset, 5, 0.5, 'l2').weights, weights,
-                               atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        reconstruction(x + offset, exact + offset, 5, 0.5, 'l2').weights, weights, atol=2e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize('normalize', ['l2', 'l1'])
 def test_tokens_far_from_all_clusters_are_restored(normalize):
     # exp(-0.02 d^2) of all of them underflows to 0.
-    tokens = some_tokens(scale=60.)
+    tokens = some_tokens(scale=60.0)
     reducer = expediting(layer=0, grid=(2, 3), normalize=normalize)
     weights = reducer.before_layer(0, tokens).memo['assignment'].weights
     norm = weights.norm(dim=2) if normalize == 'l2' else weights.sum(2)
@@ -152,7 +159,7 @@ def test_clustering_is_in_float32_under_autocast(dtype):
 
 
 def test_token_map_names_the_cluster_with_the_largest_share():
-    reducer = expediting(layer=0, grid=(2, 3), temperature=1.)
+    reducer = expediting(layer=0, grid=(2, 3), temperature=1.0)
     tokens = some_tokens(1)
     assert reducer.token_map(tokens) is None
     inside = reducer.before_layer(0, tokens)
@@ -187,23 +194,26 @@ def test_grid_larger_than_the_patches_is_refused():
         reducer.token_schedule(GRID, 6)
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
-    (dict(layer=1.5), 'layer=1.5 must be a whole'),
-    (dict(layer='last'), "layer='last' must be a whole"),
-    (dict(grid=0), 'grid=0 must be a fraction above 0, up to 1, or a whole number from 1'),
-    (dict(grid=28.), 'grid=28.0 must be'),
-    (dict(grid=(0.5, -0.1)), r'grid=\(0.5, -0.1\) must be'),
-    (dict(grid=(1, 2, 3)), r'grid=\(1, 2, 3\) must be .*, or two for'),
-    (dict(grid=True), 'grid=True must be'),
-    (dict(n_iters=0), 'n_iters=0 must be a whole number from 1 to'),
-    (dict(window=4), 'window=4 must be an odd number'),
-    (dict(window=-1), 'window=-1 must be an odd number from 1'),
-    (dict(k=0), 'k=0 must be a whole number from 1 to'),
-    (dict(temperature=0), 'temperature=0 must be a number above 0'),
-    (dict(recon_temperature=float('nan')), 'recon_temperature=nan must be a number above 0'),
-    (dict(normalize='max'), "normalize='max' must be one of l2, l1"),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
+        (dict(layer=1.5), 'layer=1.5 must be a whole'),
+        (dict(layer='last'), "layer='last' must be a whole"),
+        (dict(grid=0), 'grid=0 must be a fraction above 0, up to 1, or a whole number from 1'),
+        (dict(grid=28.0), 'grid=28.0 must be'),
+        (dict(grid=(0.5, -0.1)), r'grid=\(0.5, -0.1\) must be'),
+        (dict(grid=(1, 2, 3)), r'grid=\(1, 2, 3\) must be .*, or two for'),
+        (dict(grid=True), 'grid=True must be'),
+        (dict(n_iters=0), 'n_iters=0 must be a whole number from 1 to'),
+        (dict(window=4), 'window=4 must be an odd number'),
+        (dict(window=-1), 'window=-1 must be an odd number from 1'),
+        (dict(k=0), 'k=0 must be a whole number from 1 to'),
+        (dict(temperature=0), 'temperature=0 must be a number above 0'),
+        (dict(recon_temperature=float('nan')), 'recon_temperature=nan must be a number above 0'),
+        (dict(normalize='max'), "normalize='max' must be one of l2, l1"),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         expediting(**settings)

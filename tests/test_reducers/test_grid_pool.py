@@ -19,10 +19,21 @@ def grid_pool(depth=6, **settings):
 def pool_one(x, rows, columns):
     """Mean of the patches of each cell, one by one; a patch on a border belongs to both cells."""
     height, width = GRID
-    return torch.stack([torch.stack([
-        x[r * width + c] for r in range(height) for c in range(width)
-        if i * height // rows <= r < (i + 1) * height / rows and j * width // columns <= c < (j + 1) * width / columns
-    ]).mean(0) for i in range(rows) for j in range(columns)])
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    x[r * width + c]
+                    for r in range(height)
+                    for c in range(width)
+                    if i * height // rows <= r < (i + 1) * height / rows
+                    and j * width // columns <= c < (j + 1) * width / columns
+                ]
+            ).mean(0)
+            for i in range(rows)
+            for j in range(columns)
+        ]
+    )
 
 
 def upsample_one(y, rows, columns):
@@ -35,8 +46,10 @@ def upsample_one(y, rows, columns):
             top, left = int(v), int(u)
             bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
             fv, fu = v - top, u - left
-            out.append((1 - fv) * ((1 - fu) * y[top * columns + left] + fu * y[top * columns + right])
-                       + fv * ((1 - fu) * y[bottom * columns + left] + fu * y[bottom * columns + right]))
+            out.append(
+                (1 - fv) * ((1 - fu) * y[top * columns + left] + fu * y[top * columns + right])
+                + fv * ((1 - fu) * y[bottom * columns + left] + fu * y[bottom * columns + right])
+            )
     return torch.stack(out)
 
 
@@ -86,12 +99,15 @@ def test_pooling_costs_next_to_nothing():
     assert 0 < reduced.total - (plain.total - saved[0] + saved[1]) < 0.01 * plain.total
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(ratio=1), 'ratio=1 must be a share of at least 0, below 1'),
-    (dict(ratio=(0.5, -0.1)), r'ratio=\(0.5, -0.1\) must be a share'),
-    (dict(ratio='half'), "ratio='half' must be .*, or two for"),
-    (dict(layers=(3, 7)), r'layers=\(3, 7\) must be a span of layers \(a, b\), 0 <= a <= b <= 6'),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(ratio=1), 'ratio=1 must be a share of at least 0, below 1'),
+        (dict(ratio=(0.5, -0.1)), r'ratio=\(0.5, -0.1\) must be a share'),
+        (dict(ratio='half'), "ratio='half' must be .*, or two for"),
+        (dict(layers=(3, 7)), r'layers=\(3, 7\) must be a span of layers \(a, b\), 0 <= a <= b <= 6'),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         grid_pool(**settings)

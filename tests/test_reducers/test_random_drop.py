@@ -36,7 +36,7 @@ def test_dropped_positions_are_given_back_token_by_token(settings, restore):
         kept = inside.index[image].tolist()
         assert kept == sorted(set(kept)) and len(kept) == reducer.token_schedule(GRID, 6)[2]
         for place, own in enumerate(tokens.patches[image]):
-            away = {p: (p // 9 - place // 9)**2 + (p % 9 - place % 9)**2 for p in kept}
+            away = {p: (p // 9 - place // 9) ** 2 + (p % 9 - place % 9) ** 2 for p in kept}
             nearest = min(kept, key=lambda p: (away[p], p))
             source = nearest if restore == 'copy' else place
             refined = tokens.patches[image, source] * 2 + 1
@@ -55,7 +55,7 @@ def test_what_left_follows_its_nearest_token_and_that_one_its_own():
             seen = dict(zip(sorted(here), before.patches[1]))
             left = set(tokens.index[1].tolist())
             for place in here - left:
-                away = {p: (p // 9 - place // 9)**2 + (p % 9 - place % 9)**2 for p in left}
+                away = {p: (p // 9 - place // 9) ** 2 + (p % 9 - place % 9) ** 2 for p in left}
                 nearest = min(left, key=lambda p: (away[p], p))
                 followed[place] = nearest, seen[place] - seen[nearest]
             here = left
@@ -120,16 +120,19 @@ def test_dropping_costs_no_product(restore):
     assert plain.total - count.total == 4 * (saved[0] - saved[1])
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(ratio=1), 'ratio=1 must be a share of at least 0, below 1'),
-    (dict(ratio=-0.1), 'ratio=-0.1'),
-    (dict(ratio=0.5, every=2), 'ratio=0.5 and every=2 exclude each other'),
-    (dict(every=0), 'every=0 must be a whole number from 1 to'),
-    (dict(every=1.5), 'every=1.5 must be a whole number'),
-    (dict(seed=-1), 'seed=-1 must be a whole number from 0 to'),
-    (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
-    (dict(restore='mean'), "restore='mean' must be one of last, copy, residual"),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(ratio=1), 'ratio=1 must be a share of at least 0, below 1'),
+        (dict(ratio=-0.1), 'ratio=-0.1'),
+        (dict(ratio=0.5, every=2), 'ratio=0.5 and every=2 exclude each other'),
+        (dict(every=0), 'every=0 must be a whole number from 1 to'),
+        (dict(every=1.5), 'every=1.5 must be a whole number'),
+        (dict(seed=-1), 'seed=-1 must be a whole number from 0 to'),
+        (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
+        (dict(restore='mean'), "restore='mean' must be one of last, copy, residual"),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         random_drop(**settings)

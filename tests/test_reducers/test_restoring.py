@@ -12,17 +12,24 @@ from .test_contract import vit as backbone
 RESTORING = [
     dict(type='ALGM', threshold=0.2),
     dict(type='ALGM', threshold=0.2, variant='released', restore_at='before_norm'),
-    dict(type='Cropr', region=2), dict(type='Random', r=0.3),
+    dict(type='Cropr', region=2),
+    dict(type='Random', r=0.3),
     dict(type='EViT', keep_rate=0.6, layers=(0, 2)),
-    dict(type='EViT', keep_rate=0.5, layers=(0, 1), fuse=False), dict(type='Expediting', layer=1, grid=0.5),
-    dict(type='Expediting', layer=0, grid=0.4, normalize='l1', k=3), dict(type='GridPool', layers=(1, 3)),
-    dict(type='GridPool', ratio=(0.6, 0.2), layers=(0, 4)), dict(type='Random', layer=1, ratio=0.6),
-    dict(type='ToMe', mode='progressive', r=5), dict(type='TokenAdapter', layers=(1, 3)),
-    dict(type='TokenAdapter', per_layer=(1, 1)), dict(type='TokenAdapter', mode='threshold', tau=0.1, layers=(0, 4))]
+    dict(type='EViT', keep_rate=0.5, layers=(0, 1), fuse=False),
+    dict(type='Expediting', layer=1, grid=0.5),
+    dict(type='Expediting', layer=0, grid=0.4, normalize='l1', k=3),
+    dict(type='GridPool', layers=(1, 3)),
+    dict(type='GridPool', ratio=(0.6, 0.2), layers=(0, 4)),
+    dict(type='Random', layer=1, ratio=0.6),
+    dict(type='ToMe', mode='progressive', r=5),
+    dict(type='TokenAdapter', layers=(1, 3)),
+    dict(type='TokenAdapter', per_layer=(1, 1)),
+    dict(type='TokenAdapter', mode='threshold', tau=0.1, layers=(0, 4)),
+]
 every_restoring = pytest.mark.parametrize('cfg', RESTORING, ids=str)
 
 
-def silenced(cfg, constant=0.):
+def silenced(cfg, constant=0.0):
     """A backbone whose layers add ``constant`` to every token, and nothing else."""
     model = backbone(None)
     model.set_token_reduction(cfg)
@@ -52,15 +59,23 @@ def test_a_change_that_all_share_reaches_every_patch(cfg):
     torch.testing.assert_close(out, plain, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('cfg', [
-    dict(type='TokenAdapter', layers=(2, 4)), dict(type='GridPool', layers=(2, 4)), dict(type='Random', layer=2),
-    dict(type='TokenAdapter', layers=(2, 4), mode='threshold', tau=0.2, unique=0.2),
-    dict(type='Expediting', layer=2, grid=0.5, normalize='l1')], ids=str)
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='TokenAdapter', layers=(2, 4)),
+        dict(type='GridPool', layers=(2, 4)),
+        dict(type='Random', layer=2),
+        dict(type='TokenAdapter', layers=(2, 4), mode='threshold', tau=0.2, unique=0.2),
+        dict(type='Expediting', layer=2, grid=0.5, normalize='l1'),
+    ],
+    ids=str,
+)
 def test_residual_is_own_value_and_the_copied_change(cfg):
     generator = torch.Generator().manual_seed(0)
     before = Tokens(torch.randn(2, 1 + 54, 16, generator=generator), (6, 9), 1)
-    copy, residual = (build_token_reducer({**cfg, 'restore': how}, BackboneShape(6, 16, 1))
-                      for how in ('copy', 'residual'))
+    copy, residual = (
+        build_token_reducer({**cfg, 'restore': how}, BackboneShape(6, 16, 1)) for how in ('copy', 'residual')
+    )
     made, inside = copy.before_layer(2, before), residual.before_layer(2, before)
     assert torch.equal(made.x, inside.x)
     refined = torch.randn(made.x.shape, generator=generator)
@@ -70,11 +85,16 @@ def test_residual_is_own_value_and_the_copied_change(cfg):
     assert torch.equal(out.prefix, refined[:, :1]) and out.index is None and out.size is None and out.memo == {}
 
 
-@pytest.mark.parametrize('cfg, words', [
-    (dict(type='GridPool', restore='none'), "restore='none' must be one of copy, residual"),
-    (dict(type='ALGM', restore=''), "restore='' must be one of copy, residual, or None"),
-    (dict(type='Random', restore='nearest'), "restore='nearest' must be one of last, copy, residual"),
-    (dict(type='ToMe', restore='residual'), "restore='residual' is for mode='progressive'")], ids=str)
+@pytest.mark.parametrize(
+    'cfg, words',
+    [
+        (dict(type='GridPool', restore='none'), "restore='none' must be one of copy, residual"),
+        (dict(type='ALGM', restore=''), "restore='' must be one of copy, residual, or None"),
+        (dict(type='Random', restore='nearest'), "restore='nearest' must be one of last, copy, residual"),
+        (dict(type='ToMe', restore='residual'), "restore='residual' is for mode='progressive'"),
+    ],
+    ids=str,
+)
 def test_impossible_settings_are_refused_when_built(cfg, words):
     with pytest.raises(UserError, match=words):
         build_token_reducer(cfg, BackboneShape(6, 16, 1))

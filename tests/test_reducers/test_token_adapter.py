@@ -35,7 +35,7 @@ SETTINGS = [
     dict(ratio=(0.3, 0.6), unique=(0.2, 0.1)),
     dict(ratio=(0.0, 0.4), unique=0.3),
     *[dict(score=s) for s in ('sum', 'range')],
-    *[dict(metric=m, mode='threshold', tau=t) for m, t in (('dot', 3.), ('euclidean', -4.), ('manhattan', -14.))],
+    *[dict(metric=m, mode='threshold', tau=t) for m, t in (('dot', 3.0), ('euclidean', -4.0), ('manhattan', -14.0))],
     *[dict(merge=m) for m in ('keep', 'max_pool', 'avg_pool', 'bilinear')],
     *[dict(reference=r, unique=0.2) for r in ('reduced', 'representative_merged', 'representative')],
     *[dict(reference=r, unique=0.2, mode='threshold', tau=0.4) for r in ('reduced', 'representative')],
@@ -47,7 +47,7 @@ SETTINGS = [
 def test_span_matches_the_paper_token_by_token(settings):
     reducer = adapter(layers=(1, 3), **settings)
     tokens = some_tokens()
-    ratio, unique = (settings.get(k, v) for k, v in (('ratio', 0.3), ('unique', 0.)))
+    ratio, unique = (settings.get(k, v) for k, v in (('ratio', 0.3), ('unique', 0.0)))
     ratio, unique = (v if isinstance(v, tuple) else (v, v) for v in (ratio, unique))
     normal = tuple(round(r * n) for r, n in zip(ratio, GRID))
     uniques = tuple(round(u * n) for u, n in zip(unique, GRID))
@@ -180,22 +180,25 @@ def test_token_map_follows_every_merge():
     assert {0, 1, 2} == set(group[0].tolist())
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(ratio=1.0), r'ratio=1.0 must be a share of at least 0, below 1'),
-    (dict(ratio=-0.1), r'ratio=-0.1'),
-    (dict(ratio=0.6, unique=0.5), r'ratio=0.6 and unique=0.5'),
-    (dict(ratio='much'), r"ratio='much' must be a share .*, or two"),
-    (dict(layers=(3, 7)), r'layers=\(3, 7\) .* 0 <= a <= b <= 6'),
-    (dict(layers=(4, 2)), r'layers=\(4, 2\)'),
-    (dict(layers=3), r'layers=3 must be a span'),
-    (dict(score='mean'), r"score='mean' must be one of max, sum"),
-    (dict(score='attn', layers=(0, 6)), r"score='attn'.*start at layer 1"),
-    (dict(metric='l3'), r"metric='l3'"),
-    (dict(tau=1.5), r'tau=1.5 must be a cosine'),
-    (dict(per_layer=(1, 0), ratio=0.3), r'exclude each other'),
-    (dict(per_layer=0.5), r'per_layer=0.5 must be a whole number'),
-    (dict(ration=0.3), r"no setting 'ration', the nearest is 'ratio': it has ratio"),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(ratio=1.0), r'ratio=1.0 must be a share of at least 0, below 1'),
+        (dict(ratio=-0.1), r'ratio=-0.1'),
+        (dict(ratio=0.6, unique=0.5), r'ratio=0.6 and unique=0.5'),
+        (dict(ratio='much'), r"ratio='much' must be a share .*, or two"),
+        (dict(layers=(3, 7)), r'layers=\(3, 7\) .* 0 <= a <= b <= 6'),
+        (dict(layers=(4, 2)), r'layers=\(4, 2\)'),
+        (dict(layers=3), r'layers=3 must be a span'),
+        (dict(score='mean'), r"score='mean' must be one of max, sum"),
+        (dict(score='attn', layers=(0, 6)), r"score='attn'.*start at layer 1"),
+        (dict(metric='l3'), r"metric='l3'"),
+        (dict(tau=1.5), r'tau=1.5 must be a cosine'),
+        (dict(per_layer=(1, 0), ratio=0.3), r'exclude each other'),
+        (dict(per_layer=0.5), r'per_layer=0.5 must be a whole number'),
+        (dict(ration=0.3), r"no setting 'ration', the nearest is 'ratio': it has ratio"),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         adapter(**settings)

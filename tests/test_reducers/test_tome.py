@@ -1,4 +1,5 @@
 """ToMe written out token by token, from the paper's Sec. 3 and the released code's order, for one image."""
+
 from fractions import Fraction
 from itertools import product
 from math import floor
@@ -47,8 +48,12 @@ def attend_slowly(x, sizes):
     for head in range(HEADS):
         part = slice(head * CHANNELS // HEADS, (head + 1) * CHANNELS // HEADS)
         for n in range(len(x)):
-            share = torch.stack([size * (x[n, part] @ key.sin() / (CHANNELS / HEADS)**0.5).exp()
-                                 for size, key in zip(sizes, x[:, part])])
+            share = torch.stack(
+                [
+                    size * (x[n, part] @ key.sin() / (CHANNELS / HEADS) ** 0.5).exp()
+                    for size, key in zip(sizes, x[:, part])
+                ]
+            )
             out[n, part] = sum(s / share.sum() * key.cos() for s, key in zip(share, x[:, part]))
     return out
 
@@ -88,7 +93,7 @@ def test_sublayers_run_on_merged_tokens(r, proportional, grid, prefix):
 
 def test_with_a_class_token_odd_patches_join_even_ones():
     # Patches 1 and 3 are nearest to 0; 0 and 2 to 1.
-    angle = torch.tensor([0., 10., 40., -15.]).deg2rad()
+    angle = torch.tensor([0.0, 10.0, 40.0, -15.0]).deg2rad()
     patches = torch.stack([angle.cos(), angle.sin()], 1)
     for prefix, groups in ((0, [[0, 1, 2], [3]]), (1, [[0, 1, 3], [2]]), (2, [[0, 1, 2], [3]])):
         tokens = Tokens(torch.cat([torch.ones(prefix, 2), patches])[None], (2, 2), prefix)
@@ -109,9 +114,16 @@ def run_progressive(reducer, tokens, depth):
 
 
 @prefixes
-@pytest.mark.parametrize('settings, counts, proportional', [
-    (dict(r=3), (3, 3, 3), True), (dict(r=[2, 0, 5]), (2, 0, 5), False), (dict(r=4, layers=(1, 3)), (0, 4, 4), True),
-    (dict(r=0.5), (7, 4, 2), False), (dict(r=(2, -1)), (4, 2, 0), True)])
+@pytest.mark.parametrize(
+    'settings, counts, proportional',
+    [
+        (dict(r=3), (3, 3, 3), True),
+        (dict(r=[2, 0, 5]), (2, 0, 5), False),
+        (dict(r=4, layers=(1, 3)), (0, 4, 4), True),
+        (dict(r=0.5), (7, 4, 2), False),
+        (dict(r=(2, -1)), (4, 2, 0), True),
+    ],
+)
 def test_progressive_merging_matches_the_release_token_by_token(settings, counts, proportional, prefix):
     reducer = tome(3, prefix, mode='progressive', restore='copy', proportional_attention=proportional, **settings)
     tokens = some_tokens(prefix=prefix)
@@ -155,10 +167,10 @@ def test_weights_of_merged_tokens_are_summed_in_float32():
     # In bfloat16, 256 + 1 is 256.
     reducer = tome(mode='progressive', r=1)
     tokens = some_tokens(1, (1, 2))
-    tokens = tokens.replace(x=tokens.x.bfloat16(), size=torch.tensor([[1., 256.]]))
+    tokens = tokens.replace(x=tokens.x.bfloat16(), size=torch.tensor([[1.0, 256.0]]))
     reducer.attention(0, Attention(), tokens.x, tokens)
     merged = reducer.between(0, tokens)
-    assert merged.size.tolist() == [[257.]] and merged.x.dtype == torch.bfloat16
+    assert merged.size.tolist() == [[257.0]] and merged.x.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize('r, published', [(0.2, 516.23), (0.3, 448.70), (0.5, 321.29)])
@@ -184,7 +196,7 @@ def test_schedules_of_the_paper():
 def test_schedules_round_as_the_release(depth):
     # One end is rounded down, the other mirrors it at r; between them on a straight line, rounded down.
     for r, inflect in product((0, 1, 8, 13, 25), (-1, -0.7, -0.25, 0, 0.1, 0.5, 1)):
-        low = floor(r * (1. - inflect))
+        low = floor(r * (1.0 - inflect))
         line = [low + Fraction(2 * (r - low) * k, max(depth - 1, 1)) for k in range(depth)]
         each = tome(depth, r=(r, inflect)).r
         assert len(each) == depth and each[0] == low
@@ -192,12 +204,17 @@ def test_schedules_round_as_the_release(depth):
         assert all(n == floor(exact) or n == exact - 1 for n, exact in zip(each, line))
 
 
-@pytest.mark.parametrize('depth, r, each', [
-    # Printed by parse_r of facebookresearch/ToMe at af95e4b.
-    (12, (13, 0.5), [6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 20]),
-    (12, (13, -0.5), [19, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7]),
-    (12, (8, 0.3), [5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11]),
-    (24, (13, 1), [*range(8), *range(9, 17), *range(18, 26)])], ids=str)
+@pytest.mark.parametrize(
+    'depth, r, each',
+    [
+        # Printed by parse_r of facebookresearch/ToMe at af95e4b.
+        (12, (13, 0.5), [6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 20]),
+        (12, (13, -0.5), [19, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7]),
+        (12, (8, 0.3), [5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11]),
+        (24, (13, 1), [*range(8), *range(9, 17), *range(18, 26)]),
+    ],
+    ids=str,
+)
 def test_schedules_that_the_release_prints(depth, r, each):
     assert tome(depth, r=r).r == each
 
@@ -210,17 +227,20 @@ def test_very_small_grids(mode, grid):
     assert tome(2, mode=mode).restore(tokens).patches.shape[1] == grid[0] * grid[1]
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(mode='global'), r"mode='global' must be one of sublayer, progressive"),
-    (dict(r=0.6), r'r=0.6 must be a share from 0 to 0.5'),
-    (dict(r=-1), r'r=-1 must be'),
-    (dict(r='much'), r"r='much' must be"),
-    (dict(r=[1, 2]), r'r=\[1, 2\] has 2 values for 4 layers'),
-    (dict(r=[1, 2, 3, 0.7]), r'r=\[1, 2, 3, 0.7\] must be'),
-    (dict(r=(8, 2)), r'r=\(8, 2\) must be .* tuple \(r, inflect\) with an inflect from -1 to 1'),
-    (dict(r=(0.4, 1)), r'r=\(0.4, 1\) cannot work'),
-    (dict(layers=(0, 5)), r'layers=\(0, 5\)'),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(mode='global'), r"mode='global' must be one of sublayer, progressive"),
+        (dict(r=0.6), r'r=0.6 must be a share from 0 to 0.5'),
+        (dict(r=-1), r'r=-1 must be'),
+        (dict(r='much'), r"r='much' must be"),
+        (dict(r=[1, 2]), r'r=\[1, 2\] has 2 values for 4 layers'),
+        (dict(r=[1, 2, 3, 0.7]), r'r=\[1, 2, 3, 0.7\] must be'),
+        (dict(r=(8, 2)), r'r=\(8, 2\) must be .* tuple \(r, inflect\) with an inflect from -1 to 1'),
+        (dict(r=(0.4, 1)), r'r=\(0.4, 1\) cannot work'),
+        (dict(layers=(0, 5)), r'layers=\(0, 5\)'),
+    ],
+)
 def test_impossible_settings_are_refused_when_built(settings, words):
     with pytest.raises(UserError, match=words):
         tome(**settings)

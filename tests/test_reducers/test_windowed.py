@@ -1,4 +1,5 @@
 """Reducers within windows, against one stage of a Swin that goes from window to window and token to token."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,15 @@ DEPTH, CHANNELS, HEADS, WINDOW = 5, 16, 2, 6
 def backbone(cfg, window=WINDOW):
     """One stage of five blocks on patches of 4x4 pixels, with weights under which a mistake would show."""
     torch.manual_seed(0)
-    model = SwinTransformer(embed_dims=CHANNELS, depths=(DEPTH,), num_heads=(HEADS,), strides=(4,), out_indices=(0,),
-                            window_size=window, token_reduction=cfg).eval()
+    model = SwinTransformer(
+        embed_dims=CHANNELS,
+        depths=(DEPTH,),
+        num_heads=(HEADS,),
+        strides=(4,),
+        out_indices=(0,),
+        window_size=window,
+        token_reduction=cfg,
+    ).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.5 if 'table' in name else 0.15)
@@ -26,12 +34,12 @@ def bicubic(t, a=-0.75):
     """Keys' kernel."""
     if t <= 1:
         return (a + 2) * t**3 - (a + 3) * t**2 + 1
-    return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.
+    return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
 
 
 def bilinear(t):
     """Expediting's; its code calls ``F.interpolate(table, mode='bilinear')``."""
-    return max(1. - t, 0.)
+    return max(1.0 - t, 0.0)
 
 
 def interpolated(line, n, kernel):
@@ -40,8 +48,9 @@ def interpolated(line, n, kernel):
     for i in range(n):
         place = (i + 0.5) * len(line) / n - 0.5
         first = int(place // 1)
-        values.append(sum(line[min(max(k, 0), len(line) - 1)] * kernel(abs(place - k))
-                          for k in range(first - 1, first + 3)))
+        values.append(
+            sum(line[min(max(k, 0), len(line) - 1)] * kernel(abs(place - k)) for k in range(first - 1, first + 3))
+        )
     return values
 
 
@@ -75,7 +84,7 @@ def attention(module, x, window, shifted, kernel):
     for head in range(HEADS):
         table = resized(module.relative_position_bias_table[:, head], module.window_size, window, kernel)
         logits = torch.full((len(x), len(x)), -torch.inf)
-        products = q[:, head] @ k[:, head].T / q.shape[2]**0.5
+        products = q[:, head] @ k[:, head].T / q.shape[2] ** 0.5
         for a, (own, (i, j)) in enumerate(places):
             for b, (other, (m, n)) in enumerate(places):
                 if own == other:
@@ -89,7 +98,7 @@ def reduced_side(cfg, n):
     """Rows that are left of n, by the definition of each method."""
     if cfg['type'] == 'Expediting':
         return max(round(n * (cfg['grid'] / WINDOW if isinstance(cfg['grid'], int) else cfg['grid'])), 1)
-    share = 1 - (1 - cfg['ratio'])**0.5 if cfg['type'] == 'Random' else cfg['ratio']
+    share = 1 - (1 - cfg['ratio']) ** 0.5 if cfg['type'] == 'Random' else cfg['ratio']
     return max(n - round(n * share), 1)
 
 
@@ -102,22 +111,25 @@ def stage(model, cfg, x, span):
             x, window = given_back(inner, x, states, full, window), (WINDOW, WINDOW)
         if i == span[0]:
             small = reduced_side(cfg, WINDOW)
-            rows, columns = (sum(reduced_side(cfg, min(WINDOW, n - start)) for start in range(0, n, WINDOW))
-                             for n in full)
+            rows, columns = (
+                sum(reduced_side(cfg, min(WINDOW, n - start)) for start in range(0, n, WINDOW)) for n in full
+            )
             reduced, states = torch.full((rows, columns, CHANNELS), torch.nan), {}
             for top in range(0, full[0], WINDOW):
                 for left in range(0, full[1], WINDOW):
-                    part = x[top:top + WINDOW, left:left + WINDOW]
-                    tokens = inner.before_layer(i, inner.after_layer(i - 1, Tokens(
-                        part.flatten(0, 1).unsqueeze(0), tuple(part.shape[:2]))))
+                    part = x[top : top + WINDOW, left : left + WINDOW]
+                    tokens = inner.before_layer(
+                        i, inner.after_layer(i - 1, Tokens(part.flatten(0, 1).unsqueeze(0), tuple(part.shape[:2])))
+                    )
                     h, w = (reduced_side(cfg, n) for n in part.shape[:2])
                     at = top // WINDOW * small, left // WINDOW * small
-                    reduced[at[0]:at[0] + h, at[1]:at[1] + w] = tokens.x[0].view(h, w, -1)
+                    reduced[at[0] : at[0] + h, at[1] : at[1] + w] = tokens.x[0].view(h, w, -1)
                     states[top, left] = tokens, at, (h, w)
             x, window = reduced, (small, small)
         assert not x.isnan().any()
-        x = x + attention(block.attn.w_msa, block.norm1(x), window, i % 2 == 1,
-                          bilinear if cfg['type'] == 'Expediting' else bicubic)
+        x = x + attention(
+            block.attn.w_msa, block.norm1(x), window, i % 2 == 1, bilinear if cfg['type'] == 'Expediting' else bicubic
+        )
         x = x + block.ffn.layers(block.norm2(x))
     return given_back(inner, x, states, full, window) if span[1] == DEPTH else x
 
@@ -125,9 +137,9 @@ def stage(model, cfg, x, span):
 def given_back(inner, x, states, full, window):
     whole = torch.full((*full, CHANNELS), torch.nan)
     for (top, left), (tokens, at, (h, w)) in states.items():
-        part = x[at[0]:at[0] + h, at[1]:at[1] + w].flatten(0, 1).unsqueeze(0)
+        part = x[at[0] : at[0] + h, at[1] : at[1] + w].flatten(0, 1).unsqueeze(0)
         restored = inner.restore(tokens.replace(x=part))
-        whole[top:top + WINDOW, left:left + WINDOW] = restored.x[0].view(*restored.grid, -1)
+        whole[top : top + WINDOW, left : left + WINDOW] = restored.x[0].view(*restored.grid, -1)
     assert not whole.isnan().any()
     return whole
 
@@ -162,20 +174,30 @@ def test_rows_can_go_layer_by_layer():
     seen = []
     for block in model.stages[0].blocks:
         block.register_forward_hook(
-            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens.windows), with_kwargs=True)
+            lambda module, args, kwargs, out: seen.append(kwargs['step'].tokens.windows), with_kwargs=True
+        )
     with torch.no_grad():
         out = model(torch.randn(1, 3, 4 * 14, 4 * 7))[0]
     # Windows of 6 rows, and one of the last 2, which keeps a row; columns stay.
     assert [(each.grid, each.window) for each in seen] == [
-        ((14, 7), (6, 6)), ((11, 7), (5, 6)), ((9, 7), (4, 6)), ((7, 7), (3, 6)), ((14, 7), (6, 6))]
+        ((14, 7), (6, 6)),
+        ((11, 7), (5, 6)),
+        ((9, 7), (4, 6)),
+        ((7, 7), (3, 6)),
+        ((14, 7), (6, 6)),
+    ]
     assert out.shape == (1, CHANNELS, 14, 7) and out.isfinite().all()
 
 
 def test_windows_of_the_paper_are_8x8():
     model = backbone(dict(type='TokenAdapter', ratio=1 / 3), window=12)
     assert model.token_reducer.inner.grid_schedule((12, 12), 2) == [(12, 12), (12, 12)]
-    for cfg in (dict(type='TokenAdapter', ratio=1 / 3, layers=(3, 5)), dict(type='Expediting', grid=8, layer=3),
-                dict(type='Random', ratio=1 - (8 / 12)**2, layer=3), dict(type='GridPool', ratio=1 / 3, layers=(3, 5))):
+    for cfg in (
+        dict(type='TokenAdapter', ratio=1 / 3, layers=(3, 5)),
+        dict(type='Expediting', grid=8, layer=3),
+        dict(type='Random', ratio=1 - (8 / 12) ** 2, layer=3),
+        dict(type='GridPool', ratio=1 / 3, layers=(3, 5)),
+    ):
         model = backbone(cfg, window=12)
         # 24 x 30 patches: four whole windows, and two of 12 x 6.
         assert model.token_schedule((96, 120)) == [720] * 3 + [16 * 20] * 2

@@ -35,15 +35,30 @@ def files(tiny_segmenter, tmp_path):
 @pytest.fixture
 def run(files, monkeypatch, capsys):
     """Function that runs the tool; gives its exit status, and what it printed or the error."""
+
     def run(*args, model='tiny'):
-        monkeypatch.setattr(sys, 'argv', [
-            'analyze_tokens.py', str(files / f'{model}.py'), str(files / f'{model}.pth'), '--out', str(files / 'out'),
-            '--device', 'cpu', '--repeats', '1', *map(str, args)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'analyze_tokens.py',
+                str(files / f'{model}.py'),
+                str(files / f'{model}.pth'),
+                '--out',
+                str(files / 'out'),
+                '--device',
+                'cpu',
+                '--repeats',
+                '1',
+                *map(str, args),
+            ],
+        )
         try:
             runpy.run_path(str(TOOLS / 'analyze_tokens.py'), run_name='__main__')
         except SystemExit as stop:
             return stop.code, capsys.readouterr().err
         return 0, capsys.readouterr().out
+
     return run
 
 
@@ -76,14 +91,18 @@ def test_own_reduction_beside_none_on_the_test_data(run, files, drawn_data):
 
 
 def test_given_images_and_reductions(run, files, drawn_data):
-    status, _ = run('--images', drawn_data / 'images/training', '--num-images', 1,
-                    '--reductions', files / 'reductions.py', '--maps')
+    status, _ = run(
+        '--images', drawn_data / 'images/training', '--num-images', 1, '--reductions', files / 'reductions.py', '--maps'
+    )
     assert status == 0
     report = json.loads((files / 'out/layers.json').read_text())
     assert report['images'] == [str(drawn_data / 'images/training/0.png')]
     layers = {name: result['layers'] for name, result in report['results'].items()}
     assert {name: found['attention_tokens'] for name, found in layers.items()} == {
-        'plain': [16, 16], 'half': [8, 8], 'one left': [16, 2]}
+        'plain': [16, 16],
+        'half': [8, 8],
+        'one left': [16, 2],
+    }
     assert not any(math.isnan(v) for found in layers.values() for values in found.values() for v in values)
     assert {path.name for path in (files / 'out/maps').iterdir()} == {'0_half.jpg', '0_one_left.jpg'}
 
@@ -91,7 +110,7 @@ def test_given_images_and_reductions(run, files, drawn_data):
 def test_maps_of_images_of_four_channels_show_three(run, files, drawn_data):
     cfg = Config.fromfile(files / 'tiny.py')
     cfg.model.backbone.in_channels = 4
-    cfg.model.data_preprocessor.update(mean=[127.5] * 4, std=[64.] * 4)
+    cfg.model.data_preprocessor.update(mean=[127.5] * 4, std=[64.0] * 4)
     cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
     cfg.dump(str(files / 'tiny.py'))
     torch.save(dict(state_dict=build_model(cfg).state_dict()), files / 'tiny.pth')
@@ -99,7 +118,7 @@ def test_maps_of_images_of_four_channels_show_three(run, files, drawn_data):
     cv2.imwrite(str(files / 'four.png'), np.dstack([image, np.full(image.shape[:2], 7, np.uint8)]))
     status, said = run('--images', files / 'four.png', '--maps')
     assert status == 0, said
-    drawn, = (files / 'out/maps').iterdir()
+    (drawn,) = (files / 'out/maps').iterdir()
     shown = picture(drawn)[26:426, :400]
     assert np.abs(shown.astype(int) - cv2.resize(image, (400, 400), interpolation=cv2.INTER_NEAREST)).mean() < 12
 
@@ -111,14 +130,18 @@ def test_what_a_single_token_lacks_is_null(run, files, drawn_data):
     assert found['attention_tokens'] == [16, 1] and found['attention_diversity'][1] is None
 
 
-@pytest.mark.parametrize('args, sentence', [
-    (['--images', '{empty}'], "--images '{empty}' holds no image (.jpg, "),
-    (['--images', '{broken}'], "'{broken}/a.png' cannot be read as an image."),
-    (['--images', 'nowhere.png'], "The image 'nowhere.png' is not there."),
-    (['--cfg-options', 'test_dataloader.dataset.data_root=nowhere'], "The data root 'nowhere' is not there"),
-    (['--reductions', '{empty}'], 'must be a Python or YAML file with reductions = dict'),
-    (['--cfg-options', 'test_dataloader='], 'must have a model and a test_dataloader'),
-    (['--num-images', '0'], '--num-images: invalid whole number above 0 value')])
+@pytest.mark.parametrize(
+    'args, sentence',
+    [
+        (['--images', '{empty}'], "--images '{empty}' holds no image (.jpg, "),
+        (['--images', '{broken}'], "'{broken}/a.png' cannot be read as an image."),
+        (['--images', 'nowhere.png'], "The image 'nowhere.png' is not there."),
+        (['--cfg-options', 'test_dataloader.dataset.data_root=nowhere'], "The data root 'nowhere' is not there"),
+        (['--reductions', '{empty}'], 'must be a Python or YAML file with reductions = dict'),
+        (['--cfg-options', 'test_dataloader='], 'must have a model and a test_dataloader'),
+        (['--num-images', '0'], '--num-images: invalid whole number above 0 value'),
+    ],
+)
 def test_bad_input_is_one_sentence(run, tmp_path, args, sentence):
     places = {name: tmp_path / name for name in ('empty', 'broken')}
     for path in places.values():

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmtr.engine.model import build_model, without_pretrained
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark.py'
-CONFIG = '''
+CONFIG = """
 default_scope = 'mmseg'
 model = dict(
     type='EncoderDecoder',
@@ -20,7 +20,7 @@ model = dict(
                   num_heads=2, final_norm=True),
     decode_head=dict(type='SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=5,
                      num_layers=1, num_heads=2, embed_dims=32))
-'''
+"""
 REDUCED = '@model.backbone.token_reduction.type=TokenAdapter@model.backbone.token_reduction.layers=(1,2)'
 
 
@@ -37,6 +37,7 @@ def run(benchmark, monkeypatch):
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['tools/benchmark.py', *map(str, args)])
         return benchmark.main()
+
     return run
 
 
@@ -51,25 +52,64 @@ def configs(tmp_path):
 
 def test_a_reduction_is_measured_beside_the_config_as_it_is(run, configs, tmp_path):
     out = tmp_path / 'out.json'
-    run(configs['stock'], configs['ours'], '--shape', 64, 64, '--repeats', 1, '--device', 'cpu', '--json', out,
-        '--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(1,2)')
+    run(
+        configs['stock'],
+        configs['ours'],
+        '--shape',
+        64,
+        64,
+        '--repeats',
+        1,
+        '--device',
+        'cpu',
+        '--json',
+        out,
+        '--token-reduction',
+        'TokenAdapter',
+        'ratio=0.5',
+        'layers=(1,2)',
+    )
     results = json.loads(out.read_text())['results']
     name = '@TokenAdapter,ratio=0.5,layers=(1, 2)'
     assert {r['config']: r['tokens_per_layer'] for r in results} == {
-        'stock': None, f'stock{name}': [16, 4], 'ours': [16, 16], f'ours{name}': [16, 4]}
+        'stock': None,
+        f'stock{name}': [16, 4],
+        'ours': [16, 16],
+        f'ours{name}': [16, 4],
+    }
 
 
 def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
     out = tmp_path / 'out.json'
-    run(configs['stock'], configs['ours'], '--shape', 64, 96, '--repeats', 3, '--batch-size', 2,
-        '--device', 'cpu', '--part', 'model', 'backbone', '--json', out)
+    run(
+        configs['stock'],
+        configs['ours'],
+        '--shape',
+        64,
+        96,
+        '--repeats',
+        3,
+        '--batch-size',
+        2,
+        '--device',
+        'cpu',
+        '--part',
+        'model',
+        'backbone',
+        '--json',
+        out,
+    )
     report = json.loads(out.read_text())
     assert report['command'].startswith('tools/benchmark.py ')
     assert report['machine']['torch'] == torch.__version__ and report['machine']['dtype'] == 'float32'
     assert report['settings']['batch_size'] == 2
     assert report['configs'] == [str(configs['stock']), str(configs['ours'])]
     assert [(r['part'], r['config']) for r in report['results']] == [
-        ('model', 'stock'), ('model', 'ours'), ('backbone', 'stock'), ('backbone', 'ours')]
+        ('model', 'stock'),
+        ('model', 'ours'),
+        ('backbone', 'stock'),
+        ('backbone', 'ours'),
+    ]
     for stock, ours in (report['results'][:2], report['results'][2:]):
         for r in (stock, ours):
             assert len(r['seconds']) == 3
@@ -92,8 +132,19 @@ def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
 
 def test_override_of_one_config_reduces_it(run, configs, tmp_path, capsys):
     out = tmp_path / 'out.json'
-    run(configs['ours'], f'{configs["ours"]}{REDUCED}', '--shape', 160, 160, '--repeats', 1,
-        '--device', 'cpu', '--json', out)
+    run(
+        configs['ours'],
+        f'{configs["ours"]}{REDUCED}',
+        '--shape',
+        160,
+        160,
+        '--repeats',
+        1,
+        '--device',
+        'cpu',
+        '--json',
+        out,
+    )
     plain, reduced = json.loads(out.read_text())['results']
     assert reduced['config'] == 'ours@type=TokenAdapter@layers=(1,2)'
     assert plain['tokens_per_layer'] == [100, 100] and reduced['tokens_per_layer'] == [100, 49]
@@ -118,9 +169,21 @@ def test_images_have_as_many_channels_as_the_model_takes(run, configs, tmp_path,
 
 def test_untrained_dar_is_counted_at_its_target(run, configs, tmp_path):
     out, reduction = tmp_path / 'out.json', 'model.backbone.token_reduction'
-    run(configs['ours'], *(f'{configs["ours"]}@{reduction}.type=DAR@{reduction}.target={target}'
-                           for target in (0.5, 0.25)), '--shape', 128, 128, '--repeats', 1, '--device', 'cpu',
-        '--part', 'backbone', '--json', out)
+    run(
+        configs['ours'],
+        *(f'{configs["ours"]}@{reduction}.type=DAR@{reduction}.target={target}' for target in (0.5, 0.25)),
+        '--shape',
+        128,
+        128,
+        '--repeats',
+        1,
+        '--device',
+        'cpu',
+        '--part',
+        'backbone',
+        '--json',
+        out,
+    )
     plain, *reduced = json.loads(out.read_text())['results']
     for result, skipped in zip(reduced, (32, 48)):
         ffn, selector = skipped * 2 * 32 * 128, 64 * 9 * 32
@@ -130,8 +193,10 @@ def test_untrained_dar_is_counted_at_its_target(run, configs, tmp_path):
 
 def test_hook_of_an_unmodified_config_is_applied(run, configs, tmp_path):
     hooked, out = tmp_path / 'hooked.py', tmp_path / 'out.json'
-    hooked.write_text("_base_ = './stock.py'\ncustom_hooks = [dict(type='mmtr.TokenReductionHook', "
-                      "token_reduction=dict(type='TokenAdapter', layers=(1, 2)))]\n")
+    hooked.write_text(
+        "_base_ = './stock.py'\ncustom_hooks = [dict(type='mmtr.TokenReductionHook', "
+        "token_reduction=dict(type='TokenAdapter', layers=(1, 2)))]\n"
+    )
     run(configs['stock'], hooked, '--shape', 160, 160, '--repeats', 1, '--device', 'cpu', '--json', out)
     stock, reduced = json.loads(out.read_text())['results']
     assert reduced['tokens_per_layer'] == [100, 49]
@@ -142,8 +207,11 @@ def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_pa
     cfgs = [benchmark.read_config(str(path), {}) for path in configs.values()]
     trained = build_model(cfgs[0], 'cpu')
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
-    monkeypatch.setattr(sys, 'argv', ['x', 'a', 'b', '--shape', '64', '64', '--device', 'cpu',
-                                      '--checkpoint', str(tmp_path / 'trained.pth')])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['x', 'a', 'b', '--shape', '64', '64', '--device', 'cpu', '--checkpoint', str(tmp_path / 'trained.pth')],
+    )
     models, own = benchmark.build_all(benchmark.parse_args(), ['a', 'b'], cfgs)
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
@@ -156,10 +224,21 @@ def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_pa
 
 
 def test_tensors_that_do_not_fit_are_named(run, configs, tmp_path, capsys):
-    run(configs['ours'], f'{configs["ours"]}@model.decode_head.num_classes=7', '--shape', 64, 64,
-        '--repeats', 1, '--device', 'cpu')
-    assert 'ours@num_classes=7: 3 tensors with random weights of its own, such as decode_head.cls_emb' in \
-        capsys.readouterr().out
+    run(
+        configs['ours'],
+        f'{configs["ours"]}@model.decode_head.num_classes=7',
+        '--shape',
+        64,
+        64,
+        '--repeats',
+        1,
+        '--device',
+        'cpu',
+    )
+    assert (
+        'ours@num_classes=7: 3 tensors with random weights of its own, such as decode_head.cls_emb'
+        in capsys.readouterr().out
+    )
 
 
 def test_names_stay_apart(benchmark):
@@ -175,24 +254,29 @@ def test_packaged_config_is_read_by_name(benchmark):
     assert 'pretrained' not in without_pretrained(cfg.model)
 
 
-@pytest.mark.parametrize('args, sentence', [
-    (['nowhere.py'], "Config 'nowhere.py' is not there"),
-    (['mmnothing::a/b.py'], "Config 'mmnothing::a/b.py' is of 'mmnothing', which is not installed"),
-    (['mmseg::segmenter/nothing.py'], "Config 'mmseg::segmenter/nothing.py' is not there"),
-    (['{ours}@model.backbone'], "not 'model.backbone'"),
-    (['{ours}', '--cfg-options', 'model.backbone.embed_dims.wide=1'], 'do not fit config'),
-    (['{ours}@model.backbone.embed_dims.wide=1'], 'do not fit config'),
-    (['{empty}'], 'has no model with a backbone'),
-    (['{broken}'], 'cannot be read'),
-    (['{ours}', '--shape', '8', '64'], '--shape 8 64 is smaller than one patch of 16x16 pixels'),
-    (['{ours}', '--device', 'cuda:99'], '--device cuda:99 cannot be used: this machine has cpu'),
-    (['{ours}', '--device', 'abacus'], '--device abacus cannot be used: this machine has cpu'),
-    (['{ours}', '--checkpoint', 'nowhere.pth'], 'nowhere.pth'),
-    (['{ours}', '--checkpoint', '{other}'], 'are missing or of another shape, such as backbone.cls_token'),
-    (['{ours}@model.backbone.token_reducton.type=ToMe'],
-     "VisionTransformer has no setting 'token_reducton', the nearest is 'token_reduction': it has"),
-    (['{ours}', '--json', 'nowhere/out.json'], '--json nowhere/out.json cannot be written'),
-])
+@pytest.mark.parametrize(
+    'args, sentence',
+    [
+        (['nowhere.py'], "Config 'nowhere.py' is not there"),
+        (['mmnothing::a/b.py'], "Config 'mmnothing::a/b.py' is of 'mmnothing', which is not installed"),
+        (['mmseg::segmenter/nothing.py'], "Config 'mmseg::segmenter/nothing.py' is not there"),
+        (['{ours}@model.backbone'], "not 'model.backbone'"),
+        (['{ours}', '--cfg-options', 'model.backbone.embed_dims.wide=1'], 'do not fit config'),
+        (['{ours}@model.backbone.embed_dims.wide=1'], 'do not fit config'),
+        (['{empty}'], 'has no model with a backbone'),
+        (['{broken}'], 'cannot be read'),
+        (['{ours}', '--shape', '8', '64'], '--shape 8 64 is smaller than one patch of 16x16 pixels'),
+        (['{ours}', '--device', 'cuda:99'], '--device cuda:99 cannot be used: this machine has cpu'),
+        (['{ours}', '--device', 'abacus'], '--device abacus cannot be used: this machine has cpu'),
+        (['{ours}', '--checkpoint', 'nowhere.pth'], 'nowhere.pth'),
+        (['{ours}', '--checkpoint', '{other}'], 'are missing or of another shape, such as backbone.cls_token'),
+        (
+            ['{ours}@model.backbone.token_reducton.type=ToMe'],
+            "VisionTransformer has no setting 'token_reducton', the nearest is 'token_reduction': it has",
+        ),
+        (['{ours}', '--json', 'nowhere/out.json'], '--json nowhere/out.json cannot be written'),
+    ],
+)
 def test_bad_input_is_one_sentence_and_exit_code_2(run, configs, tmp_path, capsys, args, sentence):
     (tmp_path / 'empty.py').write_text('a = 1\n')
     (tmp_path / 'broken.py').write_text('model = dict(\n')
@@ -219,8 +303,20 @@ def test_each_model_has_a_compiled_twin(run, configs, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, 'compile', lambda module, dynamic: compiled.append(module) or module)
     out = tmp_path / 'out.json'
-    run(configs['stock'], f'{configs["ours"]}{REDUCED}', '--shape', 160, 160, '--repeats', 1, '--device', 'cpu',
-        '--compile', '--json', out)
+    run(
+        configs['stock'],
+        f'{configs["ours"]}{REDUCED}',
+        '--shape',
+        160,
+        160,
+        '--repeats',
+        1,
+        '--device',
+        'cpu',
+        '--compile',
+        '--json',
+        out,
+    )
     results = json.loads(out.read_text())['results']
     names = ['stock', 'ours@type=TokenAdapter@layers=(1,2)']
     assert [r['config'] for r in results] == [each for name in names for each in (name, f'{name} compiled')]
@@ -236,10 +332,13 @@ def test_compiling_needs_a_compiler(run, configs, monkeypatch, capsys):
     assert stopped.value.code == 2 and '--compile needs a C++ compiler' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name, args, sentence', [
-    ('torch._dynamo.is_dynamo_supported', ['--compile'], '--compile: torch'),
-    ('torch.autocast', ['--dtype', 'float16'], '--dtype float16, --device cpu: not on this processor'),
-])
+@pytest.mark.parametrize(
+    'name, args, sentence',
+    [
+        ('torch._dynamo.is_dynamo_supported', ['--compile'], '--compile: torch'),
+        ('torch.autocast', ['--dtype', 'float16'], '--dtype float16, --device cpu: not on this processor'),
+    ],
+)
 def test_what_this_torch_cannot_do_is_said(run, configs, monkeypatch, capsys, name, args, sentence):
     def refuse(*args):
         if args:

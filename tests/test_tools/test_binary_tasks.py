@@ -1,4 +1,5 @@
 """A binary task from files to measures through the tools, with the configs' losses, data set and metrics."""
+
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def data(tmp_path):
     for i in range(12):
         mask = np.zeros((56, 84) if i % 2 else (70, 56), bool)
         y, x = rng.integers(0, 30, 2)
-        mask[y:y + 26, x:x + 26] = True
+        mask[y : y + 26, x : x + 26] = True
         pixels = rng.integers(0, 90, (*mask.shape, 3)) + 150 * mask[..., None]
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f'data/images/{i:02}.jpg')
         Image.fromarray(255 * mask.astype(np.uint8)).save(tmp_path / f'data/masks/{i:02}.png')
@@ -53,8 +54,11 @@ work_dir = '{tmp_path}/work'
 
 
 def logged(folder):
-    return [json.loads(line) for log in sorted(folder.glob('*/vis_data/scalars.json'))
-            for line in log.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for log in sorted(folder.glob('*/vis_data/scalars.json'))
+        for line in log.read_text().splitlines()
+    ]
 
 
 def test_training_lowers_the_loss_and_testing_prints_every_measure(config, tool, tmp_path):
@@ -68,7 +72,7 @@ def test_training_lowers_the_loss_and_testing_prints_every_measure(config, tool,
 
     status, _ = tool('test', config, tmp_path / 'work/epoch_12.pth', '--work-dir', tmp_path / 'tested')
     assert status == 0
-    log, = (tmp_path / 'tested').glob('*/*.json')
+    (log,) = (tmp_path / 'tested').glob('*/*.json')
     tested = json.loads(log.read_text())
     assert {name: tested[name] for name in MEASURES} == {name: trained[name] for name in MEASURES}
     assert tested['Smeasure'] > 0.6 and tested['MAE'] < 0.3

@@ -1,4 +1,5 @@
 """python -m mmtr TOOL, in a checkout. That it runs tools of an installed wheel is in tests/test_packaging.py."""
+
 import runpy
 import sys
 
@@ -24,4 +25,7 @@ def test_an_unknown_tool_is_told_which_there_are(monkeypatch, capsys):
     names = ', '.join(sorted(path.stem for path in TOOLS.glob('*.py')))
     assert said(monkeypatch, capsys, 'tests') == (2, '', f"Error: There is no tool 'tests': give one of {names}.\n")
     assert said(monkeypatch, capsys, 'update_benchmarks', 'no.md') == (
-        2, '', "Error: The page 'no.md' is not there: give the one of a checkout.\n")
+        2,
+        '',
+        "Error: The page 'no.md' is not there: give the one of a checkout.\n",
+    )

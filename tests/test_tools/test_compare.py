@@ -53,6 +53,7 @@ def results_of(out):
 
 def stop_after(monkeypatch, batches):
     """Ctrl-C after so many batches, None: never; what was shown is returned."""
+
     class Bar:
         def __init__(self, total, done=0):
             self.total, self.done, self.left = total, done, batches
@@ -84,7 +85,8 @@ def test_metrics_are_those_of_the_test_tool(files, tmp_path, monkeypatch, capsys
     results = results_of(tmp_path / 'out')
     head, *rows = printed.splitlines()[:4]
     assert [row.lstrip(' *').split()[0] for row in rows] == sorted(
-        results, key=lambda name: (name != 'plain', -results[name]['total_ms']))
+        results, key=lambda name: (name != 'plain', -results[name]['total_ms'])
+    )
     assert len({len(row) for row in (head, *rows)}) == 1
     monkeypatch.setattr(sys, 'argv', ['test.py', str(files[0]), str(files[1]), '--work-dir', str(tmp_path / 'work')])
     runpy.run_path(str(TOOLS / 'test.py'), run_name='__main__')
@@ -180,8 +182,9 @@ def test_all_leaves_out_what_the_backbone_cannot_take_and_draws_a_figure(files, 
     files[0].write_text(text.replace('drop_path_rate=0.2,', 'drop_path_rate=0.2, with_cls_token=False,'))
     assert compare(monkeypatch, *files[:2], '--all', '--out', tmp_path / 'out') == 0
     assert "Left out 'EViT 0.9': token_reduction.type='EViT' reads the class token" in capsys.readouterr().err
-    methods = {result['token_reduction']['type'] for name, result in results_of(tmp_path / 'out').items()
-               if name != 'plain'}
+    methods = {
+        result['token_reduction']['type'] for name, result in results_of(tmp_path / 'out').items() if name != 'plain'
+    }
     # ALGM's two layers must differ, and its defaults are one in a backbone of two.
     assert {'TokenAdapter', 'ToMe', 'Expediting', 'Random'} <= methods and not methods & {'EViT', 'ALGM'}
     assert np.asarray(Image.open(tmp_path / 'out.png').convert('RGB')).std() > 10
@@ -197,15 +200,18 @@ def test_reductions_can_be_yaml(files, tmp_path, monkeypatch, capsys):
     assert '  few ' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('args, sentence', [
-    (['{2}', '--all'], 'Give either a file with reductions or --all'),
-    ([], 'Give either a file with reductions or --all'),
-    (['{0}'], 'must be a Python or YAML file with reductions = dict'),
-    (['{2}', '--cfg-options', 'oops'], "not 'oops'"),
-    (['{2}', '--cfg-options', 'model.backbone.embed_dims.wide=1'], 'do not fit config'),
-    (['{2}', '--cfg-options', 'test_evaluator=None'], 'has no test_evaluator'),
-    (['{2}', '--device', 'abacus'], '--device abacus cannot be used'),
-])
+@pytest.mark.parametrize(
+    'args, sentence',
+    [
+        (['{2}', '--all'], 'Give either a file with reductions or --all'),
+        ([], 'Give either a file with reductions or --all'),
+        (['{0}'], 'must be a Python or YAML file with reductions = dict'),
+        (['{2}', '--cfg-options', 'oops'], "not 'oops'"),
+        (['{2}', '--cfg-options', 'model.backbone.embed_dims.wide=1'], 'do not fit config'),
+        (['{2}', '--cfg-options', 'test_evaluator=None'], 'has no test_evaluator'),
+        (['{2}', '--device', 'abacus'], '--device abacus cannot be used'),
+    ],
+)
 def test_bad_input_is_one_sentence(files, monkeypatch, capsys, args, sentence):
     assert compare(monkeypatch, *files[:2], *(arg.format(*files) for arg in args)) == 2
     assert sentence in capsys.readouterr().err

@@ -1,4 +1,5 @@
 """Cropr from training to deployment through the real runner, on a drawn data set."""
+
 import json
 import runpy
 
@@ -23,8 +24,9 @@ def cropr(tiny_segmenter):
     cfg = tiny_segmenter
     cfg.custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)
     cfg.model.type = 'mmtr.EncoderDecoder'
-    cfg.model.backbone.update(type='mmtr.VisionTransformer', num_layers=4, token_reduction=dict(
-        type='Cropr', r=5, num_classes=len(CLASSES)))
+    cfg.model.backbone.update(
+        type='mmtr.VisionTransformer', num_layers=4, token_reduction=dict(type='Cropr', r=5, num_classes=len(CLASSES))
+    )
     cfg.custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]
     return cfg
 
@@ -42,8 +44,11 @@ def deploy(*args):
 
 def log(work_dir):
     """What was logged in training: {iteration: {name: value}}."""
-    lines = [json.loads(line) for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
-             for line in file.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in file.read_text().splitlines()
+    ]
     return {line['step']: line for line in lines if 'loss' in line}
 
 
@@ -98,14 +103,20 @@ def test_rate_by_epoch_stays_during_an_epoch(cropr, make_runner):
     assert [counts[2] for counts in trained] == [16] * 3 + [11] * 3 + [6] * 6
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(custom_hooks=[dict(type='mmtr.PruningCurriculumHook', end=0)]), 'end=0 must be a share of training'),
-    (dict(custom_hooks=[dict(type='mmtr.PruningCurriculumHook', by_epoch=True)]), 'by_epoch=True, but training is'),
-    (dict(model=dict(backbone=dict(token_reduction=None))), 'needs a model whose backbone prunes'),
-    (dict(model=dict(type='EncoderDecoder')), "train it with type='mmtr.EncoderDecoder'"),
-    (dict(model=dict(backbone=dict(token_reduction=dict(num_classes=3)))), 'num_classes=3, but the model has 4'),
-    (dict(model=dict(backbone=dict(token_reduction=dict(task='multilabel')))), 'needs gt_instances in the training'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(custom_hooks=[dict(type='mmtr.PruningCurriculumHook', end=0)]), 'end=0 must be a share of training'),
+        (dict(custom_hooks=[dict(type='mmtr.PruningCurriculumHook', by_epoch=True)]), 'by_epoch=True, but training is'),
+        (dict(model=dict(backbone=dict(token_reduction=None))), 'needs a model whose backbone prunes'),
+        (dict(model=dict(type='EncoderDecoder')), "train it with type='mmtr.EncoderDecoder'"),
+        (dict(model=dict(backbone=dict(token_reduction=dict(num_classes=3)))), 'num_classes=3, but the model has 4'),
+        (
+            dict(model=dict(backbone=dict(token_reduction=dict(task='multilabel')))),
+            'needs gt_instances in the training',
+        ),
+    ],
+)
 def test_what_cannot_train_is_one_sentence(change, words, config, tool, tmp_path):
     (tmp_path / 'changed.py').write_text("_base_ = 'tiny.py'\n" + '\n'.join(f'{k} = {v}' for k, v in change.items()))
     status, said = tool('train', tmp_path / 'changed.py')
@@ -120,7 +131,8 @@ def test_deployed_model_gives_the_same_predictions(config, tool, tmp_path, capsy
     assert 'Largest difference of the features of random images, as a share: 0\n' in said and '-m mmtr test ' in said
     weights = torch.load(out, weights_only=True)['state_dict']
     assert sorted(name for name in weights if 'reducer' in name) == [
-        f'backbone.token_reducer.scorers.layer_0{i}' for i in range(2)]
+        f'backbone.token_reducer.scorers.layer_0{i}' for i in range(2)
+    ]
     assert out.stat().st_size < checkpoint.stat().st_size / 3
     for name, (file, weights) in dict(a=(config, checkpoint), b=(out.with_suffix('.py'), out)).items():
         assert tool('test', file, weights, '--out', tmp_path / name)[0] == 0
@@ -144,8 +156,14 @@ def test_what_is_deployed_can_be_moved_and_takes_options(config, tool, tmp_path)
     option = 'model.decode_head.num_layers=1'
     model = build_model(Config.fromfile(config))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
-    deploy(inner, tmp_path / 'trained.pth', tmp_path / 'out' / 'small.pth', '--cfg-options', option,
-           'test_dataloader.batch_size=2')
+    deploy(
+        inner,
+        tmp_path / 'trained.pth',
+        tmp_path / 'out' / 'small.pth',
+        '--cfg-options',
+        option,
+        'test_dataloader.batch_size=2',
+    )
     moved = (tmp_path / 'out').rename(tmp_path / 'elsewhere')
     for path in (inner, config, tmp_path / 'trained.pth'):
         path.unlink()
@@ -154,13 +172,20 @@ def test_what_is_deployed_can_be_moved_and_takes_options(config, tool, tmp_path)
     assert tool('test', moved / 'small.py', moved / 'small.pth') == (0, '')
 
 
-@pytest.mark.parametrize('edit, out, words', [
-    ('', 'small.bin', 'OUT must end in .pth or .safetensors'),
-    ('', 'tiny.pth', "tiny.py' would be overwritten"),
-    ("model['backbone']['token_reduction'] = None", 'small.pth', "no model.backbone.token_reduction of type 'Cropr'"),
-    ("model['backbone']['token_reduction']['deploy'] = True", 'small.pth', 'deploy=True already'),
-    ('', 'small.pth', 'gone.pth'),
-])
+@pytest.mark.parametrize(
+    'edit, out, words',
+    [
+        ('', 'small.bin', 'OUT must end in .pth or .safetensors'),
+        ('', 'tiny.pth', "tiny.py' would be overwritten"),
+        (
+            "model['backbone']['token_reduction'] = None",
+            'small.pth',
+            "no model.backbone.token_reduction of type 'Cropr'",
+        ),
+        ("model['backbone']['token_reduction']['deploy'] = True", 'small.pth', 'deploy=True already'),
+        ('', 'small.pth', 'gone.pth'),
+    ],
+)
 def test_what_cannot_be_deployed_is_one_sentence(edit, out, words, config, tmp_path, capsys):
     config.write_text(f'{config.read_text()}\n{edit}\n')
     with pytest.raises(SystemExit) as stop:
@@ -175,21 +200,32 @@ def test_a_detector_logs_the_losses_too():
     from mmdet.structures import DetDataSample
 
     import mmtr.models.detectors  # noqa: F401
+
     cfg = get_config('mmdet::_base_/models/cascade-rcnn_r50_fpn.py').model
     cfg.type = 'mmtr.CascadeRCNN'
     cfg.backbone = dict(
-        type='mmtr.VisionTransformer', img_size=64, embed_dims=32, num_layers=4, num_heads=2, out_indices=(1, 3),
-        token_reduction=dict(type='Cropr', task='multilabel', num_classes=80))
+        type='mmtr.VisionTransformer',
+        img_size=64,
+        embed_dims=32,
+        num_layers=4,
+        num_heads=2,
+        out_indices=(1, 3),
+        token_reduction=dict(type='Cropr', task='multilabel', num_classes=80),
+    )
     cfg.neck.update(in_channels=[32, 32], num_outs=2)
     cfg.rpn_head.anchor_generator.strides = cfg.roi_head.bbox_roi_extractor.featmap_strides = [16, 16]
     cfg.rpn_head.anchor_generator.scales = [2]
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg).train()
-        sample = DetDataSample(metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64)), gt_instances=InstanceData(
-            bboxes=torch.tensor([[4., 4., 40., 40.]]), labels=torch.tensor([5])))
+        sample = DetDataSample(
+            metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64)),
+            gt_instances=InstanceData(bboxes=torch.tensor([[4.0, 4.0, 40.0, 40.0]]), labels=torch.tensor([5])),
+        )
         losses = model(torch.randn(1, 3, 64, 64), [sample], mode='loss')
         assert {name for name in losses if name.startswith('reducer.')} == {
-            'reducer.layer_00.loss_bce', 'reducer.layer_01.loss_bce'}
+            'reducer.layer_00.loss_bce',
+            'reducer.layer_01.loss_bce',
+        }
         assert 's2.loss_bbox' in losses
         cfg.backbone.token_reduction.num_classes = 20
         with pytest.raises(UserError, match='num_classes=20, but the model has 80 classes'):

@@ -1,4 +1,5 @@
 """Masks of an annotation file in COCO's layout, pixel by pixel."""
+
 import json
 import re
 import runpy
@@ -34,24 +35,35 @@ def counts(mask):
 def coco(tmp_path):
     """Three images, with polygons that overlap, with RLE in both forms, and without objects: the file's content."""
     packed = masks.encode(np.asfortranarray(blob()[::-1].astype(np.uint8)))
-    objects = [(1, rectangle(1, 2, 5, 6)), (1, rectangle(4, 5, 9, 8)), (2, dict(size=[10, 12], counts=counts(blob()))),
-               (2, dict(size=[10, 12], counts=packed['counts'].decode()))]
+    objects = [
+        (1, rectangle(1, 2, 5, 6)),
+        (1, rectangle(4, 5, 9, 8)),
+        (2, dict(size=[10, 12], counts=counts(blob()))),
+        (2, dict(size=[10, 12], counts=packed['counts'].decode())),
+    ]
     return dict(
-        images=[dict(id=i, file_name=name, height=10, width=12)
-                for i, name in ((1, 'a.jpg'), (2, 'more/b.tif'), (3, 'c.png'))],
-        annotations=[dict(id=7 + i, image_id=image, category_id=1, segmentation=segmentation, iscrowd=0)
-                     for i, (image, segmentation) in enumerate(objects)],
-        categories=[dict(id=1, name='cell')])
+        images=[
+            dict(id=i, file_name=name, height=10, width=12)
+            for i, name in ((1, 'a.jpg'), (2, 'more/b.tif'), (3, 'c.png'))
+        ],
+        annotations=[
+            dict(id=7 + i, image_id=image, category_id=1, segmentation=segmentation, iscrowd=0)
+            for i, (image, segmentation) in enumerate(objects)
+        ],
+        categories=[dict(id=1, name='cell')],
+    )
 
 
 @pytest.fixture
 def draw(tmp_path):
     """Function that runs the tool on the content of a file: {name: mask}."""
+
     def draw(content):
         (tmp_path / 'a.json').write_text(content if isinstance(content, str) else json.dumps(content))
         runpy.run_path(str(TOOLS / 'draw_masks.py'))['main']([str(tmp_path / 'a.json'), str(tmp_path / 'out')])
         files = (tmp_path / 'out').rglob('*.png')
         return {str(file.relative_to(tmp_path / 'out')): np.asarray(Image.open(file)) for file in files}
+
     return draw
 
 
@@ -67,12 +79,15 @@ def test_every_object_is_drawn_and_nothing_else(draw, coco, capsys):
         np.testing.assert_array_equal(mask, expected[name])
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda coco: coco['annotations'][1].pop('segmentation'), r"1 of 4 annotations in '\S*' are boxes .* the id 8"),
-    (lambda coco: coco['annotations'][0].update(segmentation=[]), r'the first has the id 7: masks need polygons'),
-    (lambda coco: coco.pop('images'), "is no annotation file in COCO's layout"),
-    (lambda coco: coco['images'][0].pop('height'), "is no annotation file in COCO's layout"),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda coco: coco['annotations'][1].pop('segmentation'), r"1 of 4 annotations in '\S*' are boxes .* the id 8"),
+        (lambda coco: coco['annotations'][0].update(segmentation=[]), r'the first has the id 7: masks need polygons'),
+        (lambda coco: coco.pop('images'), "is no annotation file in COCO's layout"),
+        (lambda coco: coco['images'][0].pop('height'), "is no annotation file in COCO's layout"),
+    ],
+)
 def test_what_cannot_be_drawn_is_one_sentence(draw, coco, capsys, tmp_path, change, words):
     change(coco)
     with pytest.raises(SystemExit, match='2'):

@@ -25,9 +25,16 @@ def run(tiny_segmenter, tmp_path, monkeypatch):
     torch.save(dict(state_dict=build_model(tiny_segmenter).state_dict()), tmp_path / 'tiny.pth')
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['export.py', *map(str, [
-            tmp_path / 'tiny.py', tmp_path / 'tiny.pth', '--out', tmp_path / 'a.onnx', *args])])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'export.py',
+                *map(str, [tmp_path / 'tiny.py', tmp_path / 'tiny.pth', '--out', tmp_path / 'a.onnx', *args]),
+            ],
+        )
         runpy.run_path(str(TOOLS / 'export.py'), run_name='__main__')
+
     return run
 
 
@@ -42,7 +49,7 @@ def test_a_file_that_passes_is_written(run, tmp_path, capsys):
 def test_a_file_that_fails_is_not(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, 'export_onnx', lambda model, path, shape: path.write_text('wrong'))
     monkeypatch.setattr(export, 'session', lambda path: SimpleNamespace(run=None))
-    monkeypatch.setattr(export, 'compare_with_onnx', lambda *args: [export.Difference(3, 0.1, 1e-6, 1.)])
+    monkeypatch.setattr(export, 'compare_with_onnx', lambda *args: [export.Difference(3, 0.1, 1e-6, 1.0)])
     with pytest.raises(SystemExit) as stop:
         run()
     assert stop.value.code == 2 and 'in batches of 3: the largest difference' in capsys.readouterr().err
@@ -51,7 +58,8 @@ def test_a_file_that_fails_is_not(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('count, words', [(1, 'An image and its mirror image,'), (6, '6 images,')])
 def test_images_are_given_by_folder_and_one_is_checked_beside_its_mirror_image(
-        run, drawn_data, monkeypatch, capsys, count, words):
+    run, drawn_data, monkeypatch, capsys, count, words
+):
     seen = []
     monkeypatch.setattr(export, 'export_onnx', lambda model, path, shape: path.write_text('as if'))
     monkeypatch.setattr(export, 'session', lambda path: SimpleNamespace(run=None))
@@ -74,14 +82,17 @@ def test_images_that_are_not_there_are_said(run, tmp_path, capsys, name, words):
 
 @pytest.mark.slow
 def test_a_model_of_four_channels_is_exported_and_told_of_images_of_three(run, tmp_path, drawn_data, capsys):
-    channels = 'model.backbone.in_channels=4', 'model.data_preprocessor.mean=[9,9,9,9]', (
-        'model.data_preprocessor.std=[64,64,64,64]')
+    channels = (
+        'model.backbone.in_channels=4',
+        'model.data_preprocessor.mean=[9,9,9,9]',
+        ('model.data_preprocessor.std=[64,64,64,64]'),
+    )
     cfg = Config.fromfile(tmp_path / 'tiny.py')
     cfg.merge_from_dict({'model.backbone.in_channels': 4})
     torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'tiny.pth')
     with pytest.raises(SystemExit) as stop:
         run('--images', drawn_data / 'images/validation', '--cfg-options', *channels)
-    assert stop.value.code == 2 and "has 3 channels, but the model takes images of 4" in capsys.readouterr().err
+    assert stop.value.code == 2 and 'has 3 channels, but the model takes images of 4' in capsys.readouterr().err
     folder = tmp_path / 'four'
     folder.mkdir()
     for i, path in enumerate(sorted(drawn_data.glob('images/validation/*'))[:2]):

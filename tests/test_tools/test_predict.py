@@ -36,12 +36,18 @@ def files(tiny_segmenter, tmp_path):
     """Configs and checkpoint of a tiny segmentor: stock, with the key, by the hook."""
     # With random weights, a Segmenter's head sees one class everywhere.
     tiny_segmenter.model.decode_head = dict(
-        type='FCNHead', in_channels=32, channels=8, num_convs=1, kernel_size=1, concat_input=False, num_classes=4)
+        type='FCNHead', in_channels=32, channels=8, num_convs=1, kernel_size=1, concat_input=False, num_classes=4
+    )
     tiny_segmenter.test_dataloader.dataset.metainfo.palette = PALETTE
     tiny_segmenter.test_pipeline = tiny_segmenter.test_dataloader.dataset.pipeline
     save(tiny_segmenter, tmp_path, 'stock')
-    hook = Config({**tiny_segmenter.to_dict(), 'custom_imports': dict(imports=['mmtr']),
-                   'custom_hooks': [dict(type='mmtr.TokenReductionHook', token_reduction=REDUCTION)]})
+    hook = Config(
+        {
+            **tiny_segmenter.to_dict(),
+            'custom_imports': dict(imports=['mmtr']),
+            'custom_hooks': [dict(type='mmtr.TokenReductionHook', token_reduction=REDUCTION)],
+        }
+    )
     hook.dump(str(tmp_path / 'hook.py'))
     tiny_segmenter.model.backbone.update(type='mmtr.VisionTransformer', token_reduction=REDUCTION)
     tiny_segmenter.dump(str(tmp_path / 'key.py'))
@@ -62,9 +68,16 @@ def photos(drawn_data, tmp_path):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Function that runs the tool into ``tmp_path / 'out'``; gives its exit status, and what it printed and said."""
+
     def run(config, checkpoint, source, *args):
-        monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, (
-            config, checkpoint, source, '--device', 'cpu', '--out', tmp_path / 'out', *args))])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'predict.py',
+                *map(str, (config, checkpoint, source, '--device', 'cpu', '--out', tmp_path / 'out', *args)),
+            ],
+        )
         capsys.readouterr()
         try:
             runpy.run_path(str(TOOLS / 'predict.py'), run_name='__main__')
@@ -72,14 +85,17 @@ def run(tmp_path, monkeypatch, capsys):
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()
+
     return run
 
 
 def labels_of_stock(files, path):
     """What stock mmseg predicts, without and with reduction."""
     model = init_model(str(files / 'stock.py'), str(files / 'stock.pth'), device='cpu')
-    plain, reduced = (inference_model(apply_token_reduction(model, reduction), str(path)).pred_sem_seg.data[0].numpy()
-                      for reduction in (None, REDUCTION))
+    plain, reduced = (
+        inference_model(apply_token_reduction(model, reduction), str(path)).pred_sem_seg.data[0].numpy()
+        for reduction in (None, REDUCTION)
+    )
     return plain, reduced
 
 
@@ -115,13 +131,17 @@ def test_plain_beside_reduced(config, run, files, photos, tmp_path):
         plain, reduced = labels_of_stock(files, photos / name)
         shares.append((plain != reduced).sum())
         pixels.append(plain.size)
-        found = re.fullmatch(rf'{name}: plain ([\d.]+) ms, TokenAdapter ([\d.]+) ms, ([\d.]+)x, (.+) of the pixels '
-                             'differ', line)
+        found = re.fullmatch(
+            rf'{name}: plain ([\d.]+) ms, TokenAdapter ([\d.]+) ms, ([\d.]+)x, (.+) of the pixels '
+            'differ',
+            line,
+        )
         assert found[4] == f'{shares[-1] / pixels[-1]:.2%}'
         assert float(found[3]) == pytest.approx(float(found[1]) / float(found[2]), rel=0.1)
         if name == 'a.png':
-            panels = np.split(cv2.imread(str(tmp_path / 'out' / name))[CAPTION:], [400, 400 + GAP, 800 + GAP,
-                                                                                   800 + 2 * GAP], axis=1)[::2]
+            panels = np.split(
+                cv2.imread(str(tmp_path / 'out' / name))[CAPTION:], [400, 400 + GAP, 800 + GAP, 800 + 2 * GAP], axis=1
+            )[::2]
             middle = ((np.arange(64) + 0.5) * 400 / 64).astype(int)
             one, other, differs = (panel[middle][:, middle] for panel in panels)
             assert alike(one, overlaid(photos / name, plain)) and alike(other, overlaid(photos / name, reduced))
@@ -131,9 +151,12 @@ def test_plain_beside_reduced(config, run, files, photos, tmp_path):
     assert table[0] == ['ms/image', 'images/s', 'speed-up', 'pixels that differ']
     assert [row[0] for row in table[1:]] == ['plain', 'TokenAdapter'] and table[1][3] == '1.00x'
     assert table[2][4] == f'{sum(shares) / sum(pixels):.2%}'
-    assert lines[6:] == ['Pixels differ that are of another class.',
-                         'Times: of the whole test step, median over the images, for each one run.', lines[8],
-                         f'Written to {tmp_path}/out']
+    assert lines[6:] == [
+        'Pixels differ that are of another class.',
+        'Times: of the whole test step, median over the images, for each one run.',
+        lines[8],
+        f'Written to {tmp_path}/out',
+    ]
     assert lines[8].startswith('Machine: cpu') and f'torch {torch.__version__}' in lines[8]
 
 
@@ -141,7 +164,7 @@ def film(path, count, fourcc='mp4v', size=(64, 48)):
     stream = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 10, size)
     for i in range(count):
         frame = np.full((*size[::-1], 3), 100, np.uint8)
-        frame[:, 8 * i:8 * i + 16] = (200, 40, 40)
+        frame[:, 8 * i : 8 * i + 16] = (200, 40, 40)
         stream.write(frame)
     stream.release()
     return path
@@ -170,11 +193,13 @@ def test_a_video_compared(run, files, tmp_path):
 @pytest.fixture
 def detector(tmp_path):
     """Function that saves a tiny MaskDINO of a config with random weights; the paths of its config and checkpoint."""
+
     def make(name):
         cfg = small(CONFIGS[0].parent / f'{name}.py', draw_coco(tmp_path / 'coco'), tmp_path)
         cfg.model.backbone.token_reduction.update(layers=(1, 2))
         save(cfg, tmp_path, 'detector')
         return tmp_path / 'detector.py', tmp_path / 'detector.pth'
+
     return make
 
 
@@ -182,8 +207,9 @@ def test_instances_compared(run, detector, tmp_path):
     files = detector('maskdino_swin-t_tadapter_nuclei')
     status, printed, _ = run(*files, tmp_path / 'coco/images', '--compare', '--repeats', 1, '--score-thr', 0.005)
     assert status == 0
-    found = re.findall(r'\.jpg: .*% of the pixels differ, instances: (\d+) plain, (\d+) reduced, (\d+) in both',
-                       printed)
+    found = re.findall(
+        r'\.jpg: .*% of the pixels differ, instances: (\d+) plain, (\d+) reduced, (\d+) in both', printed
+    )
     counts = [list(map(int, each)) for each in found]
     assert len(counts) == 4 and all(both <= min(plain, reduced) for plain, reduced, both in counts)
     sums = [sum(column) for column in zip(*counts)]
@@ -205,21 +231,44 @@ def test_a_panoptic_map_of_nothing(run, detector, tmp_path):
     assert status == 2 and '--score-thr 0.2 is the least score of an instance' in said
 
 
-@pytest.mark.parametrize('config, source, args, sentence', [
-    ('key', 'nowhere.png', [], "'nowhere.png' is not there."),
-    ('key', '{key.py}', [], 'key.py\' is neither an image (.jpg, '),
-    ('key', '{work}', [], "The folder '{work}' holds no image (.jpg, "),
-    ('key', '{bad.mp4}', [], "The video '{bad.mp4}' cannot be decoded: it is damaged, or this OpenCV"),
-    ('key', '{photos}', ['--out', '{key.py}/out'], "--out '{key.py}/out' cannot be a folder: '{key.py}' is a file."),
-    ('key', '{photos}', ['--out', '{photos}'], "--out '{photos}' is where the images are, and would overwrite them"),
-    ('key', '{film.mp4}', ['--out', '{work}/..'], "is where the video is, and would overwrite it"),
-    ('stock', '{photos}', ['--compare'], '--compare compares the model with its reduction, and this config has none'),
-    ('key', '{photos}', ['--repeats', '3'], '--repeats is how often --compare times each image'),
-    ('key', '{photos}', ['--score-thr', '.5'], 'this model predicts no instances: leave it out.'),
-    ('key', '{photos}', ['--cfg-options', 'test_dataloader='], 'must have a model and a test_dataloader'),
-    ('key', '{photos}', ['--cfg-options', 'test_dataloader.dataset.pipeline.0.type=LoadImageFromNDArray'],
-     'LoadImageFromFile is not found in the test pipeline'),
-    ('key', '{photos}', ['--device', 'cuda:77'], '--device cuda:77 cannot be used')])
+@pytest.mark.parametrize(
+    'config, source, args, sentence',
+    [
+        ('key', 'nowhere.png', [], "'nowhere.png' is not there."),
+        ('key', '{key.py}', [], "key.py' is neither an image (.jpg, "),
+        ('key', '{work}', [], "The folder '{work}' holds no image (.jpg, "),
+        ('key', '{bad.mp4}', [], "The video '{bad.mp4}' cannot be decoded: it is damaged, or this OpenCV"),
+        (
+            'key',
+            '{photos}',
+            ['--out', '{key.py}/out'],
+            "--out '{key.py}/out' cannot be a folder: '{key.py}' is a file.",
+        ),
+        (
+            'key',
+            '{photos}',
+            ['--out', '{photos}'],
+            "--out '{photos}' is where the images are, and would overwrite them",
+        ),
+        ('key', '{film.mp4}', ['--out', '{work}/..'], 'is where the video is, and would overwrite it'),
+        (
+            'stock',
+            '{photos}',
+            ['--compare'],
+            '--compare compares the model with its reduction, and this config has none',
+        ),
+        ('key', '{photos}', ['--repeats', '3'], '--repeats is how often --compare times each image'),
+        ('key', '{photos}', ['--score-thr', '.5'], 'this model predicts no instances: leave it out.'),
+        ('key', '{photos}', ['--cfg-options', 'test_dataloader='], 'must have a model and a test_dataloader'),
+        (
+            'key',
+            '{photos}',
+            ['--cfg-options', 'test_dataloader.dataset.pipeline.0.type=LoadImageFromNDArray'],
+            'LoadImageFromFile is not found in the test pipeline',
+        ),
+        ('key', '{photos}', ['--device', 'cuda:77'], '--device cuda:77 cannot be used'),
+    ],
+)
 def test_bad_input_is_one_sentence(config, source, args, sentence, run, files, photos, tmp_path):
     (tmp_path / 'work').mkdir(exist_ok=True)
     (tmp_path / 'bad.mp4').write_text('no video' * 200)

@@ -1,4 +1,5 @@
 """Every tool with a config in pure Python, and with the same one by names."""
+
 import json
 import re
 import runpy
@@ -15,7 +16,7 @@ from mmtr.engine.configs import load_config
 from mmtr.engine.model import build_model, load_weights
 from tests.conftest import TOOLS
 
-IMPORTS = '''
+IMPORTS = """
 from mmcv.transforms import LoadImageFromFile, TestTimeAug
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import CheckpointHook, IterTimerHook, LoggerHook, ParamSchedulerHook
@@ -30,20 +31,26 @@ from mmseg.models import (
     CrossEntropyLoss, EncoderDecoder, SegDataPreProcessor, SegmenterMaskTransformerHead, SegTTAModel, VisionTransformer)
 from mmseg.visualization import SegLocalVisualizer
 from torch.optim import AdamW
-'''
+"""
 REDUCTION = "dict(type={}, ratio=0.5, layers=(0, 2), merge='keep')"
-HOOK = "[dict(type={}, token_reduction={})]"
+HOOK = '[dict(type={}, token_reduction={})]'
 # By name and in pure Python: what a config begins with that inherits, its hook, and with Cropr in the place of that.
 STYLES = dict(
-    names=("_base_ = './base.py'\n", HOOK.format("'mmtr.TokenReductionHook'", REDUCTION.format("'TokenAdapter'")),
-           "model = dict(type='mmtr.EncoderDecoder', backbone=dict(type='mmtr.VisionTransformer', num_layers=4, "
-           "token_reduction=dict(type='Cropr', r=5, num_classes=4)))"),
-    pure=('from mmengine.config import read_base\nfrom mmtr.engine.hooks import TokenReductionHook\n'
-          'from mmtr.models.backbones import VisionTransformer\nfrom mmtr.models.segmentors import EncoderDecoder\n'
-          'from mmtr.reducers import Cropr, TokenAdapter\nwith read_base():\n    from .base import *\n',
-          HOOK.format('TokenReductionHook', REDUCTION.format('TokenAdapter')),
-          'model.update(type=EncoderDecoder)\nmodel.backbone.update(type=VisionTransformer, num_layers=4, '
-          'token_reduction=dict(type=Cropr, r=5, num_classes=4))'))
+    names=(
+        "_base_ = './base.py'\n",
+        HOOK.format("'mmtr.TokenReductionHook'", REDUCTION.format("'TokenAdapter'")),
+        "model = dict(type='mmtr.EncoderDecoder', backbone=dict(type='mmtr.VisionTransformer', num_layers=4, "
+        "token_reduction=dict(type='Cropr', r=5, num_classes=4)))",
+    ),
+    pure=(
+        'from mmengine.config import read_base\nfrom mmtr.engine.hooks import TokenReductionHook\n'
+        'from mmtr.models.backbones import VisionTransformer\nfrom mmtr.models.segmentors import EncoderDecoder\n'
+        'from mmtr.reducers import Cropr, TokenAdapter\nwith read_base():\n    from .base import *\n',
+        HOOK.format('TokenReductionHook', REDUCTION.format('TokenAdapter')),
+        'model.update(type=EncoderDecoder)\nmodel.backbone.update(type=VisionTransformer, num_layers=4, '
+        'token_reduction=dict(type=Cropr, r=5, num_classes=4))',
+    ),
+)
 
 
 def write(style, cfg, folder):
@@ -98,7 +105,7 @@ def _train(run, folder):
 def _test(run, folder):
     run('hook.py', 'hook.pth', '--tta', '--out', 'maps', '--show-dir', 'shown', '--work-dir', 'out')
     assert len(list((folder / 'maps').glob('*.png'))) == 6 and list((folder / 'shown').rglob('test_*.png'))
-    record, = (folder / 'out').glob('*/hook.py')
+    (record,) = (folder / 'out').glob('*/hook.py')
     assert isinstance(load_config(str(record)).tta_model, dict)
 
 
@@ -134,8 +141,22 @@ def _compare(run, folder):
 def _tune_reduction(run, folder):
     pytest.importorskip('optuna')
     (folder / 'further').mkdir()
-    run('plain.py', 'hook.pth', '--out', 'further/tuned.py', '--target-speedup', 0.01, '--method', 'TokenAdapter',
-        '--trials', 1, '--num-images', 3, '--device', 'cpu')
+    run(
+        'plain.py',
+        'hook.pth',
+        '--out',
+        'further/tuned.py',
+        '--target-speedup',
+        0.01,
+        '--method',
+        'TokenAdapter',
+        '--trials',
+        1,
+        '--num-images',
+        3,
+        '--device',
+        'cpu',
+    )
     tuned = load_config('further/tuned.py')
     assert tuned.custom_hooks[0].token_reduction.type == 'TokenAdapter' and tuned.model.backbone.embed_dims == 32
 
@@ -153,9 +174,14 @@ SLOW = (_export, _compare, _tune_reduction, _deploy_model)
 
 
 # By names, each tool has further tests.
-@pytest.mark.parametrize('tool, style', [
-    pytest.param(tool, style, marks=[] if tool in QUICK and style == 'pure' else pytest.mark.slow)
-    for tool in (*QUICK, *SLOW) for style in STYLES])
+@pytest.mark.parametrize(
+    'tool, style',
+    [
+        pytest.param(tool, style, marks=[] if tool in QUICK and style == 'pure' else pytest.mark.slow)
+        for tool in (*QUICK, *SLOW)
+        for style in STYLES
+    ],
+)
 def test_a_tool_works_with_both(tool, style, configs, monkeypatch, capsys):
     def run(*args):
         name = tool.__name__[1:]

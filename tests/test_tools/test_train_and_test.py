@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py through the real runner, on a drawn data set."""
+
 import json
 import os
 import runpy
@@ -79,25 +80,34 @@ def losses(work_dir):
 
 def scores(work_dir):
     """The metrics that test.py has written into ``work_dir``."""
-    log, = work_dir.glob('*/*.json')
+    (log,) = work_dir.glob('*/*.json')
     return json.loads(log.read_text())
 
 
 def mean_iou(data, out):
     """mIoU in per cent, rounded like mmseg's, of the label maps in ``out``."""
     names = [path.name for path in (data / 'annotations' / 'validation').iterdir()]
-    label, guess = (np.stack([np.asarray(Image.open(folder / name)) for name in names])
-                    for folder in (data / 'annotations' / 'validation', out))
+    label, guess = (
+        np.stack([np.asarray(Image.open(folder / name)) for name in names])
+        for folder in (data / 'annotations' / 'validation', out)
+    )
     with np.errstate(invalid='ignore'):
-        each = [((label == c) & (guess == c)).sum() / ((label == c) | (guess == c)).sum()
-                for c in range(len(CLASSES))]
+        each = [((label == c) & (guess == c)).sum() / ((label == c) | (guess == c)).sum() for c in range(len(CLASSES))]
     return round(float(np.nanmean(each)) * 100, 2)
 
 
-def test_label_maps_and_pictures_are_written_and_give_the_reported_score(
-        config, weights, tool, drawn_data, tmp_path):
-    status, _ = tool('test', config, weights, '--out', tmp_path / 'out', '--show-dir', tmp_path / 'show',
-                     '--work-dir', tmp_path / 'w')
+def test_label_maps_and_pictures_are_written_and_give_the_reported_score(config, weights, tool, drawn_data, tmp_path):
+    status, _ = tool(
+        'test',
+        config,
+        weights,
+        '--out',
+        tmp_path / 'out',
+        '--show-dir',
+        tmp_path / 'show',
+        '--work-dir',
+        tmp_path / 'w',
+    )
     assert status == 0
     assert scores(tmp_path / 'w')['mIoU'] == pytest.approx(mean_iou(drawn_data, tmp_path / 'out'), abs=1e-5)
     assert len({path.name.split('.')[0] for path in (tmp_path / 'show').rglob('test_*.png')}) == 6
@@ -109,15 +119,24 @@ def test_the_ways_to_reduce_from_the_command_line_are_one(config, weights, model
     reduction = dict(type='TokenAdapter', ratio=0.5, layers=(0, 2), merge='keep')
     key = 'model.backbone.token_reduction'
     ways = dict(
-        plain=(), short=('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(0,2)', 'merge=keep'),
+        plain=(),
+        short=('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(0,2)', 'merge=keep'),
         hook=('--cfg-options', f"custom_hooks=[dict(type='mmtr.TokenReductionHook',token_reduction={reduction})]"),
-        key=('--cfg-options', 'model.backbone.type=mmtr.VisionTransformer', f'{key}.type=TokenAdapter',
-             f'{key}.ratio=0.5', f'{key}.layers=(0,2)', f'{key}.merge=keep'))
+        key=(
+            '--cfg-options',
+            'model.backbone.type=mmtr.VisionTransformer',
+            f'{key}.type=TokenAdapter',
+            f'{key}.ratio=0.5',
+            f'{key}.layers=(0,2)',
+            f'{key}.merge=keep',
+        ),
+    )
     for name, options in ways.items():
         options = (*options, 'randomness.seed=0') if '--cfg-options' in options else options
-        assert tool('test', config, weights, '--out', tmp_path / name, '--work-dir', tmp_path / 'w' / name,
-                    *options) == (0, '')
-        log, = (tmp_path / 'w' / name).glob('*/*.log')
+        assert tool(
+            'test', config, weights, '--out', tmp_path / name, '--work-dir', tmp_path / 'w' / name, *options
+        ) == (0, '')
+        (log,) = (tmp_path / 'w' / name).glob('*/*.log')
         line = 'TokenAdapter: 16 -> 4 patch tokens from layer 0, in images of 4x4 patches\n'
         assert log.read_text().count(line) == (name != 'plain')
     apply_token_reduction(model, reduction)
@@ -134,23 +153,27 @@ def test_the_ways_to_reduce_from_the_command_line_are_one(config, weights, model
 def test_two_gloo_processes_give_the_score_of_one(config, weights, tool, tmp_path):
     tool('test', config, weights, '--work-dir', tmp_path / 'one')
     subprocess.run(
-        ['bash', TOOLS / 'dist_test.sh', config, weights, '2', '--work-dir', tmp_path / 'two'], check=True,
-        capture_output=True, env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
+        ['bash', TOOLS / 'dist_test.sh', config, weights, '2', '--work-dir', tmp_path / 'two'],
+        check=True,
+        capture_output=True,
+        env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'},
+    )
     one, two = scores(tmp_path / 'one'), scores(tmp_path / 'two')
-    assert {key: one[key] for key in ('mIoU', 'aAcc', 'mAcc')} == {
-        key: two[key] for key in ('mIoU', 'aAcc', 'mAcc')}
+    assert {key: one[key] for key in ('mIoU', 'aAcc', 'mAcc')} == {key: two[key] for key in ('mIoU', 'aAcc', 'mAcc')}
 
 
 def test_test_time_augmentation_averages_the_image_and_its_mirror_image(
-        config, model, weights, tool, drawn_data, tmp_path):
+    config, model, weights, tool, drawn_data, tmp_path
+):
     assert tool('test', config, weights, '--tta', '--out', tmp_path / 'out')[0] == 0
     changed = 0
     for i in range(6):
         image = np.asarray(Image.open(drawn_data / 'images' / 'validation' / f'{i}.png'))[..., ::-1].copy()
         x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127.5) / 64
         with torch.no_grad():
-            once, mirrored = (model.encode_decode(each, [dict(img_shape=(64, 64))]).softmax(1)
-                              for each in (x, x.flip(-1)))
+            once, mirrored = (
+                model.encode_decode(each, [dict(img_shape=(64, 64))]).softmax(1) for each in (x, x.flip(-1))
+            )
         expected = ((once + mirrored.flip(-1)) / 2).argmax(1)[0]
         found = torch.from_numpy(np.asarray(Image.open(tmp_path / 'out' / f'{i}.png')).astype(np.int64))
         assert torch.equal(found, expected)
@@ -164,15 +187,25 @@ def test_test_time_augmentation_that_the_config_lacks_is_that_of_mmseg(config, w
         config.write_text(f'{config.read_text()}\ntta_model = None\ntta_pipeline = {tta}\n')
         assert tool('test', config, weights, '--tta', '--out', tmp_path / name) == (0, '')
     assert tool('test', config, weights, '--out', tmp_path / 'once') == (0, '')
-    absent, given, once = (np.stack([np.asarray(Image.open(tmp_path / name / f'{i}.png')) for i in range(6)])
-                           for name in ('absent', 'given', 'once'))
+    absent, given, once = (
+        np.stack([np.asarray(Image.open(tmp_path / name / f'{i}.png')) for i in range(6)])
+        for name in ('absent', 'given', 'once')
+    )
     assert (absent == given).all() and (absent != once).any()
 
 
 def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_path):
     for name in ('full', 'amp'):
-        status, _ = tool('train', config, '--work-dir', tmp_path / name, *['--amp'] * (name == 'amp'),
-                         '--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1')
+        status, _ = tool(
+            'train',
+            config,
+            '--work-dir',
+            tmp_path / name,
+            *['--amp'] * (name == 'amp'),
+            '--cfg-options',
+            'train_cfg.max_iters=2',
+            'randomness.seed=1',
+        )
         assert status == 0
     full, amp = losses(tmp_path / 'full')[1], losses(tmp_path / 'amp')[1]
     assert full != amp and full == pytest.approx(amp, rel=0.02)
@@ -209,8 +242,10 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(config, tool, tmp_path, wrappe
     pressed.write_text(f"_base_ = 'tiny.py'\ncustom_hooks = [dict(type='CtrlC', wrapped={wrapped})]\n")
     status, said = tool('train', pressed)
     assert status == 130
-    assert said == (f"Interrupted at iteration 3; the last checkpoint, '{work}/iter_2.pth', is whole, and "
-                    '--resume goes on from it.\n')
+    assert said == (
+        f"Interrupted at iteration 3; the last checkpoint, '{work}/iter_2.pth', is whole, and "
+        '--resume goes on from it.\n'
+    )
     assert not list(work.glob('.*.part'))
     assert tool('train', config, '--resume') == (0, '')
     assert read_checkpoint(work / 'iter_4.pth')['meta']['iter'] == 4
@@ -227,9 +262,19 @@ def interruptible():
 @pytest.mark.slow
 def test_a_real_sigint_ends_with_130_and_one_line(config, tmp_path, interruptible):
     process = subprocess.Popen(
-        [sys.executable, TOOLS / 'train.py', config, '--cfg-options', 'train_cfg.max_iters=1000000',
-         'train_cfg.val_interval=1000000'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        [
+            sys.executable,
+            TOOLS / 'train.py',
+            config,
+            '--cfg-options',
+            'train_cfg.max_iters=1000000',
+            'train_cfg.val_interval=1000000',
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     try:
         while not (tmp_path / 'work' / 'last_checkpoint').exists() and process.poll() is None:
             time.sleep(0.05)
@@ -256,18 +301,22 @@ def test_a_folder_keeps_the_record_of_its_training(config, tool, tmp_path):
     assert Config.fromfile(work / 'tiny.py').train_cfg.max_iters == 4
     assert tool('test', config, work / 'iter_4.pth')[0] == 0
     assert (work / 'tiny.py').read_text() == trained
-    tested, = work.glob('*/tiny.py')
+    (tested,) = work.glob('*/tiny.py')
     assert Config.fromfile(tested).train_cfg is None
 
     checkpoint = read_checkpoint(work / 'iter_2.pth')
-    checkpoint['meta']['iter'] = 10 ** 9
+    checkpoint['meta']['iter'] = 10**9
     torch.save(checkpoint, work / 'iter_2.pth')
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-    for options in (['--resume', work / 'iter_2.pth'],
-                    ['--cfg-options', f'load_from={work}/iter_2.pth', 'resume=True', 'log_level=ERROR']):
+    for options in (
+        ['--resume', work / 'iter_2.pth'],
+        ['--cfg-options', f'load_from={work}/iter_2.pth', 'resume=True', 'log_level=ERROR'],
+    ):
         status, said = tool('train', config, *options)
-        assert (status, said) == (2, f"Error: '{work}/iter_2.pth' cannot be resumed: its meta.iter is 1000000000, and "
-                                     'this run ends at 4.\n')
+        assert (status, said) == (
+            2,
+            f"Error: '{work}/iter_2.pth' cannot be resumed: its meta.iter is 1000000000, and this run ends at 4.\n",
+        )
         assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
@@ -275,14 +324,21 @@ def test_a_config_in_the_work_folder_is_not_overwritten(config, tool, tmp_path):
     written = config.read_text()
     assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=1')[0] == 0
     assert config.read_text() == written
-    recorded, = tmp_path.glob('*/tiny.py')
+    (recorded,) = tmp_path.glob('*/tiny.py')
     assert Config.fromfile(recorded).train_cfg.max_iters == 1
 
 
-def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
-        config, weights, tool, tmp_path):
-    options = ['--work-dir', tmp_path / 'w' / 'deep', '--out', tmp_path / 'out',
-               '--show-dir', tmp_path / 'show', '--cfg-options', 'model.backbone.num_layers=3']
+def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(config, weights, tool, tmp_path):
+    options = [
+        '--work-dir',
+        tmp_path / 'w' / 'deep',
+        '--out',
+        tmp_path / 'out',
+        '--show-dir',
+        tmp_path / 'show',
+        '--cfg-options',
+        'model.backbone.num_layers=3',
+    ]
     before = set(tmp_path.iterdir())
     status, said = tool('test', config, weights, *options)
     assert status == 2
@@ -292,20 +348,24 @@ def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(
     assert len(list((tmp_path / 'out').iterdir())) == 6
 
 
-@pytest.mark.parametrize('name, args, words', [
-    ('test', ['gone.pth'], "Checkpoint 'gone.pth' is not there."),
-    ('test', ['{tmp}/half.pth'], "half.pth' (500 bytes) cannot be read, it is corrupt"),
-    ('test', ['{weights}', '--out', 'preds', '--cfg-options', 'test_evaluator.type=DumpResults'], '.pkl'),
-    ('test', ['{weights}', '--out', '{weights}/out'], "--out '{weights}/out' cannot be a folder"),
-    ('test', ['{weights}', '--launcher', 'pytorch'], 'RANK is not set'),
-    ('test', ['{weights}', '--cfg-options', 'test_dataloader.dataset.data_root=gone'], "'gone' is not there"),
-    ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'BaseSegDataset has 4 classes'),
-    ('train', ['--cfg-options', 'oops'], "not 'oops'"),
-    ('train', ['--cfg-options', 'load_from=gone.pth'], "'gone.pth' is not there"),
-    ('train', ['--amp', '--cfg-options', 'optim_wrapper.type=Mine'], "'Mine'"),
-])
+@pytest.mark.parametrize(
+    'name, args, words',
+    [
+        ('test', ['gone.pth'], "Checkpoint 'gone.pth' is not there."),
+        ('test', ['{tmp}/half.pth'], "half.pth' (500 bytes) cannot be read, it is corrupt"),
+        ('test', ['{weights}', '--out', 'preds', '--cfg-options', 'test_evaluator.type=DumpResults'], '.pkl'),
+        ('test', ['{weights}', '--out', '{weights}/out'], "--out '{weights}/out' cannot be a folder"),
+        ('test', ['{weights}', '--launcher', 'pytorch'], 'RANK is not set'),
+        ('test', ['{weights}', '--cfg-options', 'test_dataloader.dataset.data_root=gone'], "'gone' is not there"),
+        ('train', ['--cfg-options', 'model.decode_head.num_classes=3'], 'BaseSegDataset has 4 classes'),
+        ('train', ['--cfg-options', 'oops'], "not 'oops'"),
+        ('train', ['--cfg-options', 'load_from=gone.pth'], "'gone.pth' is not there"),
+        ('train', ['--amp', '--cfg-options', 'optim_wrapper.type=Mine'], "'Mine'"),
+    ],
+)
 def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
-        name, args, words, config, weights, tool, tmp_path, monkeypatch):
+    name, args, words, config, weights, tool, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'half.pth').write_bytes(weights.read_bytes()[:500])
     before = sorted(path for path in tmp_path.rglob('*'))
@@ -317,8 +377,7 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
     assert sorted(path for path in tmp_path.rglob('*')) == before
 
 
-def test_testing_does_without_training_data(
-        config, weights, tool, drawn_data, tmp_path, monkeypatch):
+def test_testing_does_without_training_data(config, weights, tool, drawn_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(drawn_data / 'images/training')
     before = sorted(tmp_path.rglob('*'))
@@ -341,17 +400,23 @@ def test_packaged_configs_are_known_by_name(tool, tmp_path, monkeypatch):
     assert 'annotations/training/*.png' in said
     assert list(tmp_path.iterdir()) == []
     assert tool('train', 'mmpose::any.py') == (
-        2, "Error: Config 'mmpose::any.py' is of 'mmpose', which is not installed.\n")
+        2,
+        "Error: Config 'mmpose::any.py' is of 'mmpose', which is not installed.\n",
+    )
 
 
 def test_detectors_write_a_pickle_and_paint_through_their_own_hook(tmp_path):
     functions = runpy.run_path(str(TOOLS / 'test.py'))
-    cfg = Config(dict(
-        default_scope='mmdet', test_evaluator=dict(type='CocoMetric'),
-        default_hooks=dict(visualization=dict(type='DetVisualizationHook'))))
+    cfg = Config(
+        dict(
+            default_scope='mmdet',
+            test_evaluator=dict(type='CocoMetric'),
+            default_hooks=dict(visualization=dict(type='DetVisualizationHook')),
+        )
+    )
     functions['paint'](cfg, str(tmp_path / 'show'))
     assert cfg.default_hooks.visualization == dict(
-        type='DetVisualizationHook', draw=True, test_out_dir=str(tmp_path / 'show'))
+        type='DetVisualizationHook', draw=True, test_out_dir=str(tmp_path / 'show')
+    )
     functions['write_predictions'](cfg, 'found.pkl')
-    assert cfg.test_evaluator == [
-        dict(type='CocoMetric'), dict(type='mmdet.DumpDetResults', out_file_path='found.pkl')]
+    assert cfg.test_evaluator == [dict(type='CocoMetric'), dict(type='mmdet.DumpDetResults', out_file_path='found.pkl')]

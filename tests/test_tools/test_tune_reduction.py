@@ -22,7 +22,7 @@ class TokenClock(Judge):
     """A judge whose clock counts tokens: 0.1 ms for each that leaves a layer, 1 ms for the head."""
 
     def __init__(self, cfg, model, *args):
-        self.seconds = 0.
+        self.seconds = 0.0
         for layer in model.backbone.layers:
             layer.register_forward_hook(lambda module, inputs, out: self.pass_(1e-4 * (out.shape[1] - 1)))
         model.decode_head.register_forward_hook(lambda *_: self.pass_(1e-3))
@@ -35,6 +35,7 @@ class TokenClock(Judge):
 @pytest.fixture
 def tune(monkeypatch, capsys):
     """Function that runs tools/tune_reduction.py on that clock; gives its exit status, stdout and stderr."""
+
     def run(*args):
         monkeypatch.setattr(mmtr.analysis.tuning, 'Judge', TokenClock)
         monkeypatch.setattr(sys, 'argv', ['tune_reduction.py', *map(str, args)])
@@ -45,6 +46,7 @@ def tune(monkeypatch, capsys):
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()
+
     return run
 
 
@@ -70,13 +72,33 @@ def scenes(tmp_path_factory):
 @pytest.mark.slow
 def test_the_config_that_is_written_reaches_the_target_and_is_tested_as_any(tune, scenes, tmp_path, monkeypatch):
     out = tmp_path / 'tuned.py'
-    options = [f'test_dataloader.dataset.data_root={scenes}', 'test_dataloader.num_workers=0',
-               'test_dataloader.persistent_workers=False']
-    status, printed, _ = tune(*DEMO, '--out', out, '--target-speedup', 1.2, '--num-images', 2, '--trials', 4,
-                              '--method', 'TokenAdapter', 'Random', '--cfg-options', *options)
+    options = [
+        f'test_dataloader.dataset.data_root={scenes}',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    ]
+    status, printed, _ = tune(
+        *DEMO,
+        '--out',
+        out,
+        '--target-speedup',
+        1.2,
+        '--num-images',
+        2,
+        '--trials',
+        4,
+        '--method',
+        'TokenAdapter',
+        'Random',
+        '--cfg-options',
+        *options,
+    )
     assert status == 0 and f'Wrote {out}' in printed
-    said = re.search(r'# Measured on 2 images that the search did not see: (\S+)x as fast .* mIoU (\S+) '
-                     r'\(plain (\S+)\)', out.read_text())
+    said = re.search(
+        r'# Measured on 2 images that the search did not see: (\S+)x as fast .* mIoU (\S+) '
+        r'\(plain (\S+)\)',
+        out.read_text(),
+    )
     assert float(said[1]) >= 1.2 and 0 < float(said[2]) and float(said[3]) > 30
     cfg, plain = Config.fromfile(out), Config.fromfile(DEMO[0])
     reduction = cfg.model.backbone.pop('token_reduction')
@@ -90,8 +112,21 @@ def test_unlabelled_images_are_judged_by_agreement_and_a_stock_config_gets_the_h
     out, images = tmp_path / 'new/tuned.py', tmp_path / 'data/images/validation'
     out.parent.mkdir()
     tiny[0].write_text(tiny[0].read_text() + 'test_dataloader["dataset"]["data_root"] = "gone"\n')
-    args = [*tiny, '--out', out, '--images', images, '--target-speedup', 1.1, '--method', 'Random', '--num-images', 3,
-            '--trials', 5]
+    args = [
+        *tiny,
+        '--out',
+        out,
+        '--images',
+        images,
+        '--target-speedup',
+        1.1,
+        '--method',
+        'Random',
+        '--num-images',
+        3,
+        '--trials',
+        5,
+    ]
     status, printed, error = tune(*args)
     assert status == 0, error
     said = re.search(r'mIoU against the plain predictions (\S+) \(plain 100.00\)', out.read_text())
@@ -127,8 +162,9 @@ def test_a_setting_that_misses_on_held_out_images_is_not_written(tune, tiny, tmp
 
     monkeypatch.setattr(TokenClock, '__call__', slower_elsewhere)
     out = tmp_path / 'tuned.py'
-    status, _, error = tune(*tiny, '--out', out, '--target-speedup', 1.05, '--num-images', 2, '--trials', 4,
-                            '--method', 'Random')
+    status, _, error = tune(
+        *tiny, '--out', out, '--target-speedup', 1.05, '--num-images', 2, '--trials', 4, '--method', 'Random'
+    )
     assert status == 2 and not out.exists()
     assert '0.95x as fast' in error and 'on 2 images that the search had not seen' in error
 
@@ -156,17 +192,20 @@ def test_it_goes_on_after_ctrl_c_and_with_more_trials(tune, tiny, tmp_path, monk
     assert status == 2 and 'with another seed: remove it' in error
 
 
-@pytest.mark.parametrize('args, sentence', [
-    (['--max-drop', '-1'], '--max-drop -1.0 must be at least 0'),
-    (['--target-speedup', '0'], '--target-speedup 0.0 must be above 0'),
-    (['--max-drop', '1', '--method', 'Magic'], "token_reduction.type='Magic' is unknown"),
-    (['--max-drop', '1', '--images', 'nowhere'], "--images 'nowhere' holds no image"),
-    (['--max-drop', '1', '--images', 'nowhere', '--metric', 'mDice'], '--metric mDice needs labels'),
-    (['--max-drop', '1', '--metric', 'beauty'], '--metric beauty is none of the config'),
-    (['--max-drop', '1', '--seed', '-1'], '--seed -1 must be at least 0'),
-    (['--max-drop', '1', '--out', '{config}'], 'must be the name of a new .py file'),
-    (['--max-drop', '1', '--out', 'nowhere/tuned.py'], '--out nowhere/tuned.py cannot be written'),
-])
+@pytest.mark.parametrize(
+    'args, sentence',
+    [
+        (['--max-drop', '-1'], '--max-drop -1.0 must be at least 0'),
+        (['--target-speedup', '0'], '--target-speedup 0.0 must be above 0'),
+        (['--max-drop', '1', '--method', 'Magic'], "token_reduction.type='Magic' is unknown"),
+        (['--max-drop', '1', '--images', 'nowhere'], "--images 'nowhere' holds no image"),
+        (['--max-drop', '1', '--images', 'nowhere', '--metric', 'mDice'], '--metric mDice needs labels'),
+        (['--max-drop', '1', '--metric', 'beauty'], '--metric beauty is none of the config'),
+        (['--max-drop', '1', '--seed', '-1'], '--seed -1 must be at least 0'),
+        (['--max-drop', '1', '--out', '{config}'], 'must be the name of a new .py file'),
+        (['--max-drop', '1', '--out', 'nowhere/tuned.py'], '--out nowhere/tuned.py cannot be written'),
+    ],
+)
 def test_bad_input_is_one_sentence(tune, tiny, tmp_path, args, sentence):
     args = [arg.format(config=tiny[0]) for arg in args]
     status, _, error = tune(*tiny, '--out', tmp_path / 'tuned.py', '--num-images', 2, '--trials', 1, *args)

@@ -27,8 +27,13 @@ def noise(height=80, width=112, seed=0):
 def cells(picture, columns, rows):
     """The pictures of a mosaic without captions."""
     height, width = (picture.shape[0] + GAP) // rows, (picture.shape[1] + GAP) // columns
-    return [[picture[r * height + CAPTION:(r + 1) * height - GAP, c * width:(c + 1) * width - GAP]
-             for c in range(columns)] for r in range(rows)]
+    return [
+        [
+            picture[r * height + CAPTION : (r + 1) * height - GAP, c * width : (c + 1) * width - GAP]
+            for c in range(columns)
+        ]
+        for r in range(rows)
+    ]
 
 
 @every_reducer
@@ -47,7 +52,7 @@ def test_every_method_has_pictures(cfg):
 @pytest.mark.parametrize('channels', [1, 2, 4, 7])
 def test_of_other_images_than_colour_ones_three_channels_are_shown(channels):
     image = np.random.default_rng(0).integers(0, 256, (5, 6, channels), dtype=np.uint8)
-    preprocessor = SegDataPreProcessor(mean=[50.] * channels, std=[7.] * channels, bgr_to_rgb=True, size=(5, 6))
+    preprocessor = SegDataPreProcessor(mean=[50.0] * channels, std=[7.0] * channels, bgr_to_rgb=True, size=(5, 6))
     seen = preprocessor(dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)], data_samples=None))['inputs'][0]
     shown = image[..., 2::-1] if channels > 2 else np.repeat(image[..., :1], 3, 2)
     assert np.array_equal(seen_image(preprocessor, seen), shown)
@@ -63,7 +68,7 @@ def test_a_row_is_a_layer_where_the_map_changes():
     maps = {m.layer: [m] for m in merged + other}
     one, two = (token_picture(noise(32, 96), {i: maps[i] for i in layers}, 32) for layers in ((0, 1, 2), (0, 2, 3, 4)))
     assert two.shape[0] == 2 * one.shape[0] + GAP
-    assert np.array_equal(two[:one.shape[0]], one)
+    assert np.array_equal(two[: one.shape[0]], one)
 
 
 def test_the_map_is_of_the_image_that_is_asked_for():
@@ -88,16 +93,19 @@ def test_rows_are_spread_from_the_first_to_the_last_layer():
     alone = [token_picture(noise(32, 224), {i: maps[i]}, 32) for i in (0, 3, 6)]
     height = alone[0].shape[0]
     for row, expected in enumerate(alone):
-        assert np.array_equal(picture[row * (height + GAP):][:height], expected)
+        assert np.array_equal(picture[row * (height + GAP) :][:height], expected)
 
 
 def shares(stands_for):
     """``draw_matches`` of a black image, patches of 12 pixels: what is inside of the patches' lines, by patch."""
     grid = np.array(stands_for)
-    drawn = draw_matches(np.zeros((12 * grid.shape[0], 12 * grid.shape[1], 3), np.uint8),
-                         TokenMap(0, np.ones_like(grid), grid), 12)
-    return drawn, [[drawn[12 * r + 2:12 * r + 4, 12 * c + 2:12 * c + 4] for c in range(grid.shape[1])]
-                   for r in range(grid.shape[0])]
+    drawn = draw_matches(
+        np.zeros((12 * grid.shape[0], 12 * grid.shape[1], 3), np.uint8), TokenMap(0, np.ones_like(grid), grid), 12
+    )
+    return drawn, [
+        [drawn[12 * r + 2 : 12 * r + 4, 12 * c + 2 : 12 * c + 4] for c in range(grid.shape[1])]
+        for r in range(grid.shape[0])
+    ]
 
 
 def test_patches_of_one_token_have_one_colour_and_touching_ones_another():
@@ -125,7 +133,7 @@ def test_a_token_of_one_patch_is_grey_and_one_of_many_has_a_dot_and_a_line_aroun
 def test_captions_fit_and_name_the_colours_that_are_there():
     unique = token_map(0, [[1, 2, 0]], [[0, 1, 0]])
     picture = token_picture(noise(32, 96), {0: [unique]}, 32)
-    bars = [picture[:CAPTION, c * 406:c * 406 + 400] for c in range(4)]
+    bars = [picture[:CAPTION, c * 406 : c * 406 + 400] for c in range(4)]
     assert all((bar[:, -4:] == 255).all() and (bar < 128).any() for bar in bars)
     for color in GROUP_COLORS:
         assert (bars[1] == color).all(-1).sum() > 100
@@ -141,11 +149,16 @@ def test_dropped_patches_are_teal_and_others_their_mean():
     assert (drawn[:, 32:] == image[:, 32:].reshape(-1, 3).mean(0).astype(np.uint8)).all()
 
 
-@pytest.mark.parametrize('preprocessor', [
-    SegDataPreProcessor(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True),
-    SegDataPreProcessor(mean=[103.5, 116.3, 123.7], std=[1., 1., 1.]), SegDataPreProcessor(),
-    DetDataPreprocessor(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True)],
-    ids=['rgb', 'bgr', 'as it is', 'mmdet'])
+@pytest.mark.parametrize(
+    'preprocessor',
+    [
+        SegDataPreProcessor(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True),
+        SegDataPreProcessor(mean=[103.5, 116.3, 123.7], std=[1.0, 1.0, 1.0]),
+        SegDataPreProcessor(),
+        DetDataPreprocessor(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True),
+    ],
+    ids=['rgb', 'bgr', 'as it is', 'mmdet'],
+)
 def test_an_image_is_seen_as_it_was_before_normalisation(preprocessor):
     rgb = noise()
     bgr = torch.from_numpy(rgb[..., ::-1].copy()).permute(2, 0, 1)

@@ -17,10 +17,14 @@ model = dict(
         window_size=16,
         # Layers 2, 5, 8, ..., 23 attend to the whole image.
         window_layers=[0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22],
-        with_cp=True),
+        with_cp=True,
+    ),
     neck=dict(_delete_=True, type='mmtr.SimpleFeaturePyramid', in_channels=1024, out_channels=256, norm_cfg=norm_cfg),
     rpn_head=dict(num_convs=2),
     roi_head=dict(
-        bbox_head=[{**head, 'type': 'Shared4Conv1FCBBoxHead', 'norm_cfg': norm_cfg}
-                   for head in _base_.model.roi_head.bbox_head],
-        mask_head=dict(norm_cfg=norm_cfg)))
+        bbox_head=[
+            {**head, 'type': 'Shared4Conv1FCBBoxHead', 'norm_cfg': norm_cfg} for head in _base_.model.roi_head.bbox_head
+        ],
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
+)

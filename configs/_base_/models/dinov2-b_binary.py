@@ -7,4 +7,7 @@ model = dict(
         threshold=0.5,
         loss_decode=[
             dict(type='CrossEntropyLoss', use_sigmoid=True, avg_non_ignore=True, loss_weight=1.0),
-            dict(type='mmtr.BinaryDiceLoss', naive_dice=True, loss_weight=0.5)]))
+            dict(type='mmtr.BinaryDiceLoss', naive_dice=True, loss_weight=0.5),
+        ],
+    )
+)

@@ -10,7 +10,8 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_val=0,
-        seg_pad_val=255),
+        seg_pad_val=255,
+    ),
     backbone=dict(type='mmtr.DINOv2', img_size=(518, 518), patch_size=14, embed_dims=768, num_layers=12, num_heads=12),
     decode_head=dict(
         type='mmtr.SimpleDecoder',
@@ -19,6 +20,8 @@ model = dict(
         norm_cfg=dict(type='BN'),
         dropout_ratio=0.1,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+    test_cfg=dict(mode='whole'),
+)

@@ -3,4 +3,5 @@ custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)
 model = dict(
     type='mmtr.EncoderDecoder',
     backbone=dict(type='mmtr.VisionTransformer'),
-    decode_head=dict(type='mmtr.SegmenterMaskTransformerHead'))
+    decode_head=dict(type='mmtr.SegmenterMaskTransformerHead'),
+)

@@ -9,5 +9,13 @@ from .token_map import TokenMapHook
 from .token_reduction import TokenReductionHook
 
 __all__ = [
-    'CheckpointCoverageHook', 'CheckpointHook', 'IterationSeedHook', 'LabelCheckHook', 'PEFTCheckpointHook',
-    'PruningCurriculumHook', 'ResumeCheckHook', 'TokenMapHook', 'TokenReductionHook']
+    'CheckpointCoverageHook',
+    'CheckpointHook',
+    'IterationSeedHook',
+    'LabelCheckHook',
+    'PEFTCheckpointHook',
+    'PruningCurriculumHook',
+    'ResumeCheckHook',
+    'TokenMapHook',
+    'TokenReductionHook',
+]

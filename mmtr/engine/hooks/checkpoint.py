@@ -1,4 +1,5 @@
 """Checkpoints that are whole or not there."""
+
 import errno
 import os
 import os.path as osp
@@ -106,7 +107,7 @@ class CheckpointHook(StockCheckpointHook):
         # Else the numbers are epochs where this run counts iterations, or the reverse.
         if here and kept and self.max_keep_ckpts > 0 and last == self.filename_tmpl.format(kept[-1]):
             self._own.update(map(self._path, kept))
-            for step in kept[:-self.max_keep_ckpts]:
+            for step in kept[: -self.max_keep_ckpts]:
                 self._remove(self._path(step))
             self.keep_ckpt_ids.extend(kept)  # a full deque drops its oldest
             info['keep_ckpt_ids'] = list(self.keep_ckpt_ids)
@@ -135,9 +136,16 @@ class CheckpointHook(StockCheckpointHook):
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         try:
             runner.save_checkpoint(
-                self.out_dir, self.filename_tmpl.format(step), self.file_client_args,
-                save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler, meta=meta,
-                by_epoch=self.by_epoch, backend_args=self.backend_args, **self.args)
+                self.out_dir,
+                self.filename_tmpl.format(step),
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
             if is_main_process():
                 AtomicBackend().put_text(self.last_ckpt, osp.join(runner.work_dir, 'last_checkpoint'))
         except OSError as error:

@@ -1,4 +1,5 @@
 """A checkpoint must cover the model that it is loaded into, and what training starts from its layers."""
+
 import logging
 
 from mmengine.hooks import Hook
@@ -93,8 +94,10 @@ class CheckpointCoverageHook(Hook):
         left = {name: left_random(backbone, part_of(state, name)) for name, backbone in found}
         if fit.difference() and (fit.nothing or any(left.values())) and not converts(model, state):
             names = [f'{name}.{each}' for name, each_left in left.items() for each in each_left]
-            text = (f"load_from='{path}' would leave random weights in the model: it fills {fit.loaded()}, and not "
-                    f'{some(names or fit.missing)}')
+            text = (
+                f"load_from='{path}' would leave random weights in the model: it fills {fit.loaded()}, and not "
+                f'{some(names or fit.missing)}'
+            )
             for name, backbone in found:
                 prefix = prefix_in(backbone, state) if left[name] else None
                 if prefix is not None:
@@ -102,8 +105,11 @@ class CheckpointCoverageHook(Hook):
             self._say(text, 'trains from')
             return
         absent = [*fit.missing, *fit.reshaped.values()]
-        print_log(f"load_from='{path}' fills {fit.loaded()}" + (f'; not {some(absent)}.' if absent else '.'), 'current',
-                  logging.WARNING if absent else logging.INFO)
+        print_log(
+            f"load_from='{path}' fills {fit.loaded()}" + (f'; not {some(absent)}.' if absent else '.'),
+            'current',
+            logging.WARNING if absent else logging.INFO,
+        )
 
     def _say(self, text, does):
         if not self.allow_partial:

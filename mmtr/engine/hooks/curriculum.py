@@ -1,4 +1,5 @@
 """Pruning that sets in slowly."""
+
 from mmengine.hooks import Hook
 
 from mmtr.declared import Declared
@@ -33,17 +34,21 @@ class PruningCurriculumHook(Declared, Hook):
     def before_train(self, runner):
         """Check that there is something to set."""
         if not self._reducers(runner):
-            raise UserError('PruningCurriculumHook needs a model whose backbone prunes, such as token_reduction='
-                            "dict(type='Cropr'): set it, or take the hook out of custom_hooks.")
+            raise UserError(
+                'PruningCurriculumHook needs a model whose backbone prunes, such as token_reduction='
+                "dict(type='Cropr'): set it, or take the hook out of custom_hooks."
+            )
         if self.by_epoch and runner.max_epochs == 1:
-            raise UserError('PruningCurriculumHook.by_epoch=True, but training is one epoch or counts iterations: '
-                            'use by_epoch=False.')
+            raise UserError(
+                'PruningCurriculumHook.by_epoch=True, but training is one epoch or counts iterations: '
+                'use by_epoch=False.'
+            )
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         """Set the rate."""
         done = runner.epoch / runner.max_epochs if self.by_epoch else runner.iter / runner.max_iters
         for reducer in self._reducers(runner):
-            reducer.rate = min(done / self.end, 1.)
+            reducer.rate = min(done / self.end, 1.0)
 
     @staticmethod
     def _reducers(runner):

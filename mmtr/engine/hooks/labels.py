@@ -1,4 +1,5 @@
 """Labels must be classes."""
+
 from mmengine.hooks import Hook
 
 from mmtr.engine.config_check import TWO_CLASSES
@@ -36,7 +37,7 @@ class LabelCheckHook(Hook):
             if 'gt_sem_seg' in sample:
                 labels = sample.gt_sem_seg.get('data', sample.gt_sem_seg.get('sem_seg'))  # of mmseg, of mmdet
                 path = sample.get('seg_map_path', None) or sample.get('img_path', 'a label map')
-                check_shape(labels.shape[labels.shape[0] == 1:], path)
+                check_shape(labels.shape[labels.shape[0] == 1 :], path)
                 check_labels(labels, num_classes, ignored, path, sample.get('reduce_zero_label', False))
 
 
@@ -52,8 +53,10 @@ def check_shape(shape, path) -> None:
     """Raise a ``UserError`` if ``shape`` is not that of a label map, (H, W); ``path`` is its file."""
     if len(shape) != 2:
         what = CHANNELS.get(shape[-1], 'of an unknown kind')
-        raise UserError(f"'{path}' has {shape[-1]} channels, it is an image ({what}) and no label map: write PNG files "
-                        'with one channel, in which the value of a pixel is the number of its class.')
+        raise UserError(
+            f"'{path}' has {shape[-1]} channels, it is an image ({what}) and no label map: write PNG files "
+            'with one channel, in which the value of a pixel is the number of its class.'
+        )
 
 
 def check_labels(labels, num_classes, ignored, path, reduced) -> None:
@@ -78,8 +81,10 @@ def check_labels(labels, num_classes, ignored, path, reduced) -> None:
     if num_classes == 1:
         hint = TWO_CLASSES
     elif label == 255:
-        hint = ("255 is what mmsegmentation makes of the 0 of reduce_zero_label=True and of padding: leave the head's "
-                'ignore_index at 255')
+        hint = (
+            "255 is what mmsegmentation makes of the 0 of reduce_zero_label=True and of padding: leave the head's "
+            'ignore_index at 255'
+        )
     elif reduced:
         hint = 'reduce_zero_label took 1 off every label in the file; set it to False where the first class is 0'
     elif label == num_classes:
@@ -89,4 +94,5 @@ def check_labels(labels, num_classes, ignored, path, reduced) -> None:
     ignored = ' or '.join(map(str, sorted(ignored)))
     raise UserError(
         f"'{path}' holds the label {label}, but labels must be 0 to {num_classes - 1}, for the {num_classes} "
-        f"classes of the model, or {ignored} for 'ignored'; {hint}.")
+        f"classes of the model, or {ignored} for 'ignored'; {hint}."
+    )

@@ -1,4 +1,5 @@
 """Checkpoints of what was tuned, and a word on what that is."""
+
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
@@ -22,6 +23,7 @@ class PEFTCheckpointHook(Hook):
         UserError: The model has no ``peft``, or its backbone no pretrained file; while a checkpoint is loaded: see
             ``put_in_frozen`` and ``check_same_frozen``.
     """
+
     priority = 'HIGHEST'
 
     def __init__(self):
@@ -36,8 +38,10 @@ class PEFTCheckpointHook(Hook):
         """Check, and log how many parameters are trained."""
         model = unwrap(runner.model)
         if not any(frozen_backbones(model)):
-            raise UserError('PEFTCheckpointHook needs a model whose backbone has a peft: set model.backbone.peft, or '
-                            'take the hook out of custom_hooks.')
+            raise UserError(
+                'PEFTCheckpointHook needs a model whose backbone has a peft: set model.backbone.peft, or '
+                'take the hook out of custom_hooks.'
+            )
         check_pretrained(model)
         print_log(f'Parameters:\n{table(model)}', 'current')
 

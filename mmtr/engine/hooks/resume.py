@@ -3,6 +3,7 @@
 mmengine takes what is there and leaves the rest as it is: a run without the state of its optimizer goes on worse, and
 one with that of another ends in a traceback, or does not end.
 """
+
 import copy
 import functools
 import inspect
@@ -98,14 +99,18 @@ def check_fits(runner, checkpoint: dict, path: str) -> None:
     for key, option in (('optimizer', 'save_optimizer'), ('param_schedulers', 'save_param_scheduler')):
         absent = key not in checkpoint and (key == 'optimizer' or runner.param_schedulers)
         if absent and all(getattr(hook, option) for hook in hooks):
-            _refuse(path, f'it has no {key}, as files of the best score have none; resume from one of those that are '
-                    f'written every interval, or {_from_weights(path)}')
+            _refuse(
+                path,
+                f'it has no {key}, as files of the best score have none; resume from one of those that are '
+                f'written every interval, or {_from_weights(path)}',
+            )
         if absent:
             print_log(f"'{path}' has no {key}, as {option}=False says: that starts anew.", 'current', logging.WARNING)
     if 'optimizer' in checkpoint:
         wrapper, saved = runner.optim_wrapper, checkpoint['optimizer']
-        for name, one in _by_name(path, 'optimizer', dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict)
-                                  else wrapper, saved):
+        for name, one in _by_name(
+            path, 'optimizer', dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else wrapper, saved
+        ):
             _check_optimizer(one[0], one[1], name, path)
     if 'param_schedulers' in checkpoint:
         schedulers = runner.param_schedulers or []
@@ -128,7 +133,7 @@ def _shown(value):
 
 
 def _is_count(value):
-    return type(value) is int and 0 <= value < 2 ** 31
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _is_number(value):
@@ -151,16 +156,19 @@ def _optional(kind):
 
 def _is_history(value):
     arrays = [getattr(value, name, None) for name in ('_log_history', '_count_history')]
-    return (all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in 'iuf' for array in arrays)
-            and len(arrays[0]) == len(arrays[1]) and _is_count(getattr(value, 'max_length', None))
-            and '_statistics_methods' not in vars(value))
+    return (
+        all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in 'iuf' for array in arrays)
+        and len(arrays[0]) == len(arrays[1])
+        and _is_count(getattr(value, 'max_length', None))
+        and '_statistics_methods' not in vars(value)
+    )
 
 
 #: Place in a checkpoint: what is right there, and that in words. What may be absent admits None.
 STATE = {
     'meta.iter': (_is_count, 'a number of iterations'),
     'meta.epoch': (_is_count, 'a number of epochs'),
-    'meta.seed': (_optional(lambda seed: type(seed) is int and 0 <= seed < 2 ** 32), 'a seed'),
+    'meta.seed': (_optional(lambda seed: type(seed) is int and 0 <= seed < 2**32), 'a seed'),
     'message_hub': (_names, 'a dict of what was logged'),
     'message_hub.log_scalars': (_names, 'a dict of logs'),
     'message_hub.runtime_info': (_names, 'a dict of what the hooks remember'),
@@ -171,8 +179,10 @@ STATE = {
 }
 #: How a name in message_hub.runtime_info begins: the same. Longer ones first.
 INFO = {
-    'keep_ckpt_ids': (_optional(lambda value: isinstance(value, list) and all(map(_is_count, value))),
-                      'a list of iterations or epochs'),
+    'keep_ckpt_ids': (
+        _optional(lambda value: isinstance(value, list) and all(map(_is_count, value))),
+        'a list of iterations or epochs',
+    ),
     'last_ckpt': (_optional(lambda value: isinstance(value, str)), 'a path'),
     'best_ckpt': (_optional(lambda value: isinstance(value, str)), 'a path'),
     'best_score': (_is_number, 'a score'),
@@ -208,16 +218,24 @@ def _by_name(path, what, built, saved):
 def _check_optimizer(wrapper, saved, where, path):
     optimizer = wrapper.optimizer
     kind = type(optimizer).__name__
-    if not isinstance(saved, dict) or not isinstance(saved.get('param_groups'), list) \
-            or not isinstance(saved.get('state'), dict):
+    if (
+        not isinstance(saved, dict)
+        or not isinstance(saved.get('param_groups'), list)
+        or not isinstance(saved.get('state'), dict)
+    ):
         _refuse(path, f'its {where} is no state of an optimizer, a dict of param_groups and state')
     groups, parameters = saved['param_groups'], {}
     sizes = [len(group['params']) for group in optimizer.param_groups]
-    found = [len(group['params']) if isinstance(group, dict) and isinstance(group.get('params'), list) else None
-             for group in groups]
+    found = [
+        len(group['params']) if isinstance(group, dict) and isinstance(group.get('params'), list) else None
+        for group in groups
+    ]
     if found != sizes:
-        _refuse(path, f'its {where} is of {len(found)} groups of {_listed(found)} parameters, and the {kind} of this '
-                f'config has {len(sizes)} of {_listed(sizes)}')
+        _refuse(
+            path,
+            f'its {where} is of {len(found)} groups of {_listed(found)} parameters, and the {kind} of this '
+            f'config has {len(sizes)} of {_listed(sizes)}',
+        )
     differing = {}
     pairs = [*zip(optimizer.param_groups, groups)]
     base = getattr(wrapper, 'base_param_settings', None)
@@ -230,8 +248,11 @@ def _check_optimizer(wrapper, saved, where, path):
             if key == 'params' or key not in group and not _matters(value):
                 continue
             if key not in group or not _like(group[key], value):
-                _refuse(path, f'its {where} has {_shown(group.get(key))} for the {key} of the {kind} of this config, '
-                        f'where {_shown(value)} is')
+                _refuse(
+                    path,
+                    f'its {where} has {_shown(group.get(key))} for the {key} of the {kind} of this config, '
+                    f'where {_shown(value)} is',
+                )
             if _is_setting(key, own) and group[key] != value:
                 differing.setdefault(key.removeprefix('initial_'), f'{group[key]} (config: {value})')
     for own, group in zip(optimizer.param_groups, groups):
@@ -245,8 +266,11 @@ def _check_optimizer(wrapper, saved, where, path):
     if scaler is not None and 'loss_scaler' in saved and not _like(saved['loss_scaler'], scaler.state_dict()):
         _refuse(path, f'its {where}.loss_scaler is not like that of this run, {_shown(scaler.state_dict())}')
     if differing:
-        print_log(f"The optimizer goes on as in '{path}': " + ', '.join(f'{k} {v}' for k, v in differing.items()) + '.',
-                  'current', logging.WARNING)
+        print_log(
+            f"The optimizer goes on as in '{path}': " + ', '.join(f'{k} {v}' for k, v in differing.items()) + '.',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _check_moments(optimizer, state, parameters, where, path):
@@ -259,8 +283,9 @@ def _check_moments(optimizer, state, parameters, where, path):
         for key, like in expected.items() if values else ():
             value = values.get(key)
             if like == 'weight' and not (isinstance(value, torch.Tensor) and value.shape == shape):
-                _refuse(path, f'its {where}.state[{index}].{key} is {_shown(value)}, not a tensor of shape '
-                        f'{tuple(shape)}')
+                _refuse(
+                    path, f'its {where}.state[{index}].{key} is {_shown(value)}, not a tensor of shape {tuple(shape)}'
+                )
             if like == 'number' and not (_is_number(value) and 0 <= value < math.inf):
                 _refuse(path, f'its {where}.state[{index}].{key} is {_shown(value)}, not a number of steps')
 
@@ -277,27 +302,38 @@ def _one_step(optimizer, parameter):
         trial.step()
     except Exception:  # it needs more than a gradient: then its state goes unchecked
         return {}
-    kinds = {key: 'weight' if getattr(value, 'shape', ()) == shape else 'number' if _is_number(value) else None
-             for key, value in trial.state[dummy].items()}
+    kinds = {
+        key: 'weight' if getattr(value, 'shape', ()) == shape else 'number' if _is_number(value) else None
+        for key, value in trial.state[dummy].items()
+    }
     return {key: kind for key, kind in kinds.items() if kind}
 
 
 def _check_schedulers(built, saved, where, path):
     if not isinstance(saved, list) or len(saved) != len(built):
-        _refuse(path, f'its {where} are {len(saved) if isinstance(saved, list) else _shown(saved)}, and the '
-                f'param_scheduler of this config are {len(built)}')
+        _refuse(
+            path,
+            f'its {where} are {len(saved) if isinstance(saved, list) else _shown(saved)}, and the '
+            f'param_scheduler of this config are {len(built)}',
+        )
     for i, (scheduler, state) in enumerate(zip(built, saved)):
         own, kind = scheduler.state_dict(), type(scheduler).__name__
         if not isinstance(state, dict) or state.keys() != own.keys():
             _refuse(path, f'its {where}[{i}] is not of the {kind} that this config has there')
         for key, value in own.items():
             if not _like(state[key], value):
-                _refuse(path, f'its {where}[{i}].{key} is {_shown(state[key])}, where the {kind} of this config has '
-                        f'{_shown(value)}')
+                _refuse(
+                    path,
+                    f'its {where}[{i}].{key} is {_shown(state[key])}, where the {kind} of this config has '
+                    f'{_shown(value)}',
+                )
             if key in _settings(type(scheduler)) and state[key] != value:
-                _refuse(path, f'its {where}[{i}] has {key}={_shown(state[key])}, and the {kind} of this config '
-                        f'{_shown(value)}, which would have no effect; set param_scheduler as in training, or '
-                        f'{_from_weights(path)}')
+                _refuse(
+                    path,
+                    f'its {where}[{i}] has {key}={_shown(state[key])}, and the {kind} of this config '
+                    f'{_shown(value)}, which would have no effect; set param_scheduler as in training, or '
+                    f'{_from_weights(path)}',
+                )
         step, last = state.get('_global_step'), state.get('last_step')
         if not _is_count(step) or type(last) is not int or last > max(min(step, state['end'] - 1) - state['begin'], -1):
             _refuse(path, f'its {where}[{i}] is at step {_shown(last)} of {_shown(step)}, which no {kind} is')
@@ -306,7 +342,12 @@ def _check_schedulers(built, saved, where, path):
 def _settings(kind):
     """Names of what a scheduler is built with; ``base_values`` are the optimizer's."""
     return {name for each in kind.__mro__[:-1] for name in inspect.signature(each.__init__).parameters} - {
-        'self', 'args', 'kwargs', 'optimizer', 'last_step'}
+        'self',
+        'args',
+        'kwargs',
+        'optimizer',
+        'last_step',
+    }
 
 
 def _is_setting(key, group):
@@ -327,11 +368,13 @@ def _like(found, expected):
     if _is_number(expected):
         return _is_number(found) and (math.isinf(expected) or abs(found) < math.inf) and (found >= 0 or expected < 0)
     if isinstance(expected, (list, tuple)):
-        return (isinstance(found, (list, tuple)) and len(found) == len(expected)
-                and all(map(_like, found, expected)))
+        return isinstance(found, (list, tuple)) and len(found) == len(expected) and all(map(_like, found, expected))
     if isinstance(expected, dict):
-        return isinstance(found, dict) and found.keys() == expected.keys() and all(
-            _like(found[key], value) for key, value in expected.items())
+        return (
+            isinstance(found, dict)
+            and found.keys() == expected.keys()
+            and all(_like(found[key], value) for key, value in expected.items())
+        )
     if callable(expected):
         return callable(found)
     return isinstance(found, type(expected))

@@ -1,4 +1,5 @@
 """The same random numbers at the same iteration, however training got there."""
+
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
@@ -17,4 +18,4 @@ class IterationSeedHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         """Seed."""
         step = runner.iter * get_world_size() + get_rank()
-        torch.manual_seed((runner.seed * 1_000_003 + step) % 2 ** 32)
+        torch.manual_seed((runner.seed * 1_000_003 + step) % 2**32)

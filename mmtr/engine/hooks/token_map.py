@@ -1,4 +1,5 @@
 """Pictures of the tokens while a model is validated or tested."""
+
 import logging
 import os.path as osp
 from contextlib import ExitStack
@@ -39,8 +40,10 @@ class TokenMapHook(Hook):
         """Look for the backbone; a ``TokenReductionHook`` has run before."""
         self._backbone = getattr(unwrap(runner.model), 'backbone', None)
         if not hasattr(self._backbone, 'token_reducer'):
-            raise UserError(f'TokenMapHook cannot picture the tokens of a {type(self._backbone).__name__}: use a '
-                            'backbone of mmtr, or mmtr.TokenReductionHook besides.')
+            raise UserError(
+                f'TokenMapHook cannot picture the tokens of a {type(self._backbone).__name__}: use a '
+                'backbone of mmtr, or mmtr.TokenReductionHook besides.'
+            )
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
         if mode != 'train' and is_main_process() and self.every_n_inner_iters(batch_idx, self.interval):
@@ -56,7 +59,8 @@ class TokenMapHook(Hook):
             return
         preprocessor = unwrap(runner.model).data_preprocessor
         for i, sample in enumerate(outputs):
-            picture = token_picture(seen_image(preprocessor, images[i]), maps, self._backbone.patch_size, i,
-                                    self.max_layers)
+            picture = token_picture(
+                seen_image(preprocessor, images[i]), maps, self._backbone.patch_size, i, self.max_layers
+            )
             name = osp.splitext(osp.basename(sample.get('img_path', f'{batch_idx}_{i}')))[0]
             runner.visualizer.add_image(f'{mode}_tokens_{name}', picture, runner.iter)

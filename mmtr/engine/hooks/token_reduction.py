@@ -1,4 +1,5 @@
 """Token reduction for an unmodified config. Importing this module lets models built without a runner follow it too."""
+
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -26,6 +27,7 @@ class TokenReductionHook(Hook):
         UserError: As ``apply_token_reduction``; or the method has parameters, and these come too late: after the
             optimizer was built, or where weights may have been loaded before.
     """
+
     priority = 'VERY_HIGH'
 
     def __init__(self, token_reduction, attn_backend='auto'):
@@ -34,8 +36,10 @@ class TokenReductionHook(Hook):
     def before_run(self, runner):
         """Put the reducer in; weights are loaded afterwards."""
         if self.put_into(runner.model) and runner._train_loop is not None:
-            raise UserError(f'{type_name(self.token_reduction["type"])} has parameters to train, which a hook adds too '
-                            'late for the optimizer: set model.backbone.token_reduction instead.')
+            raise UserError(
+                f'{type_name(self.token_reduction["type"])} has parameters to train, which a hook adds too '
+                'late for the optimizer: set model.backbone.token_reduction instead.'
+            )
 
     def put_into(self, model: nn.Module) -> bool:
         """Put the reducer into ``model``, unless this has been done and it is there; whether that added parameters."""
@@ -55,8 +59,10 @@ def _reducers(model):
 def hooks_of(cfg) -> list[TokenReductionHook]:
     """The hooks of this kind that a config has, built."""
     hooks = [hook for hook in cfg.get('custom_hooks') or () if is_type(hook, 'mmtr.TokenReductionHook')]
-    return [TokenReductionHook(**{key: value for key, value in hook.items() if key not in ('type', 'priority')})
-            for hook in hooks]
+    return [
+        TokenReductionHook(**{key: value for key, value in hook.items() if key not in ('type', 'priority')})
+        for hook in hooks
+    ]
 
 
 def _follows_config(name):
@@ -71,8 +77,10 @@ def _follows_config(name):
         vars(model)[name] = cfg
         for hook in hooks_of(cfg) if isinstance(cfg, (Config, dict)) else ():
             if hook.put_into(model):
-                raise UserError(f'{type_name(hook.token_reduction["type"])} has parameters, which a hook may add too '
-                                'late for the checkpoint: use mmtr.init_model, or set model.backbone.token_reduction.')
+                raise UserError(
+                    f'{type_name(hook.token_reduction["type"])} has parameters, which a hook may add too '
+                    'late for the checkpoint: use mmtr.init_model, or set model.backbone.token_reduction.'
+                )
 
     return property(get, put, lambda model: vars(model).pop(name))
 

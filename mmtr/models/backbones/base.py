@@ -1,4 +1,5 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
+
 import math
 
 import torch
@@ -21,6 +22,7 @@ class ReducibleBackbone(TunableBackbone):
     Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
     ``_add_positions`` and ``_final_norm``, and sets its reducer, then its ``peft``, when it is built.
     """
+
     with_cls_token = True
     num_registers = 0
     out_origin = False
@@ -54,8 +56,11 @@ class ReducibleBackbone(TunableBackbone):
     def shape(self) -> BackboneShape:
         """What its reducer and its PEFT are told of it."""
         return BackboneShape(
-            depth=len(self.layers), embed_dims=self.cls_token.shape[-1], num_prefix=self.num_prefix,
-            grid=self._training_grid())
+            depth=len(self.layers),
+            embed_dims=self.cls_token.shape[-1],
+            num_prefix=self.num_prefix,
+            grid=self._training_grid(),
+        )
 
     def token_schedule(self, shape) -> list[int]:
         """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
@@ -88,8 +93,10 @@ class ReducibleBackbone(TunableBackbone):
     def _embed(self, inputs):
         patch = self.patch_embed.projection.kernel_size
         if inputs.shape[-2] < patch[0] or inputs.shape[-1] < patch[1]:
-            raise UserError(f'An image of {inputs.shape[-2]}x{inputs.shape[-1]} pixels (height x width) is smaller '
-                            f'than one patch of {patch[0]}x{patch[1]}: give larger images.')
+            raise UserError(
+                f'An image of {inputs.shape[-2]}x{inputs.shape[-1]} pixels (height x width) is smaller '
+                f'than one patch of {patch[0]}x{patch[1]}: give larger images.'
+            )
         x, grid = self.patch_embed(inputs)
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; reducers count with ints.
         grid = int(grid[0]), int(grid[1])
@@ -120,8 +127,11 @@ class ReducibleBackbone(TunableBackbone):
         file = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
         file = file.get('state_dict', file)
         prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
-        state = {name.removeprefix(prefix): value for name, value in file.items()
-                 if name.startswith(prefix) and not name.startswith(f'{prefix}token_reducer.')}
+        state = {
+            name.removeprefix(prefix): value
+            for name, value in file.items()
+            if name.startswith(prefix) and not name.startswith(f'{prefix}token_reducer.')
+        }
         key = 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
@@ -129,11 +139,16 @@ class ReducibleBackbone(TunableBackbone):
         if positions is not None and positions.shape != self.pos_embed.shape:
             side = math.isqrt(positions.shape[1] - 1)
             if side * side != positions.shape[1] - 1:
-                raise UserError(f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
-                                f'no square, so it cannot be resized to {self._training_grid()}.')
+                raise UserError(
+                    f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
+                    f'no square, so it cannot be resized to {self._training_grid()}.'
+                )
             state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
-        own = {name: value.shape for name, value in self.state_dict().items()
-               if not name.startswith(('token_reducer.', 'peft.'))}
+        own = {
+            name: value.shape
+            for name, value in self.state_dict().items()
+            if not name.startswith(('token_reducer.', 'peft.'))
+        }
         unused = {f'{self.final_norm_name}.{kind}' for kind in ('weight', 'bias')} - own.keys()
         differing = sorted((own.keys() ^ state.keys()) - unused)
         differing += [name for name in own if name in state and state[name].shape != own[name]]
@@ -141,6 +156,8 @@ class ReducibleBackbone(TunableBackbone):
             some = ', '.join(differing[:3]) + (', ...' if len(differing) > 3 else '')
             fitting = prefix_in(self, file)
             remedy = '' if fitting in (None, prefix) else f'; it fits with {start_from(path, fitting)}'
-            raise UserError(f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
-                            f'{len(differing)} weights ({some}){remedy}.')
+            raise UserError(
+                f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
+                f'{len(differing)} weights ({some}){remedy}.'
+            )
         self.load_state_dict(state, strict=False)

@@ -1,4 +1,5 @@
 """DINOv2: a plain ViT with LayerScale, register tokens and a position table of its own interpolation."""
+
 import torch
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import nn
@@ -58,24 +59,44 @@ class DINOv2(VisionTransformer):
     Raises:
         UserError: A setting cannot work; ``pretrained`` does not fit; as ``VisionTransformer``.
     """
+
     norm_every_output = True
 
-    def __init__(self, img_size: PIXELS = 518, patch_size: PATCH = 14, num_registers: Whole(0, 1024) = 0,
-                 layer_scale_init_value: Number(above=0, most=1000) = 1e-5, interpolate_antialias: Maybe(Flag()) = None,
-                 interpolate_offset: Maybe(SHARE) = None, out_indices: OUTPUTS = -1, norm_cfg: Maybe(NORM) = None,
-                 patch_bias: Flag() = True, final_norm: Flag() = True, token_reduction=None, peft=None,
-                 **kwargs):
-        super().__init__(img_size=img_size, patch_size=patch_size, patch_bias=patch_bias, final_norm=final_norm,
-                         out_indices=out_indices, norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg,
-                         **kwargs)
+    def __init__(
+        self,
+        img_size: PIXELS = 518,
+        patch_size: PATCH = 14,
+        num_registers: Whole(0, 1024) = 0,
+        layer_scale_init_value: Number(above=0, most=1000) = 1e-5,
+        interpolate_antialias: Maybe(Flag()) = None,
+        interpolate_offset: Maybe(SHARE) = None,
+        out_indices: OUTPUTS = -1,
+        norm_cfg: Maybe(NORM) = None,
+        patch_bias: Flag() = True,
+        final_norm: Flag() = True,
+        token_reduction=None,
+        peft=None,
+        **kwargs,
+    ):
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            patch_bias=patch_bias,
+            final_norm=final_norm,
+            out_indices=out_indices,
+            norm_cfg=dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg,
+            **kwargs,
+        )
         if num_registers and not self.with_cls_token:
-            raise UserError(f'num_registers={num_registers} needs the class token, which registers stand behind: set '
-                            'with_cls_token=True, or num_registers=0.')
+            raise UserError(
+                f'num_registers={num_registers} needs the class token, which registers stand behind: set '
+                'with_cls_token=True, or num_registers=0.'
+            )
         self.num_registers = num_registers
         if num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.cls_token.shape[-1]))
         self.antialias = num_registers > 0 if interpolate_antialias is None else interpolate_antialias
-        self.offset = (0. if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
+        self.offset = (0.0 if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
         for layer in self.layers:
             add_layer_scale(layer, layer_scale_init_value)
         self.set_token_reduction(token_reduction)
@@ -89,12 +110,11 @@ class DINOv2(VisionTransformer):
             return
         super().init_weights()
         if self.num_registers:
-            nn.init.trunc_normal_(self.register_tokens, std=.02)
+            nn.init.trunc_normal_(self.register_tokens, std=0.02)
 
     def _pos_embeding(self, patched_img, hw_shape, pos_embed):
         # mmseg's resizes by the number of patches, so not from 4x9 to 6x6.
-        return self.drop_after_pos(
-            patched_img + self._resize_positions(pos_embed, self._training_grid(), hw_shape))
+        return self.drop_after_pos(patched_img + self._resize_positions(pos_embed, self._training_grid(), hw_shape))
 
     def _resize_positions(self, table, old, new):
         return resize_positions(table, old, new, 1, self.antialias, self.offset)

@@ -1,4 +1,5 @@
 """EVA-02: a plain ViT with rotary position embedding and SwiGLU."""
+
 import math
 
 import torch
@@ -72,14 +73,32 @@ class EVA02(ReducibleBackbone, BaseModule):
             smaller than a patch.
     """
 
-    def __init__(self, img_size: PIXELS = 224, patch_size: PATCH = 16, in_channels: Whole(1, 1024) = 3,
-                 embed_dims: CHANNELS = 768, num_layers: DEPTH = 12, num_heads: HEADS = 12, mlp_ratio: RATIO = 8 / 3,
-                 ffn_norm: Flag() = True, attn_norm: Flag() = False, out_indices: OUTPUTS = -1,
-                 with_cls_token: Flag() = True, final_norm: Flag() = True,
-                 drop_path_rate: OneOrMore(PROBABILITY) = 0., norm_cfg: Maybe(NORM) = None,
-                 rope_grid: Whole(1, 2**12) = 16, window_size: Maybe(Whole(1, 2**12)) = None,
-                 window_layers: Listed(Whole(-256, 255)) = (), with_cp: Flag() = False, token_reduction=None,
-                 peft=None, attn_backend: ATTN_BACKEND = 'auto', pretrained: FILE = None, init_cfg: INIT = None):
+    def __init__(
+        self,
+        img_size: PIXELS = 224,
+        patch_size: PATCH = 16,
+        in_channels: Whole(1, 1024) = 3,
+        embed_dims: CHANNELS = 768,
+        num_layers: DEPTH = 12,
+        num_heads: HEADS = 12,
+        mlp_ratio: RATIO = 8 / 3,
+        ffn_norm: Flag() = True,
+        attn_norm: Flag() = False,
+        out_indices: OUTPUTS = -1,
+        with_cls_token: Flag() = True,
+        final_norm: Flag() = True,
+        drop_path_rate: OneOrMore(PROBABILITY) = 0.0,
+        norm_cfg: Maybe(NORM) = None,
+        rope_grid: Whole(1, 2**12) = 16,
+        window_size: Maybe(Whole(1, 2**12)) = None,
+        window_layers: Listed(Whole(-256, 255)) = (),
+        with_cp: Flag() = False,
+        token_reduction=None,
+        peft=None,
+        attn_backend: ATTN_BACKEND = 'auto',
+        pretrained: FILE = None,
+        init_cfg: INIT = None,
+    ):
         check_start(pretrained, init_cfg)
         if pretrained is not None:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
@@ -101,13 +120,25 @@ class EVA02(ReducibleBackbone, BaseModule):
         self.img_size, self.patch_size = img_size, patch_size
         rows, columns = self._training_grid()
         self.patch_embed = PatchEmbed(
-            in_channels, embed_dims, kernel_size=patch_size, stride=patch_size, padding='corner')
+            in_channels, embed_dims, kernel_size=patch_size, stride=patch_size, padding='corner'
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dims))
         self.layers = ModuleList(
-            RotaryEncoderLayer(embed_dims, num_heads, int(embed_dims * mlp_ratio), norm_cfg, ffn_norm, attn_norm,
-                               rate, window_size if i in window_layers else None, attn_backend, with_cp)
-            for i, rate in enumerate(rates))
+            RotaryEncoderLayer(
+                embed_dims,
+                num_heads,
+                int(embed_dims * mlp_ratio),
+                norm_cfg,
+                ffn_norm,
+                attn_norm,
+                rate,
+                window_size if i in window_layers else None,
+                attn_backend,
+                with_cp,
+            )
+            for i, rate in enumerate(rates)
+        )
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
         self.set_token_reduction(token_reduction)
         self.set_peft(peft)
@@ -125,11 +156,11 @@ class EVA02(ReducibleBackbone, BaseModule):
     def _init_as_published(self):
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.cls_token, std=.02)
-        nn.init.trunc_normal_(self.pos_embed, std=.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
         with torch.no_grad():
             for i, layer in enumerate(self.layers, 1):
                 layer.attn.proj.weight.div_(math.sqrt(2 * i))
@@ -138,9 +169,11 @@ class EVA02(ReducibleBackbone, BaseModule):
     def _embed(self, inputs):
         tokens = super()._embed(inputs)
         windows = (None,) if self.window_size is None else (None, self.window_size)
-        return tokens.replace(rotary=tuple(
-            rotary_table(tokens.grid, self.head_dims, self.rope_grid, window, tokens.x.device)
-            for window in windows))
+        return tokens.replace(
+            rotary=tuple(
+                rotary_table(tokens.grid, self.head_dims, self.rope_grid, window, tokens.x.device) for window in windows
+            )
+        )
 
     def _add_positions(self, x, grid):
         return x + self._resize_positions(self.pos_embed, self._training_grid(), grid)
@@ -155,13 +188,16 @@ def _check_windows(size, layers, with_cls_token):
     if size is None:
         raise UserError('window_size=None must be the side of a window in patches, since window_layers are given.')
     if with_cls_token:
-        raise UserError('window_layers cannot work with the class token, which is in no window: '
-                        'set with_cls_token=False, as ViTDet.')
+        raise UserError(
+            'window_layers cannot work with the class token, which is in no window: '
+            'set with_cls_token=False, as ViTDet.'
+        )
 
 
 def _drop_path_rates(rate, depth):
     rates = rate if isinstance(rate, tuple) else [rate * i / max(depth - 1, 1) for i in range(depth)]
     if len(rates) != depth:
-        raise UserError(f'drop_path_rate={rate!r} has {len(rates)} probabilities for {depth} layers: give one for each '
-                        'or for all.')
+        raise UserError(
+            f'drop_path_rate={rate!r} has {len(rates)} probabilities for {depth} layers: give one for each or for all.'
+        )
     return rates

@@ -1,4 +1,5 @@
 """What the arguments of backbones may be, stock ones included, and how they must fit each other."""
+
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import nn
 
@@ -52,8 +53,12 @@ class Initialisation(Setting):
         kind = cfg.get('type') if isinstance(cfg, dict) else None
         if kind in ('Pretrained', 'Pretrained_Part'):  # the second is mmseg's ViT's own
             return isinstance(cfg.get('checkpoint'), str)
-        return not self.of_file and isinstance(kind, (str, type)) and bool(kind) and (
-            isinstance(kind, type) or WEIGHT_INITIALIZERS.get(kind) is not None)
+        return (
+            not self.of_file
+            and isinstance(kind, (str, type))
+            and bool(kind)
+            and (isinstance(kind, type) or WEIGHT_INITIALIZERS.get(kind) is not None)
+        )
 
 
 CHANNELS = Whole(1, 2**14)
@@ -72,36 +77,65 @@ INIT = Maybe(Initialisation())
 
 #: Of the arguments that mmseg's backbones have, by name.
 STOCK = dict(
-    {name: Flag() for name in (
-        'out_origin', 'qkv_bias', 'with_cls_token', 'output_cls_token', 'patch_norm', 'patch_bias', 'pre_norm',
-        'final_norm', 'norm_eval', 'with_cp', 'use_abs_pos_embed')},
+    {
+        name: Flag()
+        for name in (
+            'out_origin',
+            'qkv_bias',
+            'with_cls_token',
+            'output_cls_token',
+            'patch_norm',
+            'patch_bias',
+            'pre_norm',
+            'final_norm',
+            'norm_eval',
+            'with_cp',
+            'use_abs_pos_embed',
+        )
+    },
     **{name: PROBABILITY for name in ('drop_rate', 'attn_drop_rate', 'drop_path_rate')},
-    img_size=PIXELS, pretrain_img_size=PIXELS, patch_size=PATCH, patch_pad=Choice('corner', 'same'),
-    in_channels=Whole(1, 1024), embed_dims=CHANNELS, num_layers=DEPTH, num_fcs=Whole(2, 16), out_indices=OUTPUTS,
-    norm_cfg=NORM, act_cfg=ACTIVATION, interpolate_mode=Choice('bicubic', 'bilinear'),
-    frozen_exclude=Listed(Text()), pretrained=FILE, init_cfg=INIT)
+    img_size=PIXELS,
+    pretrain_img_size=PIXELS,
+    patch_size=PATCH,
+    patch_pad=Choice('corner', 'same'),
+    in_channels=Whole(1, 1024),
+    embed_dims=CHANNELS,
+    num_layers=DEPTH,
+    num_fcs=Whole(2, 16),
+    out_indices=OUTPUTS,
+    norm_cfg=NORM,
+    act_cfg=ACTIVATION,
+    interpolate_mode=Choice('bicubic', 'bilinear'),
+    frozen_exclude=Listed(Text()),
+    pretrained=FILE,
+    init_cfg=INIT,
+)
 
 
 def check_start(pretrained, init_cfg) -> None:
     """Raise a ``UserError`` if both say where weights come from."""
     if pretrained is not None and init_cfg is not None:
-        raise UserError(f'pretrained={pretrained!r} and init_cfg={init_cfg!r} both say where weights come from: give '
-                        'one of them.')
+        raise UserError(
+            f'pretrained={pretrained!r} and init_cfg={init_cfg!r} both say where weights come from: give one of them.'
+        )
 
 
 def check_heads(embed_dims: int, num_heads: int, multiple: int = 1) -> None:
     """Raise a ``UserError`` unless each head gets as many channels, ``multiple`` times a whole number."""
     if embed_dims % (num_heads * multiple):
         each = '' if multiple == 1 else f', a multiple of {multiple}'
-        raise UserError(f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: each head must get as many '
-                        f'channels{each}.')
+        raise UserError(
+            f'embed_dims={embed_dims} and num_heads={num_heads} do not fit: each head must get as many channels{each}.'
+        )
 
 
 def check_patches(img_size: tuple[int, int], patch_size: int) -> None:
     """Raise a ``UserError`` if the image of the position table holds no patch."""
     if min(img_size) < patch_size:
-        raise UserError(f'img_size={img_size} is smaller than one patch of patch_size={patch_size}: give the pixels of '
-                        'a training image.')
+        raise UserError(
+            f'img_size={img_size} is smaller than one patch of patch_size={patch_size}: give the pixels of '
+            'a training image.'
+        )
 
 
 def which_layers(key: str, layers, depth: int) -> tuple[int, ...]:

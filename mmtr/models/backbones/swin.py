@@ -1,4 +1,5 @@
 """The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT."""
+
 import math
 
 from mmengine.model import ModuleList
@@ -45,13 +46,27 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     """
 
     inherited = dict(
-        STOCK, window_size=Whole(1, 256), mlp_ratio=RATIO, depths=Listed(Whole(1, 256), **_STAGES),
-        num_heads=Listed(HEADS, **_STAGES), strides=Listed(Whole(1, 64), **_STAGES),
-        out_indices=Listed(Whole(0, 7), rising=True, **_STAGES), qk_scale=Maybe(Number(above=0)),
-        frozen_stages=Whole(-1, 8), init_cfg=Maybe(Initialisation(of_file=True)))
+        STOCK,
+        window_size=Whole(1, 256),
+        mlp_ratio=RATIO,
+        depths=Listed(Whole(1, 256), **_STAGES),
+        num_heads=Listed(HEADS, **_STAGES),
+        strides=Listed(Whole(1, 64), **_STAGES),
+        out_indices=Listed(Whole(0, 7), rising=True, **_STAGES),
+        qk_scale=Maybe(Number(above=0)),
+        frozen_stages=Whole(-1, 8),
+        init_cfg=Maybe(Initialisation(of_file=True)),
+    )
 
-    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
-                 convert_weights: Flag() = False, **kwargs):
+    def __init__(
+        self,
+        *args,
+        token_reduction=None,
+        peft=None,
+        attn_backend: ATTN_BACKEND = 'auto',
+        convert_weights: Flag() = False,
+        **kwargs,
+    ):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         _check_stages(**kwargs)
         super().__init__(*args, **kwargs)
@@ -71,7 +86,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     @property
     def img_size(self) -> tuple[int, int]:
         """(height, width) in pixels of an image that is one window in the last stage, as those of pretraining are."""
-        merged = 2**(len(self.stages) - 1) * self.patch_size
+        merged = 2 ** (len(self.stages) - 1) * self.patch_size
         return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
 
     @property
@@ -88,8 +103,9 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     def shape(self) -> BackboneShape:
         """What its PEFT is told of it; a reducer is told of one stage."""
         widths = tuple(block.attn.w_msa.embed_dims for block in self.all_layers)
-        return BackboneShape(depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0,
-                             widths=widths)
+        return BackboneShape(
+            depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0, widths=widths
+        )
 
     def build_reducer(self, token_reduction) -> TokenReducer:
         """The reducer of a value of the key ``token_reduction``, for this backbone."""
@@ -102,9 +118,16 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             stage = depths.index(max(depths)) + 1
         stage = Whole(1, len(depths)).check('token_reduction.stage', stage)
         attn = self.stages[stage - 1].blocks[0].attn.w_msa
-        reducer = build_token_reducer(settings, BackboneShape(
-            depth=depths[stage - 1], embed_dims=attn.embed_dims, num_prefix=0, grid=tuple(attn.window_size),
-            stage=stage))
+        reducer = build_token_reducer(
+            settings,
+            BackboneShape(
+                depth=depths[stage - 1],
+                embed_dims=attn.embed_dims,
+                num_prefix=0,
+                grid=tuple(attn.window_size),
+                stage=stage,
+            ),
+        )
         return reducer if settings is None else Windowed(reducer)
 
     def forward(self, x):
@@ -113,8 +136,10 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; windows are counted with ints.
         grid = int(grid[0]), int(grid[1])
         if self.use_abs_pos_embed and x.shape[1] != self.absolute_pos_embed.shape[1]:
-            raise UserError(f'An image of {grid[0]}x{grid[1]} patches has not the {self.absolute_pos_embed.shape[1]} '
-                            'positions of use_abs_pos_embed=True: give images of pretrain_img_size.')
+            raise UserError(
+                f'An image of {grid[0]}x{grid[1]} patches has not the {self.absolute_pos_embed.shape[1]} '
+                'positions of use_abs_pos_embed=True: give images of pretrain_img_size.'
+            )
         x = self.drop_after_pos(x + self.absolute_pos_embed if self.use_abs_pos_embed else x)
         outs, first = [], 0
         for i, stage in enumerate(self.stages):
@@ -154,28 +179,36 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             state, _ = official.convert(state)
         own = self.state_dict()
         # The classifier and norms of stages that are no output are unused, masks and indices computed.
-        state = {key: value for key, value in state.items()
-                 if (key in own or not key.startswith(('head.', 'norm')))
-                 and not key.endswith(('attn_mask', 'position_index'))}
+        state = {
+            key: value
+            for key, value in state.items()
+            if (key in own or not key.startswith(('head.', 'norm')))
+            and not key.endswith(('attn_mask', 'position_index'))
+        }
         for key in [key for key in state if key.endswith('relative_position_bias_table') and key in own]:
             sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[key], own[key]))
             state[key] = resize_relative_positions(state[key], *((side, side) for side in sides))
         needed = {key for key in own if key.partition('.')[0] not in self.trained_parts and 'position_index' not in key}
         differing = sorted(needed - state.keys()) + sorted(
-            key for key in state if key not in own or own[key].shape != state[key].shape)
+            key for key in state if key not in own or own[key].shape != state[key].shape
+        )
         if differing:
-            raise UserError(f"Checkpoint '{path}' is not of this Swin: it differs in {len(differing)} weights "
-                            f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).')
+            raise UserError(
+                f"Checkpoint '{path}' is not of this Swin: it differs in {len(differing)} weights "
+                f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).'
+            )
         self.load_state_dict(state, strict=False)
 
 
-def _check_stages(depths, num_heads, strides, out_indices, frozen_stages, embed_dims, mlp_ratio, patch_size,
-                  pretrain_img_size, **_):
+def _check_stages(
+    depths, num_heads, strides, out_indices, frozen_stages, embed_dims, mlp_ratio, patch_size, pretrain_img_size, **_
+):
     count = len(depths)
     for key, values in dict(num_heads=num_heads, strides=strides).items():
         if len(values) < count:  # stock does not look at those beyond
-            raise UserError(f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give '
-                            'one for each.')
+            raise UserError(
+                f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give one for each.'
+            )
     for key, last, most in (('out_indices', out_indices[-1], count - 1), ('frozen_stages', frozen_stages, count)):
         if last > most:
             raise UserError(f'{key} goes to {last}, but depths={depths} are {count} stages: choose up to {most}.')

@@ -1,4 +1,5 @@
 """The keys ``token_reduction`` and ``peft``, as every backbone has them."""
+
 import logging
 from typing import Optional
 
@@ -23,6 +24,7 @@ class TunableBackbone(Declared):
     its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``. Its ``_load_pretrained``
     fills all that a ``peft`` freezes from a file, or raises a ``UserError``.
     """
+
     inherited = STOCK
     #: Children that a ``peft`` does not freeze.
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')

@@ -1,4 +1,5 @@
 """mmseg's VisionTransformer with fused attention and token reduction."""
+
 from mmengine.model import ModuleList
 from mmseg.models.backbones import vit
 
@@ -27,11 +28,11 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
         UserError: The reducer, the PEFT or one of their settings does not exist or cannot work; the backend
             cannot run here; at the first forward, an image is smaller than a patch.
     """
+
     inherited = dict(STOCK, num_heads=HEADS, mlp_ratio=Whole(1, 64))
     final_norm_name = 'ln1'
 
-    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto',
-                 **kwargs):
+    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto', **kwargs):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         check_heads(kwargs['embed_dims'], kwargs['num_heads'])
         check_patches(kwargs['img_size'], kwargs['patch_size'])

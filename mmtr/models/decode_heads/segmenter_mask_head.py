@@ -1,4 +1,5 @@
 """mmseg's Segmenter mask head with fused attention and token reduction."""
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import ModuleList
@@ -35,14 +36,20 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
         if token_reduction is None:
             replace_with_twins(self.layers, attn_backend)
             return
-        self.token_reducer = build_token_reducer(token_reduction, BackboneShape(
-            depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes))
+        self.token_reducer = build_token_reducer(
+            token_reduction,
+            BackboneShape(depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes),
+        )
         if self.token_reducer.needs_class_token:
-            raise UserError(f'decode_head.token_reduction.type={type(self.token_reducer).__name__!r} reads the class '
-                            'token, which only a backbone has: choose another method for the head.')
+            raise UserError(
+                f'decode_head.token_reduction.type={type(self.token_reducer).__name__!r} reads the class '
+                'token, which only a backbone has: choose another method for the head.'
+            )
         if self.token_reducer.restore_at == 'after_head':
-            raise UserError("decode_head.token_reduction.restore_at='after_head' is for a backbone: a head's own "
-                            "tokens are given back in it; set restore_at='before_norm'.")
+            raise UserError(
+                "decode_head.token_reduction.restore_at='after_head' is for a backbone: a head's own "
+                "tokens are given back in it; set restore_at='before_norm'."
+            )
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
     def init_weights(self):

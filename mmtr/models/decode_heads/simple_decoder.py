@@ -1,4 +1,5 @@
 """The light decoder of DAR-TR-PEFT."""
+
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
@@ -26,8 +27,9 @@ class SimpleDecoder(Declared, BaseDecodeHead):
 
     setting_prefix = 'decode_head.'
 
-    def __init__(self, in_channels, channels: Whole(1, 2**14) = 256, scale_factor: Whole(1, 64) = 4, norm_cfg=None,
-                 **kwargs):
+    def __init__(
+        self, in_channels, channels: Whole(1, 2**14) = 256, scale_factor: Whole(1, 64) = 4, norm_cfg=None, **kwargs
+    ):
         super().__init__(in_channels, channels, norm_cfg=dict(type='BN') if norm_cfg is None else norm_cfg, **kwargs)
         self.scale_factor = scale_factor
         cfg = dict(kernel_size=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)

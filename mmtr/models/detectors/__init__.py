@@ -1,4 +1,5 @@
 """mmdet's detectors. Importing mmdet takes long, so a config asks for them by custom_imports."""
+
 from mmtr.models import maskdino  # noqa: F401  registers its heads
 
 from .cascade_rcnn import CascadeRCNN

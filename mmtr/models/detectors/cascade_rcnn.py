@@ -1,4 +1,5 @@
 """mmdet's CascadeRCNN for backbones whose token reduction is trained."""
+
 from mmdet.models.detectors import cascade_rcnn as stock
 
 from mmtr.models.reduction_losses import ReductionLosses

@@ -1,4 +1,5 @@
 """MaskDINO as a detector of mmdet."""
+
 from mmdet.models.detectors import MaskFormer
 from mmengine.config import ConfigDict
 
@@ -16,11 +17,13 @@ class MaskDINO(ReductionLosses, MaskFormer):
     """
 
     def __init__(self, backbone, panoptic_head, panoptic_fusion_head=None, **kwargs):
-        classes = {key: panoptic_head[key] for key in ('num_things_classes', 'num_stuff_classes')
-                   if key in panoptic_head}
+        classes = {
+            key: panoptic_head[key] for key in ('num_things_classes', 'num_stuff_classes') if key in panoptic_head
+        }
         fusion = panoptic_fusion_head or dict(type='mmtr.MaskDINOFusionHead', **classes)
-        super().__init__(backbone, panoptic_head=ConfigDict(panoptic_head), panoptic_fusion_head=ConfigDict(fusion),
-                         **kwargs)
+        super().__init__(
+            backbone, panoptic_head=ConfigDict(panoptic_head), panoptic_fusion_head=ConfigDict(fusion), **kwargs
+        )
 
     def _num_classes(self):
         return self.num_classes

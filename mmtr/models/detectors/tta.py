@@ -1,4 +1,5 @@
 """mmdet's test-time augmentation, of masks too."""
+
 from mmcv.ops import batched_nms
 from mmdet.models.test_time_augs import DetTTAModel as Stock
 from mmdet.structures import DetDataSample
@@ -18,8 +19,8 @@ class DetTTAModel(Stock):
         found = InstanceData.cat([_upright(sample) for sample in data_samples])
         if len(found):
             boxes, kept = batched_nms(found.bboxes, found.scores, found.labels, self.tta_cfg['nms'])
-            found = found[kept][:self.tta_cfg['max_per_img']]
-            found.scores = boxes[:len(found), -1]  # some kinds of suppression lower scores
+            found = found[kept][: self.tta_cfg['max_per_img']]
+            found.scores = boxes[: len(found), -1]  # some kinds of suppression lower scores
         data_samples[0].pred_instances = found
         return data_samples[0]
 

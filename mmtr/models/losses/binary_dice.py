@@ -1,4 +1,5 @@
 """The Dice loss of one foreground channel."""
+
 from mmseg.models.losses import DiceLoss
 
 from mmtr.errors import UserError
@@ -18,9 +19,11 @@ class BinaryDiceLoss(DiceLoss):
     def forward(self, pred, target, ignore_index=255, **kwargs):
         """Logits (B, 1, H, W) and labels 0, 1 or ``ignore_index`` (B, H, W) -> loss."""
         if pred.shape[1] != 1:
-            raise UserError(f'mmtr.BinaryDiceLoss is for decode_head.out_channels=1, not {pred.shape[1]}: use '
-                            "'DiceLoss'.")
+            raise UserError(
+                f"mmtr.BinaryDiceLoss is for decode_head.out_channels=1, not {pred.shape[1]}: use 'DiceLoss'."
+            )
         ignored = (target == ignore_index).unsqueeze(1)
         # Where the probability and the label are 0, no sum has a part.
         return super().forward(
-            pred.masked_fill(ignored, -float('inf')), target.unsqueeze(1).masked_fill(ignored, 0), **kwargs)
+            pred.masked_fill(ignored, -float('inf')), target.unsqueeze(1).masked_fill(ignored, 0), **kwargs
+        )

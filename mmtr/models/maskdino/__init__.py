@@ -2,6 +2,7 @@
 
 It is built from mmdet's layers, so it is imported by ``mmtr.models.detectors`` only.
 """
+
 from .fusion import MaskDINOFusionHead
 from .head import MaskDINOHead
 

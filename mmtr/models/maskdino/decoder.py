@@ -1,4 +1,5 @@
 """MaskDINO's transformer decoder: DINO's, with references of any number of channels."""
+
 from mmdet.models.layers import DinoTransformerDecoder, coordinate_to_encoding, inverse_sigmoid
 
 from .layers import DeformableAttention
@@ -15,8 +16,12 @@ class MaskDINODecoder(DinoTransformerDecoder):
 
     def __init__(self, channels, num_levels, num_layers=9, num_heads=8, num_points=4, feedforward_channels=2048):
         attn, deformable, ffn = deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_points)
-        super().__init__(num_layers, dict(self_attn_cfg=attn, cross_attn_cfg=deformable, ffn_cfg=ffn),
-                         return_intermediate=True, post_norm_cfg=None)
+        super().__init__(
+            num_layers,
+            dict(self_attn_cfg=attn, cross_attn_cfg=deformable, ffn_cfg=ffn),
+            return_intermediate=True,
+            post_norm_cfg=None,
+        )
         for layer in self.layers:
             layer.cross_attn = DeformableAttention(**deformable)
 
@@ -51,7 +56,8 @@ class MaskDINODecoder(DinoTransformerDecoder):
                 self_attn_mask=attn_mask,
                 reference_points=boxes.unsqueeze(2).expand(-1, -1, len(shapes), -1),
                 spatial_shapes=shapes,
-                level_start_index=starts)
+                level_start_index=starts,
+            )
             boxes = refine(boxes, bbox_embed(query))
             states.append(self.norm(query))
         return states, references

@@ -1,4 +1,5 @@
 """Unified denoising (DN-DETR; MaskDINO): the ground truth, disturbed, as further queries that find back to it."""
+
 from typing import NamedTuple
 
 import torch
@@ -68,5 +69,6 @@ class Denoising(BaseModule):
             content[i, slots] = self.label_embed(labels)
             boxes[i, slots] = inverse_sigmoid(noisy_boxes(target.bboxes[objects], self.noise))
             indices.append((slots, objects))
-        return NoisyQueries(content, boxes, group_mask(num_groups, size, num_queries, weight.device), num_groups,
-                            indices)
+        return NoisyQueries(
+            content, boxes, group_mask(num_groups, size, num_queries, weight.device), num_groups, indices
+        )

@@ -1,4 +1,5 @@
 """From MaskDINO's predictions to instances, panoptic and semantic maps of the image."""
+
 import torch
 import torch.nn.functional as F
 from mmdet.models.seg_heads import MaskFormerFusionHead
@@ -28,14 +29,28 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
 
     def __init__(self, num_things_classes=80, num_stuff_classes=0, test_cfg=None, **kwargs):
         test_cfg = dict(
-            dict(instance_on=True, panoptic_on=False, semantic_on=False, max_per_image=100, score_thr=0.25,
-                 iou_thr=0.8, temperature=0.06, enlarged='masks'), **(test_cfg or {}))
+            dict(
+                instance_on=True,
+                panoptic_on=False,
+                semantic_on=False,
+                max_per_image=100,
+                score_thr=0.25,
+                iou_thr=0.8,
+                temperature=0.06,
+                enlarged='masks',
+            ),
+            **(test_cfg or {}),
+        )
         if test_cfg['panoptic_on'] and test_cfg['temperature'] is None:
             raise UserError('test_cfg.panoptic_on=True needs a test_cfg.temperature, such as 0.06.')
         Choice('masks', 'classes').check('test_cfg.enlarged', test_cfg['enlarged'])
         # The stock map thresholds sharpened scores; here the queries were chosen before.
-        super().__init__(num_things_classes, num_stuff_classes,
-                         test_cfg=dict(test_cfg, object_mask_thr=0.0, filter_low_score=True), **kwargs)
+        super().__init__(
+            num_things_classes,
+            num_stuff_classes,
+            test_cfg=dict(test_cfg, object_mask_thr=0.0, filter_low_score=True),
+            **kwargs,
+        )
 
     def predict(self, prediction, batch_data_samples, rescale=True):
         """Of each image a dict with ``ins_results``, ``pan_results``, ``sem_results``, as far as they are on.
@@ -59,7 +74,7 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
             return resize(masks, padded)
 
         def to_image(maps):
-            maps = maps[..., :seen[0], :seen[1]]
+            maps = maps[..., : seen[0], : seen[1]]
             return maps if shape == seen else resize(maps, shape)
 
         def enlarge(masks):

@@ -1,4 +1,5 @@
 """MaskDINO's head: from the backbone's maps to classes, boxes and masks, and their losses."""
+
 import functools
 from typing import NamedTuple
 
@@ -59,9 +60,25 @@ class MaskDINOHead(BaseModule):
         UserError: A setting does not fit the others.
     """
 
-    def __init__(self, in_channels, num_things_classes=80, num_stuff_classes=0, channels=256, num_queries=300,
-                 two_stage=True, initial_boxes='bitmask', softmax=False, stuff_boxes=False, pixel_decoder=None,
-                 decoder=None, denoising=(), loss=None, train_cfg=None, test_cfg=None, init_cfg=None):
+    def __init__(
+        self,
+        in_channels,
+        num_things_classes=80,
+        num_stuff_classes=0,
+        channels=256,
+        num_queries=300,
+        two_stage=True,
+        initial_boxes='bitmask',
+        softmax=False,
+        stuff_boxes=False,
+        pixel_decoder=None,
+        decoder=None,
+        denoising=(),
+        loss=None,
+        train_cfg=None,
+        test_cfg=None,
+        init_cfg=None,
+    ):
         super().__init__(init_cfg=init_cfg)
         self._check(channels, initial_boxes, two_stage, decoder, pixel_decoder)
         self.num_things_classes, self.num_stuff_classes = num_things_classes, num_stuff_classes
@@ -86,14 +103,20 @@ class MaskDINOHead(BaseModule):
     def _check(channels, initial_boxes, two_stage, decoder, pixel_decoder):
         heads = [(part or {}).get('num_heads', 8) for part in (decoder, pixel_decoder)]
         if channels % 32 or any(channels % n for n in heads):
-            raise UserError(f'panoptic_head.channels={channels} must be a multiple of 32 and of the number of heads, '
-                            f'{" and ".join(map(str, sorted(set(heads))))}.')
+            raise UserError(
+                f'panoptic_head.channels={channels} must be a multiple of 32 and of the number of heads, '
+                f'{" and ".join(map(str, sorted(set(heads))))}.'
+            )
         if initial_boxes not in INITIAL_BOXES:
-            raise UserError(f'panoptic_head.initial_boxes={initial_boxes!r} is unknown: choose '
-                            f'{", ".join(map(repr, INITIAL_BOXES))}.')
+            raise UserError(
+                f'panoptic_head.initial_boxes={initial_boxes!r} is unknown: choose '
+                f'{", ".join(map(repr, INITIAL_BOXES))}.'
+            )
         if not two_stage and initial_boxes != 'no':
-            raise UserError(f"panoptic_head.initial_boxes={initial_boxes!r} needs two_stage=True: learned queries have "
-                            "learned boxes, initial_boxes='no'.")
+            raise UserError(
+                f'panoptic_head.initial_boxes={initial_boxes!r} needs two_stage=True: learned queries have '
+                "learned boxes, initial_boxes='no'."
+            )
 
     def init_weights(self):
         """As the release, but for the class head, which starts at 1% (focal loss paper, Sec. 4.1)."""
@@ -143,11 +166,14 @@ class MaskDINOHead(BaseModule):
         if noisy is not None:
             queries, boxes = torch.cat((noisy.content, queries), 1), torch.cat((noisy.boxes, boxes), 1)
         boxes = boxes.sigmoid()
-        states, references = self.decoder(queries, boxes, memory, shapes, starts,
-                                          None if noisy is None else noisy.attn_mask, self.bbox_embed)
+        states, references = self.decoder(
+            queries, boxes, memory, shapes, starts, None if noisy is None else noisy.attn_mask, self.bbox_embed
+        )
         pairs = list(zip(states, references))
-        outputs = [self._predict(state, refine(reference, self.bbox_embed(state)), mask_features)
-                   for state, reference in (pairs if self.training else pairs[-1:])]
+        outputs = [
+            self._predict(state, refine(reference, self.bbox_embed(state)), mask_features)
+            for state, reference in (pairs if self.training else pairs[-1:])
+        ]
         if self.training:
             outputs.insert(0, self._predict(queries, boxes, mask_features))
         return outputs, encoded, noisy
@@ -183,8 +209,7 @@ class MaskDINOHead(BaseModule):
             if i == 0 and self.selection is None:
                 continue
             if noisy is not None:
-                add(f'{prefix}dn_', Prediction(*(part[:, :slots] for part in output)), noisy.indices,
-                    noisy.num_groups)
+                add(f'{prefix}dn_', Prediction(*(part[:, :slots] for part in output)), noisy.indices, noisy.num_groups)
             elif self.denoising is not None:
                 # Data-parallel training wants the same losses everywhere, and every parameter in them.
                 nothing = self.denoising.label_embed.weight.sum() * 0

@@ -1,4 +1,5 @@
 """Layers of mmcv and mmdet that are slow over tens of thousands of places on a CPU: same weights, same outputs."""
+
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers.transformer import DeformableDetrTransformerEncoderLayer
@@ -38,8 +39,9 @@ class DeformableAttention(MultiScaleDeformableAttention):
             offsets = offsets * unit[:, :, None, :, None]
         seen, inside = deformable_attention(rows, spatial_shapes, level_start_index, centres, offsets, weights)
         if later:
-            weight, bias = (t.unflatten(0, (self.num_heads, -1))
-                            for t in (self.value_proj.weight, self.value_proj.bias))
+            weight, bias = (
+                t.unflatten(0, (self.num_heads, -1)) for t in (self.value_proj.weight, self.value_proj.bias)
+            )
             # A sum of projections is the projection of the sum. Beyond the maps there are zeros, without a bias.
             seen = torch.einsum('bqhc,hdc->bqhd', seen, weight) + inside * bias
         return query + self.dropout(self.output_proj(seen.flatten(2)))
@@ -58,6 +60,10 @@ class EncoderLayer(DeformableDetrTransformerEncoderLayer):
             return super().forward(query, query_pos, reference_points=reference_points, **kwargs)
         rows, (first, last) = self.self_attn.project(query), self.norms
         pieces = zip(*(t.split(PIECE, 1) for t in (query, query_pos, reference_points)))
-        return torch.cat([
-            last(self.ffn(first(self.self_attn.look(x, rows, False, position, points, **kwargs))))
-            for x, position, points in pieces], 1)
+        return torch.cat(
+            [
+                last(self.ffn(first(self.self_attn.look(x, rows, False, position, points, **kwargs))))
+                for x, position, points in pieces
+            ],
+            1,
+        )

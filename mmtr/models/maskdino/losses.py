@@ -1,4 +1,5 @@
 """The losses of one layer's predictions against the objects that they were matched with."""
+
 import torch
 from mmcv.ops import point_sample
 from mmdet.models.losses import CrossEntropyLoss, DiceLoss, FocalLoss, GIoULoss, L1Loss
@@ -27,15 +28,26 @@ class MaskDINOLoss(nn.Module):
         UserError: A weight has an unknown name, or a ratio is out of range.
     """
 
-    def __init__(self, num_classes, softmax=False, num_things=None, weights=None, num_points=12544,
-                 oversample_ratio=3.0, importance_sample_ratio=0.75, no_object_weight=0.1):
+    def __init__(
+        self,
+        num_classes,
+        softmax=False,
+        num_things=None,
+        weights=None,
+        num_points=12544,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+        no_object_weight=0.1,
+    ):
         super().__init__()
         unknown = set(weights or ()) - WEIGHTS.keys()
         if unknown:
             raise UserError(f'loss.weights has {sorted(unknown)[0]!r}: choose from {", ".join(WEIGHTS)}.')
         if oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
-            raise UserError(f'loss.oversample_ratio={oversample_ratio} must be at least 1, and '
-                            f'loss.importance_sample_ratio={importance_sample_ratio} in 0 ... 1.')
+            raise UserError(
+                f'loss.oversample_ratio={oversample_ratio} must be at least 1, and '
+                f'loss.importance_sample_ratio={importance_sample_ratio} in 0 ... 1.'
+            )
         self.weights = {**WEIGHTS, **(weights or {})}
         self.num_classes, self.num_things, self.num_points = num_classes, num_things, num_points
         self.sampling = (num_points, oversample_ratio, importance_sample_ratio)
@@ -73,7 +85,8 @@ class MaskDINOLoss(nn.Module):
         losses = dict(
             loss_cls=self._class_loss(scores.flatten(0, 1), wanted.flatten(), num_objects),
             loss_bbox=self.bbox(found, true, avg_factor=num_objects),
-            loss_giou=self.giou(bbox_cxcywh_to_xyxy(found), bbox_cxcywh_to_xyxy(true), avg_factor=num_objects))
+            loss_giou=self.giou(bbox_cxcywh_to_xyxy(found), bbox_cxcywh_to_xyxy(true), avg_factor=num_objects),
+        )
         if not len(labels):
             nothing = masks.sum() * 0
             return dict(losses, loss_mask=nothing, loss_dice=nothing)
@@ -81,7 +94,8 @@ class MaskDINOLoss(nn.Module):
         return dict(
             losses,
             loss_mask=self.mask(found.flatten(), true.flatten(), avg_factor=num_objects * self.num_points),
-            loss_dice=self.dice(found, true, avg_factor=num_objects))
+            loss_dice=self.dice(found, true, avg_factor=num_objects),
+        )
 
     def _class_loss(self, scores, wanted, num_objects):
         if self.class_weight is None:

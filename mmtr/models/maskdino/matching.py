@@ -1,4 +1,5 @@
 """Which prediction answers for which object: the cheapest one-to-one assignment by class, box and mask."""
+
 import torch
 from mmcv.ops import point_sample
 from mmdet.models.task_modules.assigners import (
@@ -47,7 +48,8 @@ class Matcher:
             FocalLossCost(weight=weights['cls']),
             *boxes,
             CrossEntropyLossCost(weight=weights['mask']),
-            DiceCost(pred_act=True, eps=1.0, weight=weights['dice'])]
+            DiceCost(pred_act=True, eps=1.0, weight=weights['dice']),
+        ]
 
     @torch.no_grad()
     def __call__(self, prediction, targets):
@@ -64,6 +66,7 @@ class Matcher:
         assigned = self.assigner.assign(
             InstanceData(scores=scores, bboxes=bbox_cxcywh_to_xyxy(boxes), masks=sample(masks)),
             InstanceData(labels=target.labels, bboxes=bbox_cxcywh_to_xyxy(target.bboxes), masks=sample(target.masks)),
-            img_meta=dict(img_shape=(1, 1))).gt_inds
+            img_meta=dict(img_shape=(1, 1)),
+        ).gt_inds
         matched = assigned.nonzero().squeeze(1)
         return matched, assigned[matched] - 1

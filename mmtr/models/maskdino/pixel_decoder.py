@@ -1,4 +1,5 @@
 """MaskDINO's pixel decoder: a deformable encoder over several resolutions, and mask features of stride 4."""
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
@@ -26,8 +27,13 @@ def deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_
     """The settings of attention and FFN that mmdet's deformable encoder and decoder layers share."""
     attn = dict(embed_dims=channels, num_heads=num_heads, dropout=0.0, batch_first=True)
     deformable = dict(attn, num_levels=num_levels, num_points=num_points)
-    ffn = dict(embed_dims=channels, feedforward_channels=feedforward_channels, num_fcs=2, ffn_drop=0.0,
-               act_cfg=dict(type='ReLU', inplace=True))
+    ffn = dict(
+        embed_dims=channels,
+        feedforward_channels=feedforward_channels,
+        num_fcs=2,
+        ffn_drop=0.0,
+        act_cfg=dict(type='ReLU', inplace=True),
+    )
     return attn, deformable, ffn
 
 
@@ -56,15 +62,29 @@ class MaskDINOPixelDecoder(BaseModule):
         UserError: There are not so many maps, or no such order.
     """
 
-    def __init__(self, in_channels, channels=256, num_encoder_levels=3, num_extra_levels=1, num_layers=6, num_heads=8,
-                 num_points=4, feedforward_channels=2048, feature_order='low2high'):
+    def __init__(
+        self,
+        in_channels,
+        channels=256,
+        num_encoder_levels=3,
+        num_extra_levels=1,
+        num_layers=6,
+        num_heads=8,
+        num_points=4,
+        feedforward_channels=2048,
+        feature_order='low2high',
+    ):
         super().__init__()
         if not 1 <= num_encoder_levels <= len(in_channels):
-            raise UserError(f'pixel_decoder.num_encoder_levels={num_encoder_levels}, but the backbone has '
-                            f'{len(in_channels)} maps: choose 1 to {len(in_channels)}.')
+            raise UserError(
+                f'pixel_decoder.num_encoder_levels={num_encoder_levels}, but the backbone has '
+                f'{len(in_channels)} maps: choose 1 to {len(in_channels)}.'
+            )
         if feature_order not in FEATURE_ORDERS:
-            raise UserError(f"pixel_decoder.feature_order={feature_order!r} is unknown: "
-                            f"choose {' or '.join(map(repr, FEATURE_ORDERS))}.")
+            raise UserError(
+                f'pixel_decoder.feature_order={feature_order!r} is unknown: '
+                f'choose {" or ".join(map(repr, FEATURE_ORDERS))}.'
+            )
         self.finest_first = feature_order == 'low2high'
         self.num_levels = num_encoder_levels + num_extra_levels
         self.num_encoder_levels = num_encoder_levels
@@ -82,7 +102,7 @@ class MaskDINOPixelDecoder(BaseModule):
         self.positional_encoding = SinePositionalEncoding(channels // 2, normalize=True)
         self.level_embed = nn.Parameter(torch.empty(self.num_levels, channels))
         # The release fuses the finest map once more where it was encoded already.
-        fused = in_channels[:max(len(in_channels) - num_encoder_levels, 1)]
+        fused = in_channels[: max(len(in_channels) - num_encoder_levels, 1)]
         self.lateral_convs = ModuleList(conv(n, 1) for n in fused)
         self.output_convs = ModuleList(conv(channels, 3, padding=1, act_cfg=dict(type='ReLU')) for _ in fused)
         self.mask_feature = nn.Conv2d(channels, channels, 1)
@@ -99,18 +119,25 @@ class MaskDINOPixelDecoder(BaseModule):
 
     def encode(self, maps):
         """The coarsest of the backbone's maps -> encoded ones, (B, C, H, W) each, in the encoder's order."""
-        maps = maps[-self.num_encoder_levels:]
+        maps = maps[-self.num_encoder_levels :]
         levels, coarser = [conv(x) for conv, x in zip(self.input_convs, maps)], maps[-1]
         for conv in self.extra_convs:
             coarser = conv(coarser)
             levels.append(coarser)
         levels = levels if self.finest_first else levels[::-1]
         x, shapes, starts = flatten_levels(levels)
-        positions = [self.positional_encoding(None, level[:1]) + embed.view(1, -1, 1, 1)
-                     for level, embed in zip(levels, self.level_embed)]
+        positions = [
+            self.positional_encoding(None, level[:1]) + embed.view(1, -1, 1, 1)
+            for level, embed in zip(levels, self.level_embed)
+        ]
         x = self.encoder(
-            x, flatten_levels(positions)[0], None, spatial_shapes=shapes, level_start_index=starts,
-            valid_ratios=x.new_ones(len(x), len(shapes), 2))
+            x,
+            flatten_levels(positions)[0],
+            None,
+            spatial_shapes=shapes,
+            level_start_index=starts,
+            valid_ratios=x.new_ones(len(x), len(shapes), 2),
+        )
         parts = x.transpose(1, 2).split(shapes.prod(1).tolist(), 2)
         return [part.unflatten(2, tuple(level.shape[-2:])) for part, level in zip(parts, levels)]
 

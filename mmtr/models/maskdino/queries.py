@@ -1,4 +1,5 @@
 """Where the decoder starts: the best places of the encoded maps, and the boxes of their masks."""
+
 import torch
 from mmdet.models.layers import inverse_sigmoid
 from mmengine.model import BaseModule

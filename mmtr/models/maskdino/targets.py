@@ -1,4 +1,5 @@
 """What the predictions are compared with, from the annotations of instance, panoptic and semantic data alike."""
+
 import torch
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmdet.structures.mask import mask2bbox
@@ -42,5 +43,7 @@ def _targets(sample, num_things, num_stuff, device):
 
 def _check(masks, shape, key):
     if tuple(masks.shape[-2:]) != shape:
-        raise UserError(f'The masks of an image are of {tuple(masks.shape[-2:])} pixels, its padded image of {shape}: '
-                        f'set model.data_preprocessor.{key}=True.')
+        raise UserError(
+            f'The masks of an image are of {tuple(masks.shape[-2:])} pixels, its padded image of {shape}: '
+            f'set model.data_preprocessor.{key}=True.'
+        )

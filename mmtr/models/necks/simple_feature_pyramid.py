@@ -1,4 +1,5 @@
 """ViTDet's pyramid: maps of several strides from the one map of a plain backbone."""
+
 from functools import partial
 
 import torch.nn.functional as F
@@ -41,21 +42,32 @@ class SimpleFeaturePyramid(BaseModule):
     def __init__(self, in_channels, out_channels=256, norm_cfg=None, init_cfg=None):
         super().__init__(init_cfg)
         if in_channels % 4:
-            raise UserError(f'neck.in_channels={in_channels} must be a multiple of 4: the finest map of the pyramid '
-                            'comes from a quarter of the channels.')
+            raise UserError(
+                f'neck.in_channels={in_channels} must be a multiple of 4: the finest map of the pyramid '
+                'comes from a quarter of the channels.'
+            )
         norm_cfg = dict(type='mmtr.LN2d', eps=1e-6) if norm_cfg is None else norm_cfg
         half, quarter = in_channels // 2, in_channels // 4
         double = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
         scales = [
-            (quarter, nn.Sequential(double(in_channels, half), build_norm_layer(norm_cfg, half)[1], nn.GELU(),
-                                    double(half, quarter))),
+            (
+                quarter,
+                nn.Sequential(
+                    double(in_channels, half), build_norm_layer(norm_cfg, half)[1], nn.GELU(), double(half, quarter)
+                ),
+            ),
             (half, double(in_channels, half)),
             (in_channels, nn.Identity()),
-            (in_channels, nn.MaxPool2d(2, ceil_mode=True))]
-        self.stages = ModuleList(nn.Sequential(
-            scale, ConvModule(width, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None),
-            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None))
-            for width, scale in scales)
+            (in_channels, nn.MaxPool2d(2, ceil_mode=True)),
+        ]
+        self.stages = ModuleList(
+            nn.Sequential(
+                scale,
+                ConvModule(width, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None),
+                ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None),
+            )
+            for width, scale in scales
+        )
 
     def forward(self, inputs):
         """Five maps of the last of ``inputs``, each (B, C, H, W)."""

@@ -1,4 +1,5 @@
 """Data of a sample that are computed when somebody reads them."""
+
 from collections.abc import Mapping
 
 from mmengine.structures import PixelData
@@ -62,7 +63,7 @@ class _Fields(Mapping):
         return len(self._element.all_keys())
 
     def __reduce__(self):
-        return dict, (dict(self), )
+        return dict, (dict(self),)
 
 
 def _plain(metainfo, data):

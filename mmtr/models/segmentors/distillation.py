@@ -1,4 +1,5 @@
 """An EncoderDecoder whose backbone is also kept close to a teacher's features while it is trained."""
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -32,24 +33,35 @@ class Distillation(Declared, BaseModule):
 
     setting_prefix = 'distillation.'
 
-    def __init__(self, student, teacher: Kind(dict, noun="dict(type='...', ...) of a backbone"),
-                 channels: Whole(1, 2**14) = 768, loss_weight: Number(above=0) = 0.1, stop_gradient: Flag() = True):
+    def __init__(
+        self,
+        student,
+        teacher: Kind(dict, noun="dict(type='...', ...) of a backbone"),
+        channels: Whole(1, 2**14) = 768,
+        loss_weight: Number(above=0) = 0.1,
+        stop_gradient: Flag() = True,
+    ):
         super().__init__()
         self.loss_weight, self.stop_gradient = loss_weight, stop_gradient
         built = MODELS.build(teacher)
         if not hasattr(built, 'shape'):
-            raise UserError(f"distillation.teacher.type={teacher['type']!r} must be a backbone of mmtr.")
+            raise UserError(f'distillation.teacher.type={teacher["type"]!r} must be a backbone of mmtr.')
         if built.patch_size != student.patch_size:
-            raise UserError(f'distillation.teacher.patch_size={built.patch_size}, but the patches of the student are '
-                            f'{student.patch_size} pixels: they must be the same.')
+            raise UserError(
+                f'distillation.teacher.patch_size={built.patch_size}, but the patches of the student are '
+                f'{student.patch_size} pixels: they must be the same.'
+            )
         if built.token_reducer.restore_at == 'after_head':
-            raise UserError("distillation.teacher.token_reduction.restore_at='after_head' leaves no features of "
-                            "patches to learn from: set restore_at='before_norm'.")
+            raise UserError(
+                "distillation.teacher.token_reduction.restore_at='after_head' leaves no features of "
+                "patches to learn from: set restore_at='before_norm'."
+            )
         built.requires_grad_(False)
-        self._teacher = (built.eval(), )
-        self.student_mlp, self.teacher_mlp = (nn.Sequential(
-            nn.Linear(backbone.shape.embed_dims, channels), nn.ReLU(), nn.Linear(channels, channels))
-            for backbone in (student, built))
+        self._teacher = (built.eval(),)
+        self.student_mlp, self.teacher_mlp = (
+            nn.Sequential(nn.Linear(backbone.shape.embed_dims, channels), nn.ReLU(), nn.Linear(channels, channels))
+            for backbone in (student, built)
+        )
         self.teacher_mlp.requires_grad_(not stop_gradient)
 
     @property
@@ -60,8 +72,10 @@ class Distillation(Declared, BaseModule):
     def init_weights(self):
         """Load the teacher; raises a ``UserError`` where its file leaves some of it random."""
         if self.teacher.pretrained_file is None:
-            raise UserError('The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
-                            'that of model.distillation.teacher if it has its own.')
+            raise UserError(
+                'The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
+                'that of model.distillation.teacher if it has its own.'
+            )
         watch = PretrainedWatch(self.teacher, 'model.distillation.teacher')
         self.teacher.init_weights()
         watch.close()
@@ -70,8 +84,10 @@ class Distillation(Declared, BaseModule):
         """The loss for images (B, 3, height, width), of which the student made ``features`` (B, C, H, W)."""
         with torch.no_grad():
             target = self.teacher(images)[-1]
-        student, teacher = (mlp(maps.flatten(2).transpose(1, 2)) for mlp, maps in (
-            (self.student_mlp, features), (self.teacher_mlp, target)))
+        student, teacher = (
+            mlp(maps.flatten(2).transpose(1, 2))
+            for mlp, maps in ((self.student_mlp, features), (self.teacher_mlp, target))
+        )
         similarity = F.cosine_similarity(student.float(), teacher.float(), dim=-1, eps=1e-6)
         return self.loss_weight * (1 - similarity).mean()
 
@@ -106,8 +122,10 @@ class DistillationEncoderDecoder(EncoderDecoder):
     def _check_restoring(self):
         super()._check_restoring()
         if getattr(self, 'distillation', None) is not None:
-            raise UserError("token_reduction.restore_at='after_head' leaves no features of patches for "
-                            "model.distillation: set restore_at='before_norm', or distillation=None.")
+            raise UserError(
+                "token_reduction.restore_at='after_head' leaves no features of patches for "
+                "model.distillation: set restore_at='before_norm', or distillation=None."
+            )
 
     def loss(self, inputs, data_samples):
         """As stock, and the teacher's."""

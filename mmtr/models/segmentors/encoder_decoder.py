@@ -1,4 +1,5 @@
 """mmseg's EncoderDecoder for backbones whose token reduction is trained, with a faster way to the labels on a CPU."""
+
 import torch
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -53,10 +54,14 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
         if getattr(self.backbone, 'output_cls_token', False):
             raise UserError(way.format(' hands on patch tokens alone, and the backbone has output_cls_token=True', ''))
         if not takes_reduced_tokens(self.decode_head):
-            raise UserError(way.format(
-                f', and model.decode_head of type {type(self.decode_head).__name__} as it is set needs the full grid '
-                'of patches', ', or use SegmenterMaskTransformerHead without token_reduction, or FCNHead with '
-                'num_convs=0 and concat_input=False'))
+            raise UserError(
+                way.format(
+                    f', and model.decode_head of type {type(self.decode_head).__name__} as it is set needs the full '
+                    'grid of patches',
+                    ', or use SegmenterMaskTransformerHead without token_reduction, or FCNHead with '
+                    'num_convs=0 and concat_input=False',
+                )
+            )
 
     def _logits(self, x):
         """What the head says of the backbone's outputs."""
@@ -90,20 +95,25 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
         if metas is None:
             data_samples = [SegDataSample() for _ in inputs]
         for i, sample in enumerate(data_samples):
-            own = [Window(window.logits[i:i + 1], window.size, window.corner) for window in windows]
+            own = [Window(window.logits[i : i + 1], window.size, window.corner) for window in windows]
             logits = PictureLogits(own, canvas, self.align_corners, metas and metas[i])
-            sample.set_data(dict(
-                seg_logits=DeferredPixelData(logits.maps), pred_sem_seg=PixelData(data=logits.labels())))
+            sample.set_data(
+                dict(seg_logits=DeferredPixelData(logits.maps), pred_sem_seg=PixelData(data=logits.labels()))
+            )
         return data_samples
 
     def _can_defer(self, inputs, metas):
-        return (inputs.device.type == 'cpu' and self.out_channels > 1
-                and not torch.is_grad_enabled() and not _is_compiling()
-                and self.test_cfg.get('mode') in ('whole', 'slide')
-                # Otherwise mmseg warns.
-                and (metas is None or all(meta['ori_shape'] == metas[0]['ori_shape'] for meta in metas))
-                and _is_stock(self, EncoderDecoder, _SEGMENTOR)
-                and _is_stock(self.decode_head, BaseDecodeHead, _HEAD))
+        return (
+            inputs.device.type == 'cpu'
+            and self.out_channels > 1
+            and not torch.is_grad_enabled()
+            and not _is_compiling()
+            and self.test_cfg.get('mode') in ('whole', 'slide')
+            # Otherwise mmseg warns.
+            and (metas is None or all(meta['ori_shape'] == metas[0]['ori_shape'] for meta in metas))
+            and _is_stock(self, EncoderDecoder, _SEGMENTOR)
+            and _is_stock(self.decode_head, BaseDecodeHead, _HEAD)
+        )
 
     def _windows(self, inputs, metas):
         """What the head says of each window of the pictures, and the canvas, None of a whole picture."""

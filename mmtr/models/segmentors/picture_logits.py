@@ -1,4 +1,5 @@
 """From what a decode head says of windows to the logits and the labels of a picture, as mmseg's ``EncoderDecoder``."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor
 from mmtr.ops.labels import can_be_largest, first_largest
 
 #: Logits that are enlarged at once: few enough to stay in a core's cache.
-_AT_ONCE = 2 ** 18
+_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Window:
         size: (height, width) of the part, in pixels.
         corner: (y, x) where it begins.
     """
+
     logits: Tensor
     size: tuple[int, int]
     corner: tuple[int, int] = (0, 0)
@@ -32,6 +34,7 @@ class Window:
 @dataclass(frozen=True)
 class Canvas:
     """The picture that sliding windows are summed up in: its size (height, width) and the dtype of the sum."""
+
     size: tuple[int, int]
     dtype: torch.dtype
 
@@ -63,6 +66,7 @@ class PictureLogits:
         align_corners: Of the decode head.
         metainfo: Of the sample, whose padding and flip are undone and whose ``ori_shape`` is given back. None: nothing.
     """
+
     windows: Sequence[Window]
     canvas: Optional[Canvas]
     align_corners: bool
@@ -78,10 +82,10 @@ class PictureLogits:
         if self.metainfo is None:
             return x.squeeze(0)
         left, right, top, bottom = self._padding
-        x = x[:, :, top:x.shape[2] - bottom, left:x.shape[3] - right]
+        x = x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
         if self.metainfo.get('flip'):
             directions = dict(horizontal=3, vertical=2)
-            x = x.flip(dims=(directions[self.metainfo['flip_direction']], ))
+            x = x.flip(dims=(directions[self.metainfo['flip_direction']],))
         # To its own size, resizing changes nothing but what is not finite.
         if tuple(x.shape[2:]) != tuple(self.metainfo['ori_shape']) or not self._is_finite:
             x = resize(x, self.metainfo['ori_shape'], mode='bilinear', align_corners=self.align_corners, warning=False)
@@ -114,8 +118,10 @@ class PictureLogits:
     @cached_property
     def _is_finite(self):
         # Nor near the largest number of its dtype, which a sum of windows could exceed.
-        return all(bool(w.logits.abs().max() < torch.finfo(w.logits.dtype).max / (16 * len(self.windows)))
-                   for w in self.windows)
+        return all(
+            bool(w.logits.abs().max() < torch.finfo(w.logits.dtype).max / (16 * len(self.windows)))
+            for w in self.windows
+        )
 
     @property
     def _padding(self):
