@@ -13,7 +13,7 @@ exec((ROOT / 'mmtr/version.py').read_text(), version)
 class BuildWithConfigs(build_py):
     """Adds configs, tools and an index of the configs, where OpenMMLab's ``mim`` looks for them: in ``mmtr/.mim``.
 
-    An editable install has no copies of its own: ``mmtr.engine.configs`` finds what is in the checkout.
+    An editable install has no copies of its own: ``mmtr.config.files`` finds what is in the checkout.
     """
 
     def run(self):

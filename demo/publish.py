@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError, command
 
 

@@ -18,9 +18,9 @@ from mmengine.runner import Runner
 from mmtr.analysis.compare import compare_on_test_data
 from mmtr.analysis.flops import count_flops, schedule_in_words
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tables import aligned_rows
-from mmtr.engine.model import build_model, load_weights
 from mmtr.errors import command
+from mmtr.inference.model import build_model, load_weights
+from mmtr.tables import aligned_rows
 from mmtr.visualization import draw_groups, draw_injected, draw_matches, group_legend, marked, mosaic, token_maps
 
 ROOT = Path(__file__).parents[1]

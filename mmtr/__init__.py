@@ -1,11 +1,12 @@
-from .operators import stand_in
+from mmtr.operators import stand_in
 
 stand_in()  # before anything imports mmseg
 
+from mmtr.apis import apply_peft, apply_token_reduction  # noqa: E402
+from mmtr.errors import UserError  # noqa: E402
+from mmtr.version import __version__  # noqa: E402
+
 from . import engine  # noqa: E402, F401  puts safe loading of checkpoints in force
-from .apis import apply_peft, apply_token_reduction  # noqa: E402
-from .errors import UserError  # noqa: E402
-from .version import __version__  # noqa: E402
 
 __all__ = ['UserError', '__version__', 'apply_peft', 'apply_token_reduction', 'init_model']
 
@@ -13,7 +14,7 @@ __all__ = ['UserError', '__version__', 'apply_peft', 'apply_token_reduction', 'i
 def __getattr__(name):
     # What it needs is not worth the wait for those who never call it.
     if name == 'init_model':
-        from .engine.model import init_model
+        from mmtr.inference.model import init_model
 
         return init_model
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from mmtr.engine.configs import MIM
+from mmtr.config.files import MIM
 from mmtr.errors import UserError, command
 
 

@@ -7,7 +7,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmtr.errors import UserError
-from mmtr.models.twins import make_twin, replace_with_twins
+from mmtr.models.backbones.common.twins import make_twin, replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.peft.freezing import table
 

@@ -6,9 +6,9 @@ from typing import Callable
 
 from mmengine.registry import Registry
 
+from mmtr.config.types import full_name, is_type, type_name
 from mmtr.errors import UserError
 from mmtr.settings import Setting, nearest, shown
-from mmtr.types import full_name, is_type, type_name
 
 
 class Declared:

@@ -1,12 +1,19 @@
 """``Tokens``: the one value that flows through a backbone."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Optional
 
+import torch
 from torch import Tensor
 
 from mmtr.ops.shifted_windows import Windows
+from mmtr.undo import Undo, way_back
+
+#: Of a forward pass with nothing to remember.
+NOTHING = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,9 @@ class Tokens:
         index: (B, N) raster position of each patch token in the full grid, H * W for a token that has
             none; None: all, in order.
         size: (B, N) how many original patch tokens each one stands for, 0: padding; None: one each.
-        memo: What this forward pass must remember until it is restored. Treated as read-only:
-            activation checkpointing runs a layer twice on the same memo.
+        undo: What gives every patch a token again; None: each has one.
+        memo: What else this forward pass must remember until it is restored. Read-only: activation checkpointing
+            runs a layer twice on the same memo.
         rotary: Tables of ``mmtr.ops.rotary`` for the full grid, one for each kind of layer; empty where
             the backbone has no rotary position embedding.
         windows: The windows that the tokens attend within, of the grid that they form now; None: all attend to all.
@@ -32,13 +40,22 @@ class Tokens:
     num_prefix: int = 0
     index: Optional[Tensor] = None
     size: Optional[Tensor] = None
-    memo: dict = field(default_factory=dict)
+    undo: Optional[Undo] = None
+    memo: Mapping = field(default_factory=lambda: NOTHING)
     rotary: tuple[Tensor, ...] = ()
     windows: Optional[Windows] = None
 
     def replace(self, **changes) -> 'Tokens':
         """A copy with the given fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def remember(self, **notes) -> 'Tokens':
+        """A copy with ``notes`` in its memo."""
+        return self.replace(memo=MappingProxyType({**self.memo, **notes})) if notes else self
+
+    def forget(self, *names: str) -> 'Tokens':
+        """A copy without these names in its memo."""
+        return self.replace(memo=MappingProxyType({k: v for k, v in self.memo.items() if k not in names}))
 
     @property
     def prefix(self) -> Tensor:
@@ -49,3 +66,28 @@ class Tokens:
     def patches(self) -> Tensor:
         """(B, N, C)."""
         return self.x[:, self.num_prefix :]
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, N) raster position of each patch token, H * W for one that has none."""
+        if self.index is not None:
+            return self.index
+        return torch.arange(self.grid[0] * self.grid[1], device=self.x.device).expand(self.x.shape[0], -1)
+
+    def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Tensor, change: bool) -> 'Tokens':
+        """After the patch tokens were reduced to ``x`` (B, M, C).
+
+        Args:
+            step: What takes that back.
+            index, size: Of the M tokens, see the class.
+            change: Whether patches get the change of what stands for them at the end, or copies of it.
+        """
+        undo = way_back(self.undo, step, self.patches, x, change)
+        return self.replace(x=torch.cat([self.prefix, x], 1), index=index, size=size, undo=undo)
+
+    def restored(self) -> 'Tokens':
+        """A token for every patch, in raster order."""
+        if self.undo is None:
+            return self
+        x = torch.cat([self.prefix, self.undo.expand(self.patches)], 1)
+        return self.replace(x=x, index=None, size=None, undo=None, memo=NOTHING)

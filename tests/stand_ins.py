@@ -8,11 +8,11 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmtr.engine.configs import load_config, merge_options, with_reduction
-from mmtr.engine.data_check import datasets_in
-from mmtr.engine.model import build_model, without_pretrained
-from mmtr.engine.options import parse_settings
-from mmtr.types import type_name
+from mmtr.checks.data import datasets_in
+from mmtr.config.files import load_config, merge_options, with_reduction
+from mmtr.config.options import parse_settings
+from mmtr.config.types import type_name
+from mmtr.inference.model import build_model, without_pretrained
 
 from .conftest import draw_data
 from .drawn_coco import STUFF, draw_coco

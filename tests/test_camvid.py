@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmtr import apply_token_reduction
-from mmtr.engine.model import build_model, load_weights
+from mmtr.inference.model import build_model, load_weights
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'

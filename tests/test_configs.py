@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmtr import apply_token_reduction
-from mmtr.engine.model import build_model
+from mmtr.inference.model import build_model
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.reducers import (
     ALGM,

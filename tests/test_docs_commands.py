@@ -20,9 +20,9 @@ from packaging.requirements import Requirement
 
 import mmtr
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.config_check import check_config
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model
+from mmtr.checks.config import check_config
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model
 
 from .stand_ins import ROOT, StandIns, shrink, write_checkpoints
 
@@ -189,7 +189,7 @@ def module_of(path):
 
 
 def runner(cfg, loaders, folders=()):
-    """In place of that of ``mmtr.engine.launch``: all that a run is made of, but no run."""
+    """In place of that of ``mmtr.cli.launch``: all that a run is made of, but no run."""
     check_config(cfg, loaders)
     model = build_model(cfg)
     build_hooks(cfg)

@@ -10,8 +10,8 @@ import pytest
 from mmengine.config import Config
 
 from mmtr import UserError, operators
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model
 
 ROOT = Path(__file__).parents[1]
 REMEDY = r'run `make install`, or install the full mmcv in its place\.$'

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import ManagerMixin
 
-from mmtr.engine.model import build_model
+from mmtr.inference.model import build_model
 
 from .conftest import TOOLS, subclasses
 from .drawn_coco import draw_coco

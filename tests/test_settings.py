@@ -15,7 +15,7 @@ from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
 from mmtr.declared import Declared, declarations
 from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
-from mmtr.models.backbones.keys import Initialisation
+from mmtr.models.backbones.common.arguments import Initialisation
 from mmtr.peft import build_peft
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.reducers.expediting import Expediting
@@ -372,7 +372,7 @@ def warned(monkeypatch):
     def print_log(text, logger, level=logging.INFO):
         lines.extend([text] if level == logging.WARNING else [])
 
-    for where in ('mmtr.reducers.base', 'mmtr.models.backbones.tunable'):
+    for where in ('mmtr.reducers.base', 'mmtr.models.backbones.common.backbone'):
         monkeypatch.setattr(f'{where}.print_log', print_log)
 
     def run(act):

@@ -15,8 +15,8 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 
 import mmtr
 from mmtr import UserError, apply_token_reduction
-from mmtr.engine.model import build_model
-from mmtr.models.backbones import tunable
+from mmtr.inference.model import build_model
+from mmtr.models.backbones.common import backbone as tunable
 from tests.conftest import CLASSES
 from tests.drawn_coco import draw_coco
 from tests.test_models.test_maskdino_configs import CONFIGS, small

@@ -18,18 +18,18 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmtr.analysis.figures import draw_layers
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tables import aligned_rows
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.configs import add_options, add_token_reduction, read_config, read_reductions
-from mmtr.engine.data_check import check_data, images_in, loads_annotations
-from mmtr.engine.measuring import add_machine, positive, use_machine
-from mmtr.engine.model import build_model, load_weights
+from mmtr.checks.data import check_data, images_in, loads_annotations
+from mmtr.cli.measuring import add_machine, positive, use_machine
+from mmtr.config.files import add_options, add_token_reduction, read_config, read_reductions
 from mmtr.errors import UserError, command
+from mmtr.inference.model import build_model, load_weights
 from mmtr.reducers import TokenReducer
+from mmtr.tables import aligned_rows
 from mmtr.visualization import record_token_maps, seen_image, token_maps, token_picture
+from mmtr.visualization.layers import draw_layers
 
 
 def parse_args():

@@ -20,13 +20,13 @@ from mmengine import ProgressBar
 
 from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.analysis.tables import aligned_rows
-from mmtr.engine.configs import add_options, add_token_reduction, load_config, merge_options, with_reduction
-from mmtr.engine.measuring import add_machine, check_file, positive, use_machine
-from mmtr.engine.model import build_model, image_channels, read_weights
-from mmtr.engine.options import parse_settings
+from mmtr.cli.measuring import add_machine, check_file, positive, use_machine
+from mmtr.config.files import add_options, add_token_reduction, load_config, merge_options, with_reduction
+from mmtr.config.options import parse_settings
 from mmtr.errors import UserError, command
+from mmtr.inference.model import build_model, image_channels, read_weights
 from mmtr.reducers.base import TokenReducer
+from mmtr.tables import aligned_rows
 
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')

@@ -21,12 +21,12 @@ from mmtr.analysis.compare import (
     trade_offs,
 )
 from mmtr.analysis.journal import Journal, made_with
-from mmtr.analysis.report import comparison, machine_in_words
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tables import aligned_rows
-from mmtr.engine import measuring
-from mmtr.engine.configs import read_reductions
+from mmtr.cli import measuring
+from mmtr.config.files import read_reductions
 from mmtr.errors import UserError, command
+from mmtr.reports.benchmarks import comparison, machine_in_words
+from mmtr.tables import aligned_rows
 from mmtr.visualization.trade_off import draw_trade_off
 
 ALL = Path(__file__).resolve().parents[1] / 'configs/reductions/all_methods.py'

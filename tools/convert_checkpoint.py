@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmtr.checkpoints.files import SUFFIXES, write_checkpoint
 from mmtr.converters import SOURCES
-from mmtr.engine.checkpoint import SUFFIXES, write_checkpoint
 from mmtr.errors import UserError, command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'

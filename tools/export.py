@@ -10,11 +10,11 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmtr.analysis.speed import interleave, machine
-from mmtr.engine import export
-from mmtr.engine.configs import add_options, add_token_reduction, read_config
-from mmtr.engine.launch import writable
-from mmtr.engine.model import build_model, image_channels, load_weights
+from mmtr.cli.launch import writable
+from mmtr.config.files import add_options, add_token_reduction, read_config
 from mmtr.errors import command
+from mmtr.export import onnx as export
+from mmtr.inference.model import build_model, image_channels, load_weights
 from mmtr.reducers.words import reductions_in_words
 
 

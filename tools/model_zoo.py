@@ -7,8 +7,8 @@ from pathlib import Path
 from mmengine import ProgressBar
 from mmengine.logging import MMLogger
 
-from mmtr.analysis.model_zoo import Zoo
 from mmtr.errors import UserError, command
+from mmtr.reports.model_zoo import Zoo
 
 
 @command

@@ -12,14 +12,14 @@ from mmengine.logging import MMLogger
 
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.speed import machine
-from mmtr.engine.configs import add_options, add_token_reduction, read_config
-from mmtr.engine.inferencers import build_inferencer, dataset_meta, reads_images
-from mmtr.engine.launch import writable
-from mmtr.engine.measuring import add_machine, positive, use_machine
-from mmtr.engine.media import open_source
-from mmtr.engine.model import build_model, load_weights
-from mmtr.engine.side_by_side import Predictor, SideBySide, plain_and_own
+from mmtr.cli.launch import writable
+from mmtr.cli.measuring import add_machine, positive, use_machine
+from mmtr.config.files import add_options, add_token_reduction, read_config
 from mmtr.errors import UserError, command
+from mmtr.inference.inferencers import build_inferencer, dataset_meta, reads_images
+from mmtr.inference.media import open_source
+from mmtr.inference.model import build_model, load_weights
+from mmtr.inference.side_by_side import Predictor, SideBySide, plain_and_own
 from mmtr.reducers.words import reductions_in_words
 
 

@@ -6,11 +6,11 @@ from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 
 import mmtr  # noqa: F401
-from mmtr.engine import launch
+from mmtr.cli import launch
+from mmtr.config.types import is_type
 from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
 from mmtr.engine.hooks.resume import check_state
 from mmtr.errors import UserError, command, in_chain
-from mmtr.types import is_type
 
 
 def use_amp(cfg, wanted):

@@ -15,13 +15,13 @@ from pathlib import Path
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.journal import made_with
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tables import aligned_rows
 from mmtr.analysis.tuning import SPEED_OF, Judge, Target, finished, fronts, import_optuna, open_study, ranked, search
-from mmtr.engine import measuring
-from mmtr.engine.configs import inherited, with_reduction
+from mmtr.cli import measuring
+from mmtr.config.files import inherited, with_reduction
 from mmtr.errors import UserError, command
 from mmtr.reducers import build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.tables import aligned_rows
 
 VERIFIED = 5  # settings that are verified at most, the best first
 

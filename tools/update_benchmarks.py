@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from mmtr.analysis.report import refresh
 from mmtr.errors import UserError, command
+from mmtr.reports.benchmarks import refresh
 
 
 @command

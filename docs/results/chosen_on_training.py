@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from mmtr.analysis.compare import build_evaluator
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.model import build_model, load_weights
+from mmtr.inference.model import build_model, load_weights
 
 FASTER = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 KEPT = Path('work_dirs/chosen_on_training')

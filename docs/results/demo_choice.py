@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from mmtr.analysis.compare import build_evaluator
 from mmtr.analysis.flops import count_flops
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.model import build_model, load_weights
+from mmtr.inference.model import build_model, load_weights
 
 cfg = Config.fromfile('configs/segmenter_vit_demo.py')
 cfg.test_dataloader.update(num_workers=0, persistent_workers=False)

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from mmtr.analysis.compare import build_evaluator
 from mmtr.analysis.flops import count_flops
 from mmtr.apis import apply_token_reduction
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model, load_weights
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model, load_weights
 from mmtr.reducers.restoring import RestoringReducer
 
 config, checkpoint = sys.argv[1:]

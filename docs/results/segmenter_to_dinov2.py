@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.checkpoints.files import read_checkpoint
 from mmtr.ops.resize import resize_patches, resize_positions
 
 source, target = sys.argv[1:]

@@ -18,8 +18,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 
 from mmtr.analysis.speed import interleave, machine
-from mmtr.engine.configs import add_options, load_config, merge_options
-from mmtr.engine.model import build_model, load_weights
+from mmtr.config.files import add_options, load_config, merge_options
+from mmtr.inference.model import build_model, load_weights
 
 parser = argparse.ArgumentParser()
 parser.add_argument('config')

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from mmtr.engine.model import load_weights
+from mmtr.inference.model import load_weights
 from mmtr.models.segmentors.encoder_decoder import EncoderDecoder
 from mmtr.reducers.pruning import PruneReducer
 from mmtr.registry import TOKEN_REDUCERS

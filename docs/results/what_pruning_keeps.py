@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model, load_weights
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model, load_weights
 
 config, checkpoint = sys.argv[1:]
 cfg = load_config(config)

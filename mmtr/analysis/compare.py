@@ -19,11 +19,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
-from mmtr.analysis.journal import Journal
-from mmtr.analysis.speed import now
 from mmtr.apis import apply_token_reduction
 from mmtr.reducers import TokenReducer
+
+from .flops import count_flops, schedule_in_words, token_schedule
+from .journal import Journal
+from .speed import now
 
 
 @contextmanager

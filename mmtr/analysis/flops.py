@@ -11,7 +11,7 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import bmm_flop_jit, elementwise_flop_counter, get_shape
 from torch import Tensor, nn
 
-from mmtr.models.reduced_outputs import ReducedOutputs
+from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs
 
 
 def _fused_attention(inputs, outputs):

@@ -13,9 +13,10 @@ from typing import Optional
 
 import torch
 
-from mmtr.analysis.speed import machine
-from mmtr.engine.safe_load import load_data
+from mmtr.checkpoints.safe_load import load_data
 from mmtr.errors import UserError
+
+from .speed import machine
 
 
 def made_with(cfg, checkpoint: str, device: str, **more) -> dict:

@@ -8,10 +8,11 @@ from statistics import fmean, median
 import torch
 from torch import Tensor, nn
 
-from mmtr.analysis.speed import interleave, now
 from mmtr.ops.diversity import attention_similarity, mean_pairwise_cosine
 from mmtr.reducers import TokenReducer
 from mmtr.reducers.observer import Observer, reducer_of
+
+from .speed import interleave, now
 
 #: What is measured of each layer.
 QUANTITIES = ('attention_tokens', 'ffn_tokens', 'attention_diversity', 'token_similarity', 'ms')

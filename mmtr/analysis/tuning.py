@@ -12,13 +12,14 @@ from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from torch import nn
 
-from mmtr.analysis.compare import build_evaluator, build_reducers, compare_reductions, pareto_front
-from mmtr.analysis.journal import check_same
-from mmtr.analysis.speed import now
-from mmtr.engine.data_check import images_in, loads_annotations
+from mmtr.checks.data import images_in, loads_annotations
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneShape
 from mmtr.registry import TOKEN_REDUCERS
+
+from .compare import build_evaluator, build_reducers, compare_reductions, pareto_front
+from .journal import check_same
+from .speed import now
 
 #: What a speed-up can be of -> where ``compare_reductions`` has it.
 SPEED_OF = dict(model='total_ms', backbone='encoder_ms')

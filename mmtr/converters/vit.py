@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError
 
 # (embed_dims, num_layers) -> the letter in the names of our configs, num_heads.

@@ -6,9 +6,9 @@ from mmengine import fileio
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 
+from mmtr.config.types import type_name
 from mmtr.errors import UserError
 from mmtr.registry import DATASETS, TRANSFORMS
-from mmtr.types import type_name
 
 IGNORED = 255
 # Masks saved as JPEG or resized have other values along the border: 0.6% to 11% of the pixels where this was tried.

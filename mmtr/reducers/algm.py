@@ -9,13 +9,14 @@ from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import COSINE, Choice, Layer, Maybe, Number, Whole
+from mmtr.undo import Merged
 
-from .merging import MergingReducer
-from .restoring import RESTORE, RESTORE_AT
+from .base import TokenReducer
+from .giving_back import RESTORE, RESTORE_AT, check_after_head
 
 
 @TOKEN_REDUCERS.register_module()
-class ALGM(MergingReducer):
+class ALGM(TokenReducer):
     """Adaptive Local-then-Global Merging (Norouzi et al., CVPR 2024, Sec. 3).
 
     How many tokens stay depends on the image. In a batch, images with fewer are padded, and no
@@ -60,7 +61,9 @@ class ALGM(MergingReducer):
             restore = 'copy' if released else 'residual'
         if restore_at is None:
             restore_at = 'after_head' if released and restore == 'copy' else 'before_norm'
-        super().__init__(backbone, restore, restore_at)
+        super().__init__(backbone)
+        check_after_head(backbone, restore, restore_at)
+        self.restore_at, self.change = restore_at, restore == 'residual'
         if isinstance(global_layer, float):
             global_layer = round(global_layer * backbone.depth)
         for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
@@ -109,11 +112,11 @@ class ALGM(MergingReducer):
         else:
             return tokens
         x, size, kept, slots = merge_into(x, into, tokens.size, order)
-        tokens = self.merged(tokens, x, size, kept, slots)
+        tokens = tokens.reduced(x, Merged(slots), tokens.positions.gather(1, kept), size, self.change)
         padding = size == 0
         # Without padding attention needs no bias, and more kernels can run it.
         bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
-        return tokens.replace(memo={**tokens.memo, 'bias': None if bias is None else bias[:, None, None]})
+        return tokens.remember(bias=None if bias is None else bias[:, None, None])
 
     def attention(self, i, attn, x, tokens):
         """The layer's own, with padding hidden."""

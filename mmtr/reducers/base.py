@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -60,9 +60,9 @@ class BackbonePart(Declared, BaseModule):
 class TokenReducer(BackbonePart):
     """Reduces tokens at any of five moments of a layer, and restores them. This one does nothing.
 
-    Layers are counted from 0. No method may leave state on the module: what a forward pass must
-    remember goes into ``tokens.memo``. ``attention``, ``between`` and ``ffn`` can run twice for one
-    layer (activation checkpointing) and must then give the same.
+    Layers are counted from 0. No method may leave state on the module: what takes a reduction back goes
+    into ``tokens.undo``, what else a forward pass must remember into ``tokens.memo``. ``attention``, ``between`` and
+    ``ffn`` can run twice for one layer (activation checkpointing) and must then give the same.
 
     Args:
         backbone: The backbone it is built for. Settings are what the annotations of ``__init__`` declare, in values of
@@ -140,8 +140,10 @@ class TokenReducer(BackbonePart):
         """Before layer ``i``."""
         return tokens
 
-    def attention(self, i: int, attn, x: Tensor, tokens: Tokens) -> Tensor:
+    def attention(self, i: int, attn, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """The attention branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
+
+        With a dict beside it: what ``between`` finds in ``tokens.memo``.
 
         Args:
             attn: The layer's attention, which knows where ``tokens`` are, with ``branch(x)``,
@@ -170,11 +172,11 @@ class TokenReducer(BackbonePart):
 
     def restore(self, tokens: Tokens) -> Tokens:
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
-        return tokens
+        return tokens.restored()
 
     def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
         """With ``restore_at='after_head'``: logits (B, N, K) of the patch ``tokens`` of an output -> (B, H * W, K)."""
-        return logits
+        return logits if tokens.undo is None else tokens.undo.expand(logits)
 
     def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
         """Auxiliary training losses.
@@ -211,10 +213,15 @@ class TokenReducer(BackbonePart):
         """What happened to each patch, for pictures; None where nothing is reduced at this point.
 
         Returns:
-            The group of each patch (B, H * W): 0 normal, 1 representative, 2 unique; and the raster
+            The group of each patch (B, H * W): 0 normal, 1 representative (it has a token), 2 unique; and the raster
             position of the patch that stands for it (B, H * W).
         """
-        return None
+        if tokens.undo is None:
+            return None
+        nowhere = tokens.grid[0] * tokens.grid[1]
+        index = tokens.index if tokens.size is None else tokens.index.masked_fill(tokens.size == 0, nowhere)
+        group = index.new_zeros(index.shape[0], nowhere + 1).scatter(1, index, 1)[:, :-1]
+        return group, tokens.undo.trace(tokens.index)
 
 
 #: Does nothing, in a backbone of any shape.

@@ -10,7 +10,7 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Flag, Letters, Maybe, Number, Whole
 
 from .auxiliary import TASKS, note_output
-from .dropping import RESTORE_DROPPED
+from .giving_back import RESTORE_DROPPED
 from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
 
@@ -85,7 +85,7 @@ class Cropr(PruneReducer):
         backbone: See ``TokenReducer``.
         r, layers, multiple_of: See ``PruneReducer``.
         fusion: ``llf``: the last layer sees all tokens; ``none``: what left is given back after it.
-        restore: What is given back, or fused: see ``DropReducer``; ``last`` is the paper's.
+        restore: What is given back, or fused: see ``drop``; ``last`` is the paper's.
         region: Tokens are ranked among those of a square of so many patches a side, of which each loses the
             same share. None: among all of the image, as in the paper.
         task: What the heads predict: ``semantic``, the label of each patch; ``multilabel``, which classes the
@@ -172,7 +172,7 @@ class Cropr(PruneReducer):
         scores = query_scores(tokens.patches, scorer, self.pre_norm)
         if self.region is None:
             return scores
-        return within_regions(scores, self._index(tokens), tokens.grid, self.region)
+        return within_regions(scores, tokens.positions, tokens.grid, self.region)
 
     def losses(self, outputs, data_samples):
         """One loss a module."""

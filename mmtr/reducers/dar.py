@@ -12,8 +12,6 @@ from mmtr.settings import PROBABILITY, Number
 from .auxiliary import note_output
 from .base import TokenReducer
 
-_SELECTED = 'dar_selected'
-
 
 @TOKEN_REDUCERS.register_module()
 class DAR(TokenReducer):
@@ -57,11 +55,11 @@ class DAR(TokenReducer):
         logits = self.selectors[i](tokens.patches.transpose(1, 2).unflatten(2, tokens.grid)).flatten(1)
         selected = straight_through(logits, self.temperature) if self.training else logits > self.cut
         selected = torch.cat([selected.new_ones(len(logits), tokens.num_prefix), selected], 1)
-        return tokens.replace(memo={**tokens.memo, _SELECTED: selected})
+        return tokens.remember(selected=selected)
 
     def ffn(self, i, ffn, x, tokens):
         """In training of all tokens, times 0 or 1; in evaluation of the chosen ones."""
-        selected = tokens.memo[_SELECTED]
+        selected = tokens.memo['selected']
         if self.training:
             out = ffn(x)
             return out * selected.to(out.dtype).unsqueeze(-1)
@@ -70,7 +68,7 @@ class DAR(TokenReducer):
     def after_layer(self, i, tokens):
         """Note the share of each image: here, since ``between`` and ``ffn`` may run a second time, without losses."""
         if self.training:
-            note_output(self, f'layer_{i:02}', tokens.memo[_SELECTED][:, tokens.num_prefix :].mean(1))
+            note_output(self, f'layer_{i:02}', tokens.memo['selected'][:, tokens.num_prefix :].mean(1))
         return tokens
 
     def losses(self, outputs, data_samples):
@@ -104,7 +102,7 @@ class DAR(TokenReducer):
 
     def token_map(self, tokens):
         """Chosen patches are unique, the others normal; each stands for itself."""
-        if _SELECTED not in tokens.memo:
+        if 'selected' not in tokens.memo:
             return None
-        group = 2 * (tokens.memo[_SELECTED][:, tokens.num_prefix :] > 0).long()
+        group = 2 * (tokens.memo['selected'][:, tokens.num_prefix :] > 0).long()
         return group, torch.arange(group.shape[1], device=group.device).expand_as(group)

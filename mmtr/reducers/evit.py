@@ -8,11 +8,13 @@ from mmtr.ops.matching import gather_tokens
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Flag, Layer, Listed, Maybe, Number
 
-from .dropping import RESTORE_DROPPED, DropReducer
+from .base import TokenReducer
+from .dropping import drop
+from .giving_back import RESTORE_DROPPED
 
 
 @TOKEN_REDUCERS.register_module()
-class EViT(DropReducer):
+class EViT(TokenReducer):
     """EViT (Liang et al., "Not All Patches Are What You Need", Sec. 3), every position given back at the end.
 
     The tokens that the class token attends to most are kept (Sec. 3.2), the others fused into one: their
@@ -43,8 +45,8 @@ class EViT(DropReducer):
         fuse: Flag() = True,
         restore: RESTORE_DROPPED = 'residual',
     ):
-        super().__init__(backbone, restore)
-        self.keep_rate, self.fuse = keep_rate, fuse
+        super().__init__(backbone)
+        self.keep_rate, self.fuse, self.restoration = keep_rate, fuse, restore
         if layers is None:
             layers = tuple(sorted({backbone.depth * share // 24 for share in (7, 13, 19)}))
         self.layers = layers
@@ -70,8 +72,7 @@ class EViT(DropReducer):
         if not self._reduces(i):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        tokens.memo['class_attention'] = class_attention(q, k)[:, tokens.num_prefix :]
-        return attn.attend(q, k, v)
+        return attn.attend(q, k, v), dict(class_attention=class_attention(q, k)[:, tokens.num_prefix :])
 
     def between(self, i, tokens):
         """Keep and fuse (Sec. 3.2 and 3.3)."""
@@ -83,9 +84,8 @@ class EViT(DropReducer):
         others, fused = order[:, kept:], None
         if self.fuse:
             fused = fuse_tokens(gather_tokens(tokens.patches, others), received.gather(1, others))
-        tokens = self._drop(tokens, order[:, :kept].sort(dim=1).values, fused)
-        memo = {key: value for key, value in tokens.memo.items() if key != 'class_attention'}
-        return tokens.replace(memo=memo)
+        tokens = tokens.forget('class_attention')
+        return drop(tokens, order[:, :kept].sort(dim=1).values, self.restoration, fused)
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``; the fused token counts."""

@@ -1,20 +1,18 @@
 """Expediting: cluster tokens before a layer, reconstruct them after the last one."""
 
-import torch
-
 from mmtr.errors import UserError
 from mmtr.ops.clustering import cluster_tokens, reconstruction
 from mmtr.ops.pooling import cell_centres
-from mmtr.ops.rows_columns import eject
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Either, Layer, Maybe, Number, Pair, Whole
+from mmtr.undo import Assigned
 
-from .base import default_start
-from .restoring import RESTORE, RESTORE_AT, RestoringReducer
+from .base import TokenReducer, default_start
+from .giving_back import RESTORE, RESTORE_AT, check_after_head
 
 
 @TOKEN_REDUCERS.register_module()
-class Expediting(RestoringReducer):
+class Expediting(TokenReducer):
     """Liang et al., "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning".
 
     Args:
@@ -44,7 +42,6 @@ class Expediting(RestoringReducer):
     nothing = dict(grid=1.0)
     within_windows = True
     table_interpolation = 'bilinear'  # as the released code
-    expansion = 'assignment'
 
     def __init__(
         self,
@@ -60,7 +57,9 @@ class Expediting(RestoringReducer):
         restore: RESTORE = 'residual',
         restore_at: RESTORE_AT = 'before_norm',
     ):
-        super().__init__(backbone, restore, restore_at)
+        super().__init__(backbone)
+        check_after_head(backbone, restore, restore_at)
+        self.restore_at, self.change = restore_at, restore == 'residual'
         self.layer = default_start(backbone.depth) if layer is None else layer
         self.grid = grid
         if backbone.stage is not None:
@@ -95,28 +94,10 @@ class Expediting(RestoringReducer):
         x, clusters = tokens.patches, self._clusters(tokens.grid)
         centroids, size = cluster_tokens(x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
         assignment = reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize)
-        return self._reduced(
-            tokens,
-            tokens.replace(
-                x=torch.cat([tokens.prefix, centroids], 1),
-                size=size,
-                index=cell_centres(tokens.grid, clusters, x.device).expand_as(size),
-                memo={**tokens.memo, 'assignment': assignment},
-            ),
-        )
-
-    def expand(self, tokens):
-        """Token reconstruction layer."""
-        return eject(tokens.patches, tokens.memo['assignment'])
+        index = cell_centres(tokens.grid, clusters, x.device).expand_as(size)
+        return tokens.reduced(centroids, Assigned(assignment), index, size, self.change)
 
     def grid_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""
         clusters = self._clusters(grid)
         return [clusters if i >= self.layer else grid for i in range(depth)]
-
-    def token_map(self, tokens):
-        """See ``TokenReducer``; the cluster with the largest share in a patch stands for it."""
-        if 'assignment' not in tokens.memo:
-            return None
-        slots = tokens.memo['assignment'].slots()
-        return torch.zeros_like(slots).scatter(1, tokens.index, 1), tokens.index.gather(1, slots)

@@ -1,17 +1,42 @@
 """GridPool: average-pool the patch grid before a span of layers, add the upsampled change after it."""
 
+from dataclasses import dataclass
+
 import torch
 
 from mmtr.ops.pooling import average_pool, cell_centres, upsample
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import SHARE, Maybe, Pair, Span
+from mmtr.undo import Undo
 
-from .base import default_span
-from .restoring import RESTORE, RestoringReducer
+from .base import TokenReducer, default_span
+from .giving_back import RESTORE
+
+
+@dataclass(frozen=True)
+class Upsampled(Undo):
+    """Each patch gets what is interpolated between the cells around it.
+
+    Args:
+        cells: (H', W').
+        grid: (H, W) of the patches.
+    """
+
+    cells: tuple[int, int]
+    grid: tuple[int, int]
+
+    def expand(self, x):
+        """See ``Undo``."""
+        return upsample(x, self.cells, self.grid)
+
+    def trace(self, index):
+        """See ``Undo``; the middle patch of a cell stands for those that are nearest to it."""
+        rows, columns = (torch.arange(n, device=index.device) * m // n for n, m in zip(self.grid, self.cells))
+        return index[:, (rows.unsqueeze(1) * self.cells[1] + columns).flatten()]
 
 
 @TOKEN_REDUCERS.register_module()
-class GridPool(RestoringReducer):
+class GridPool(TokenReducer):
     """A coarser grid for a span of layers: no scores, no matching, one shape for every image (ours).
 
     Args:
@@ -28,12 +53,11 @@ class GridPool(RestoringReducer):
 
     nothing = dict(ratio=0.0)
     within_windows = True
-    expansion = 'cells'
 
     def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Maybe(Span()) = None, restore: RESTORE = 'residual'):
-        super().__init__(backbone, restore)
+        super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
-        self.stop = self.layers[1]
+        self.change = restore == 'residual'
 
     @classmethod
     def search_space(cls, trial, backbone):
@@ -49,32 +73,19 @@ class GridPool(RestoringReducer):
     def before_layer(self, i, tokens):
         """Pool."""
         cells = self._cells(tokens.grid)
-        if i != self.layers[0] or i == self.stop or cells == tokens.grid:
+        start, stop = self.layers
+        if i != start or i == stop or cells == tokens.grid:
             return tokens
         x = average_pool(tokens.patches, tokens.grid, cells)
         index = cell_centres(tokens.grid, cells, x.device).expand(x.shape[:2])
         size = torch.full(index.shape, tokens.grid[0] * tokens.grid[1] / index.shape[1], device=x.device)
-        return self._reduced(
-            tokens,
-            tokens.replace(
-                x=torch.cat([tokens.prefix, x], 1), index=index, size=size, memo={**tokens.memo, 'cells': cells}
-            ),
-        )
+        return tokens.reduced(x, Upsampled(cells, tokens.grid), index, size, self.change)
 
-    def expand(self, tokens):
+    def after_layer(self, i, tokens):
         """Upsample."""
-        return upsample(tokens.patches, tokens.memo['cells'], tokens.grid)
+        return tokens.restored() if i == self.layers[1] - 1 else tokens
 
     def grid_schedule(self, grid, depth):
         """See ``TokenReducer``."""
-        return [self._cells(grid) if self.layers[0] <= i < self.stop else grid for i in range(depth)]
-
-    def token_map(self, tokens):
-        """See ``TokenReducer``; the middle patch of a cell stands for those that it is nearest to."""
-        if 'cells' not in tokens.memo:
-            return None
-        rows, columns = (
-            torch.arange(n, device=tokens.x.device) * m // n for n, m in zip(tokens.grid, tokens.memo['cells'])
-        )
-        slots = (rows.unsqueeze(1) * tokens.memo['cells'][1] + columns).flatten().expand(tokens.x.shape[0], -1)
-        return torch.zeros_like(slots).scatter(1, tokens.index, 1), tokens.index.gather(1, slots)
+        start, stop = self.layers
+        return [self._cells(grid) if start <= i < stop else grid for i in range(depth)]

@@ -9,7 +9,8 @@ from mmtr.ops.query_scores import highest
 from mmtr.settings import SHARE, Choice, Either, Layer, Listed, Maybe, OneOrMore, Whole
 from mmtr.tokens import Tokens
 
-from .dropping import DropReducer
+from .base import TokenReducer
+from .dropping import drop
 
 #: Token Cropr's share for EVA-02-L: 880 of 1024 patches leave, 40 after each of 22 layers.
 PUBLISHED_SHARE = 55 / 64
@@ -20,12 +21,12 @@ MULTIPLE = Maybe(Whole(1, 1024))
 FUSION = Choice('llf', 'none')
 
 
-class PruneReducer(DropReducer):
+class PruneReducer(TokenReducer):
     """After each of some layers the tokens of lowest ``score`` leave; its subclasses say what the score is.
 
     Args:
         backbone: See ``TokenReducer``.
-        restore: See ``DropReducer``.
+        restore: See ``drop``.
         r: How many patch tokens leave after each of ``layers``: a count, or below 1 a share of the patches of
             the grid, or a list of them, one a layer. None: 55/64 of the patches, in equal parts.
         layers: After these layers, counted from 0, tokens leave. None: after all but the last two.
@@ -40,8 +41,8 @@ class PruneReducer(DropReducer):
     """
 
     def __init__(self, backbone, restore, r, layers, multiple_of, fusion):
-        super().__init__(backbone, restore)
-        self.fusion = fusion
+        super().__init__(backbone)
+        self.restoration, self.fusion = restore, fusion
         self.layers = self._checked_layers(layers)
         self.r = self._checked_r(r)
         self.multiple_of = multiple_of or 1
@@ -103,8 +104,8 @@ class PruneReducer(DropReducer):
         """The tokens that the schedule has for layer ``i``."""
         left, now = self.token_schedule(tokens.grid, i + 1)[i], tokens.patches.shape[1]
         if left > now:
-            return self.restore(tokens)
-        return tokens if left == now else self._drop(tokens, highest(self.score(i - 1, tokens), left))
+            return tokens.restored()
+        return tokens if left == now else drop(tokens, highest(self.score(i - 1, tokens), left), self.restoration)
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``; in training at the present ``rate``."""

@@ -11,7 +11,8 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import SEED, SHARE, Layer, Maybe, Whole
 
 from .base import default_start
-from .dropping import RESTORE_DROPPED
+from .dropping import drop
+from .giving_back import RESTORE_DROPPED
 from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
 
@@ -97,7 +98,7 @@ class Random(PruneReducer):
             for axis, (n, count) in enumerate(zip(tokens.grid, left))
         )
         kept = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten()
-        return self._drop(tokens, kept.expand(tokens.x.shape[0], -1))
+        return drop(tokens, kept.expand(tokens.x.shape[0], -1), self.restoration)
 
     def _left_of_window(self, grid):
         share = 1 - math.sqrt(1 - self.r[0])
@@ -123,4 +124,4 @@ class Random(PruneReducer):
             score = -pseudo_random(patches, self.seed, device)
         else:
             score = -(torch.arange(patches, device=device) % self.every)
-        return score[self._index(tokens)]
+        return score[tokens.positions]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from mmtr.errors import UserError
@@ -24,23 +23,38 @@ from mmtr.ops.rows_columns import (
 )
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import COSINE, SEED, SHARE, Choice, Maybe, Number, Pair, Span, Whole
-from mmtr.tokens import Tokens
+from mmtr.tokens import NOTHING, Tokens
+from mmtr.undo import Undo
 
-from .base import default_span
-from .restoring import RestoringReducer
+from .base import TokenReducer, default_span
 
 
 @dataclass(frozen=True)
-class _Level:
-    """One injection: how to undo it, and what pictures of it need."""
+class Injected(Undo):
+    """One injection, which the Token Ejector undoes.
+
+    Args:
+        groups: What the tokens were.
+        assignment: Of those that there were to those that are left; None: nothing is given back.
+        match: Which token each normal one was merged into; None: it was not matched.
+    """
 
     groups: Groups
     assignment: Optional[Assignment]
     match: Optional[Tensor]
 
+    def expand(self, x):
+        """See ``Undo``."""
+        return eject(x, self.assignment)
+
+    def trace(self, index):
+        """See ``Undo``; where nothing was matched, the token that each is restored from stands for it."""
+        slots = self.assignment.slots() if self.match is None else self.groups.slots(self.match)
+        return index.gather(1, slots)
+
 
 @TOKEN_REDUCERS.register_module()
-class TokenAdapter(RestoringReducer):
+class TokenAdapter(TokenReducer):
     """Token Adapter (Su et al., "Removing Rows and Columns of Tokens in Vision Transformer", Sec. 3.2).
 
     Args:
@@ -71,7 +85,6 @@ class TokenAdapter(RestoringReducer):
 
     nothing = dict(ratio=0.0)
     within_windows = True
-    expansion = 'levels'
 
     def __init__(
         self,
@@ -89,7 +102,7 @@ class TokenAdapter(RestoringReducer):
         restore: Choice('copy', 'residual', 'none') = 'residual',
         seed: SEED = 0,
     ):
-        super().__init__(backbone, restore)
+        super().__init__(backbone)
         if backbone.stage is not None and score == 'attn':
             raise UserError(
                 "token_reduction.score='attn' cannot work within windows, which are not those of the layer "
@@ -118,8 +131,7 @@ class TokenAdapter(RestoringReducer):
         self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
         self.tau = tau if mode == 'threshold' else None
         self.seed = seed
-        self.restores = restore != 'none'
-        self.stop = self.layers[1] if self.restores else None
+        self.restores, self.change = restore != 'none', restore == 'residual'
 
     @classmethod
     def search_space(cls, trial, backbone):
@@ -166,8 +178,7 @@ class TokenAdapter(RestoringReducer):
 
     @staticmethod
     def _grid(tokens: Tokens) -> tuple[int, int]:
-        levels = tokens.memo.get('levels')
-        return levels[-1].groups.reduced_grid if levels else tokens.grid
+        return tokens.grid if tokens.undo is None else tokens.undo.parts[-1].groups.reduced_grid
 
     def before_layer(self, i, tokens):
         """Token Injector."""
@@ -183,14 +194,8 @@ class TokenAdapter(RestoringReducer):
         match = match_normal(x, groups, self.metric) if self.merge == 'average' else None
         merged, count = inject(x, groups, self.merge, match)
         assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if self.restores else None
-        index = groups.kept if tokens.index is None else tokens.index.gather(1, groups.kept)
-        levels = (*tokens.memo.get('levels', ()), _Level(groups, assignment, match))
-        return self._reduced(
-            tokens,
-            tokens.replace(
-                x=torch.cat([tokens.prefix, merged], 1), index=index, size=count, memo={**tokens.memo, 'levels': levels}
-            ),
-        )
+        index = tokens.positions.gather(1, groups.kept)
+        return tokens.reduced(merged, Injected(groups, assignment, match), index, count, self.change)
 
     def attention(self, i, attn, x, tokens):
         """The layer's own; with ``score='attn'`` what the next injection needs is noted."""
@@ -198,22 +203,17 @@ class TokenAdapter(RestoringReducer):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix :]
-        tokens.memo['received'] = received.unflatten(1, self._grid(tokens))
-        return attn.attend(q, k, v)
+        return attn.attend(q, k, v), dict(received=received.unflatten(1, self._grid(tokens)))
 
-    def expand(self, tokens):
-        """Token Ejector: undo every injection, the last one first."""
-        x = tokens.patches
-        for level in reversed(tokens.memo['levels']):
-            x = eject(x, level.assignment)
-        return x
+    def after_layer(self, i, tokens):
+        """Token Ejector: every injection is undone, the last one first."""
+        return tokens.restored() if self.restores and i == self.layers[1] - 1 else tokens
 
     def restore(self, tokens):
-        """See ``RestoringReducer``; with ``restore='none'`` the reduced grid as it is."""
-        if self.restores or 'levels' not in tokens.memo:
-            return super().restore(tokens)
-        memo = {key: value for key, value in tokens.memo.items() if key != 'levels'}
-        return tokens.replace(grid=self._grid(tokens), memo=memo)
+        """See ``TokenReducer``; with ``restore='none'`` the reduced grid as it is."""
+        if self.restores or tokens.undo is None:
+            return tokens.restored()
+        return tokens.replace(grid=self._grid(tokens), undo=None, memo=NOTHING)
 
     def grid_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the grid is too small for the ratio."""
@@ -227,14 +227,10 @@ class TokenAdapter(RestoringReducer):
         return schedule
 
     def token_map(self, tokens):
-        """See ``TokenReducer``; for merges that match nothing, the token that each is restored from stands for it."""
-        levels = tokens.memo.get('levels')
-        if not levels:
+        """See ``TokenReducer``; rows and columns of the last injection are unique."""
+        found = super().token_map(tokens)
+        if found is None:
             return None
-        group = slot = None
-        for level in levels:
-            label = level.groups.labels()
-            slots = level.assignment.slots() if level.match is None else level.groups.slots(level.match)
-            group = label if group is None else torch.where(group == 0, 0, label.gather(1, slot))
-            slot = slots if slot is None else slots.gather(1, slot)
-        return group, tokens.index.gather(1, slot)
+        group, stands_for = found
+        groups = tokens.undo.parts[-1].groups
+        return group.scatter(1, tokens.index, groups.labels().gather(1, groups.kept)), stands_for

@@ -10,9 +10,10 @@ from mmtr.errors import UserError
 from mmtr.ops.bipartite import Matching, merge, soft_matching, unmerge
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Either, Flag, Maybe, Number, Setting, Span, Whole
+from mmtr.undo import Merged
 
-from .merging import MergingReducer
-from .restoring import RESTORE
+from .base import TokenReducer
+from .giving_back import RESTORE
 
 
 class Merging(Setting):
@@ -36,7 +37,7 @@ class Merging(Setting):
 
 
 @TOKEN_REDUCERS.register_module()
-class ToMe(MergingReducer):
+class ToMe(TokenReducer):
     """Token Merging (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, Sec. 3).
 
     Which tokens merge into which, and in which order what is left goes on, is that of the released code.
@@ -71,7 +72,8 @@ class ToMe(MergingReducer):
         proportional_attention: Maybe(Flag()) = None,
         restore: Maybe(RESTORE) = None,
     ):
-        super().__init__(backbone, 'residual' if restore is None else restore)
+        super().__init__(backbone)
+        self.change = restore != 'copy'
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:
             raise UserError(
@@ -119,17 +121,18 @@ class ToMe(MergingReducer):
         count = self._count(i, int(patches.shape[1]))
         if self.progressive:
             q, k, v = attn.qkv(x)
-            if count > 0:
-                keys = k[:, :, tokens.num_prefix :].detach().mean(1, dtype=torch.float32)
-                tokens.memo['matching'] = soft_matching(keys, count, tokens.num_prefix)
-            return attn.attend(q, k, v, self._bias(tokens.size, tokens.num_prefix))
+            out = attn.attend(q, k, v, self._bias(tokens.size, tokens.num_prefix))
+            if count == 0:
+                return out
+            keys = k[:, :, tokens.num_prefix :].detach().mean(1, dtype=torch.float32)
+            return out, dict(matching=soft_matching(keys, count, tokens.num_prefix))
         if count == 0:
             return attn.branch(x)
         matching = soft_matching(patches, count, tokens.num_prefix)
-        tokens.memo['matching'] = matching  # for pictures
         merged, size = _merge(x, tokens.num_prefix, matching)
         q, k, v = attn.qkv(merged, matching.kept)
-        return _unmerge(attn.attend(q, k, v, self._bias(size, tokens.num_prefix)), tokens.num_prefix, matching)
+        out = attn.attend(q, k, v, self._bias(size, tokens.num_prefix))
+        return _unmerge(out, tokens.num_prefix, matching), dict(matching=matching)  # for pictures
 
     def _bias(self, size, num_prefix):
         if size is None or not self.proportional:
@@ -142,7 +145,7 @@ class ToMe(MergingReducer):
             return tokens
         matching = tokens.memo['matching']
         x, size = merge(tokens.patches, matching, tokens.size)
-        return self.merged(_without_matching(tokens), x, size, matching.kept, matching.slots())
+        return _merged(tokens.forget('matching'), x, size, matching, self.change)
 
     def ffn(self, i, ffn, x, tokens):
         """The FFN, on merged tokens unless progressive."""
@@ -156,7 +159,7 @@ class ToMe(MergingReducer):
 
     def after_layer(self, i, tokens):
         """Forget the layer's matching."""
-        return _without_matching(tokens)
+        return tokens.forget('matching') if 'matching' in tokens.memo else tokens
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``."""
@@ -172,7 +175,8 @@ class ToMe(MergingReducer):
         if self.progressive or 'matching' not in tokens.memo:
             return super().token_map(tokens)
         matching = tokens.memo['matching']
-        return super().token_map(self.merged(tokens, tokens.patches, None, matching.kept, matching.slots()))
+        x, size = merge(tokens.patches, matching)
+        return super().token_map(_merged(tokens, x, size, matching, False))
 
 
 def _schedule(r, depth):
@@ -214,8 +218,8 @@ def _check_r(r, value):
     )
 
 
-def _without_matching(tokens):
-    return tokens.replace(memo={key: value for key, value in tokens.memo.items() if key != 'matching'})
+def _merged(tokens, x, size, matching, change):
+    return tokens.reduced(x, Merged(matching.slots()), tokens.positions.gather(1, matching.kept), size, change)
 
 
 def _merge(x: Tensor, num_prefix: int, matching: Matching) -> tuple[Tensor, Tensor]:

@@ -96,9 +96,8 @@ class Windowed(TokenReducer):
         tokens = tokens.replace(
             x=x,
             windows=make_windows(grid, self._size(self.backbone.grid, i), device, self.inner.table_interpolation),
-            memo={key: value for key, value in tokens.memo.items() if key != 'windows'},
             index=None,
-        )
+        ).forget('windows')
         if grid == tokens.grid:
             return tokens
         index = [
@@ -106,7 +105,7 @@ class Windowed(TokenReducer):
             for window, whole in zip(windows, self._positions(tokens.grid, full, device)[1])
         ]
         index = join_pieces([part.unsqueeze(2) for part in index], positions, place).squeeze(2)
-        return tokens.replace(index=index, memo={**tokens.memo, 'windows': (i, windows)})
+        return tokens.replace(index=index).remember(windows=(i, windows))
 
     @staticmethod
     def _in_grid(index, window, positions):

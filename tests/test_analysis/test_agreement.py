@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from mmtr import UserError
-from mmtr.analysis.agreement import difference
+from mmtr.inference.agreement import difference
 
 SHAPE = (12, 15)
 

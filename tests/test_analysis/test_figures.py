@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from mmtr.analysis.figures import COLORS, FIGURES, draw_layers
+from mmtr.visualization.layers import COLORS, FIGURES, draw_layers
 
 
 def layers(**lines):

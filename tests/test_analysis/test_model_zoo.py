@@ -6,10 +6,10 @@ import torch
 from mmengine.config import Config
 
 from mmtr.analysis.flops import count_flops
-from mmtr.analysis.model_zoo import Zoo, cost, measured_in_words, pixels_of, read_notes, tokens_in_words
 from mmtr.analysis.shapes import ShapesOnly
-from mmtr.engine.model import build_model
 from mmtr.errors import UserError
+from mmtr.inference.model import build_model
+from mmtr.reports.model_zoo import Zoo, cost, measured_in_words, pixels_of, read_notes, tokens_in_words
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mmtr import UserError
-from mmtr.analysis.report import refresh
+from mmtr.reports.benchmarks import refresh
 
 ROOT = Path(__file__).parents[2]
 

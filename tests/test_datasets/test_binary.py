@@ -7,8 +7,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmtr import UserError
+from mmtr.checks import data as data_check
 from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
-from mmtr.engine import data_check
 from mmtr.registry import DATASETS, TRANSFORMS
 
 LOAD = dict(type='mmtr.LoadBinaryAnnotations')

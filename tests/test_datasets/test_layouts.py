@@ -11,7 +11,7 @@ from mmseg.utils import register_all_modules
 from PIL import Image
 
 from mmtr import UserError
-from mmtr.engine.data_check import check_data
+from mmtr.checks.data import check_data
 
 ROOT = Path(__file__).parents[2]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

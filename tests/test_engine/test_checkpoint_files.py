@@ -17,9 +17,9 @@ from mmengine.runner import checkpoint as stock
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 
-import mmtr.engine.checkpoint
-from mmtr.engine import safe_load
-from mmtr.engine.checkpoint import read_checkpoint
+import mmtr.checkpoints.files
+from mmtr.checkpoints import safe_load
+from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError
 
 HISTORY = b'cmmengine.logging.history_buffer\nHistoryBuffer\n'

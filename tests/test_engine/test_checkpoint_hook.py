@@ -11,7 +11,7 @@ import pytest
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.checkpoints.files import read_checkpoint
 from mmtr.engine.hooks.checkpoint import AtomicBackend, last_checkpoint
 from mmtr.errors import UserError
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from mmtr.engine.data_check import check_data
+from mmtr.checks.data import check_data
 from mmtr.errors import UserError
 from tests.drawn_coco import METAINFO, PANOPTIC, draw_coco
 

@@ -8,7 +8,7 @@ import pytest
 from mmengine import hub
 from mmengine.config import Config
 
-from mmtr.engine.configs import load_config, read_reductions
+from mmtr.config.files import load_config, read_reductions
 from mmtr.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from mmtr.engine.data_check import check_data
+from mmtr.checks.data import check_data
 from mmtr.errors import UserError
 
 TRAIN = ('train_dataloader',)

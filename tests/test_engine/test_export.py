@@ -6,9 +6,9 @@ import torch
 from mmengine.config import Config
 
 from mmtr.apis import apply_token_reduction
-from mmtr.engine import export
-from mmtr.engine.model import build_model
 from mmtr.errors import UserError
+from mmtr.export import onnx as export
+from mmtr.inference.model import build_model
 from mmtr.registry import TOKEN_REDUCERS
 
 TOKEN_REDUCERS.import_from_location()

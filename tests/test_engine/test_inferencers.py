@@ -3,7 +3,7 @@ import torch
 from mmengine.config import Config
 
 from mmtr import UserError
-from mmtr.engine.inferencers import build_inferencer, dataset_meta
+from mmtr.inference.inferencers import build_inferencer, dataset_meta
 
 NAMES, COLOURS = ['sky', 'grass', 'sand'], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
 

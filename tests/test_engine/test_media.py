@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmtr import UserError
-from mmtr.engine.media import open_source
+from mmtr.inference.media import open_source
 
 SIZE = (31, 45)
 

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config, DictAction
 
 from mmtr import UserError
-from mmtr.engine.configs import (
+from mmtr.config.files import (
     add_options,
     add_token_reduction,
     inherited,
@@ -15,7 +15,7 @@ from mmtr.engine.configs import (
     read_config,
     with_reduction,
 )
-from mmtr.engine.options import parse_value
+from mmtr.config.options import parse_value
 
 HOOK = dict(type='mmtr.TokenReductionHook', token_reduction=dict(type='TokenAdapter', ratio=0.3))
 

@@ -4,8 +4,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from mmtr.engine.tta import flipped, scaled_and_flipped, use_tta
 from mmtr.errors import UserError
+from mmtr.inference.tta import flipped, scaled_and_flipped, use_tta
 
 LOAD, PACK = dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
 LABELS = dict(type='LoadAnnotations')

@@ -10,7 +10,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmtr.engine.coco_check import check_classes
+from mmtr.checks.coco import check_classes
 from mmtr.reducers import Expediting, TokenAdapter
 from tests.drawn_coco import METAINFO, PANOPTIC, draw_coco
 

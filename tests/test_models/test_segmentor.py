@@ -19,7 +19,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmtr.engine.model import build_model, load_weights
+from mmtr.inference.model import build_model, load_weights
 from mmtr.models.segmentors import EncoderDecoder
 from mmtr.models.segmentors.deferred import DeferredPixelData
 from tests.conftest import draw_scenes

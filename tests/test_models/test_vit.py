@@ -98,7 +98,7 @@ def test_fused_attention_leaves_other_uses_to_stock():
     # Cross-attention and masks are no plain self-attention.
     from mmcv.cnn.bricks.transformer import MultiheadAttention as StockAttention
 
-    from mmtr.models.twins import make_twin
+    from mmtr.models.backbones.common.twins import make_twin
 
     stock = StockAttention(32, 4, batch_first=True)
     ours = make_twin(stock, 'auto').eval()

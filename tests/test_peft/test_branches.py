@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mmtr import UserError
 from mmtr.models.backbones import VisionTransformer
-from mmtr.models.layers import run_layer
+from mmtr.models.backbones.common.layer import run_layer
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import table
 from mmtr.reducers import BackboneShape

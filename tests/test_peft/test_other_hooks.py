@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
-from mmtr.engine.checkpoint import read_checkpoint
+from mmtr.checkpoints.files import read_checkpoint
 from mmtr.registry import HOOKS
 
 from .test_checkpoints import TUNED, tuned  # noqa: F401

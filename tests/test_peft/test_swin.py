@@ -8,10 +8,10 @@ from mmengine.hub import get_config
 from mmseg.models.backbones import SwinTransformer as Stock
 
 from mmtr import UserError, apply_token_reduction
-from mmtr.engine.checkpoint import read_checkpoint
-from mmtr.engine.model import build_model, load_weights
+from mmtr.checkpoints.files import read_checkpoint
+from mmtr.checkpoints.tuned import check_pretrained, take_out_frozen
+from mmtr.inference.model import build_model, load_weights
 from mmtr.models.backbones import SwinTransformer
-from mmtr.peft.checkpoint import check_pretrained, take_out_frozen
 from mmtr.peft.freezing import table
 
 from ..test_reducers.test_contract import filled

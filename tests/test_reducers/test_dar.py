@@ -8,7 +8,7 @@ import torch
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.models.backbones import VisionTransformer
-from mmtr.models.layers import run_layer
+from mmtr.models.backbones.common.layer import run_layer
 from mmtr.ops.selection import on_selected, straight_through
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from mmtr.models.backbones import SwinTransformer, VisionTransformer, tunable
+from mmtr.models.backbones import SwinTransformer, VisionTransformer
+from mmtr.models.backbones.common import backbone as tunable
 from mmtr.reducers.words import in_words, reductions_in_words
 
 IMAGES = ', in images of 23x30 patches'

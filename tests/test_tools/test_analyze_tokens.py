@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmtr.engine.model import build_model
+from mmtr.inference.model import build_model
 from tests.conftest import TOOLS
 
 REDUCTIONS = """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmtr.engine.model import build_model, without_pretrained
+from mmtr.inference.model import build_model, without_pretrained
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark.py'
 CONFIG = """

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import mmtr.analysis.compare
-from mmtr.engine.model import build_model, load_weights
+from mmtr.inference.model import build_model, load_weights
 from tests.conftest import TOOLS
 
 REDUCTIONS = """

@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from mmtr import UserError
-from mmtr.engine.model import build_model, load_weights
+from mmtr.inference.model import build_model, load_weights
 from mmtr.registry import MODELS
 from tests.conftest import CLASSES, TOOLS
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmtr.engine import export
-from mmtr.engine.model import build_model
+from mmtr.export import onnx as export
+from mmtr.inference.model import build_model
 from tests.conftest import TOOLS
 
 pytest.importorskip('onnxscript')

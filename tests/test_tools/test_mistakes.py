@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
 
-from mmtr.engine import config_check
-from mmtr.engine.build_errors import in_words_of
-from mmtr.engine.config_check import check_config
+from mmtr.checks import config as config_check
+from mmtr.checks.building import in_words_of
+from mmtr.checks.config import check_config
 from mmtr.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')

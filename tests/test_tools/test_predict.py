@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 
 from mmtr import apply_token_reduction
-from mmtr.engine.model import build_model
+from mmtr.inference.model import build_model
 from tests.conftest import TOOLS
 from tests.drawn_coco import draw_coco
 from tests.test_models.test_maskdino_configs import CONFIGS, small

@@ -12,8 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model, load_weights
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model, load_weights
 from tests.conftest import TOOLS
 
 IMPORTS = """

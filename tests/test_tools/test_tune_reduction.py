@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 import mmtr.analysis.tuning
 from mmtr.analysis.tuning import Judge
-from mmtr.engine.model import build_model
+from mmtr.inference.model import build_model
 from tests.conftest import TOOLS, draw_scenes
 
 pytest.importorskip('optuna')

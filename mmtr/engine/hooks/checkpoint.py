@@ -10,7 +10,7 @@ from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
-from mmtr.engine.checkpoint import remove_leftovers, written_whole
+from mmtr.checkpoints.files import remove_leftovers, written_whole
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
 

@@ -7,9 +7,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 
+from mmtr.checkpoints.fit import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, some, start_from
+from mmtr.checkpoints.tuned import put_in_frozen, weights_in
 from mmtr.errors import UserError
-from mmtr.models.fitting import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, some, start_from
-from mmtr.peft.checkpoint import put_in_frozen, weights_in
 from mmtr.registry import HOOKS
 
 from .order import put_last

@@ -2,7 +2,7 @@
 
 from mmengine.hooks import Hook
 
-from mmtr.engine.config_check import TWO_CLASSES
+from mmtr.checks.config import TWO_CLASSES
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
 

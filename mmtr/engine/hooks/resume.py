@@ -20,8 +20,8 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
 
+from mmtr.checkpoints.tuned import META, weights_in
 from mmtr.errors import UserError
-from mmtr.peft.checkpoint import META, weights_in
 from mmtr.peft.freezing import frozen_state
 from mmtr.registry import HOOKS
 

@@ -6,10 +6,10 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmtr.apis import apply_token_reduction
+from mmtr.config.types import is_type, type_name
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
 from mmtr.registry import HOOKS
-from mmtr.types import is_type, type_name
 
 
 @HOOKS.register_module()

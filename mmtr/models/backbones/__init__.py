@@ -1,6 +1,7 @@
+from mmtr.models.backbones.eva02.backbone import EVA02
+from mmtr.models.backbones.swin.backbone import SwinTransformer
+
 from .dinov2 import DINOv2
-from .eva02 import EVA02
-from .swin import SwinTransformer
 from .vit import VisionTransformer
 
 __all__ = ['DINOv2', 'EVA02', 'SwinTransformer', 'VisionTransformer']

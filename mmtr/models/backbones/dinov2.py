@@ -5,13 +5,13 @@ from mmcv.cnn.bricks.scale import LayerScale
 from torch import nn
 
 from mmtr.errors import UserError
-from mmtr.models.layers import MultiheadAttention
-from mmtr.models.twins import share
+from mmtr.models.backbones.common.arguments import NORM, OUTPUTS, PATCH, PIXELS
+from mmtr.models.backbones.common.layer import MultiheadAttention
+from mmtr.models.backbones.common.twins import share
 from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
 from mmtr.settings import SHARE, Flag, Maybe, Number, Whole
 
-from .keys import NORM, OUTPUTS, PATCH, PIXELS
 from .vit import VisionTransformer
 
 

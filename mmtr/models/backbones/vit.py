@@ -4,14 +4,21 @@ from mmengine.model import ModuleList
 from mmseg.models.backbones import vit
 
 from mmtr.errors import UserError
-from mmtr.models.layers import reducible
-from mmtr.models.twins import share, twin_of
+from mmtr.models.backbones.common.arguments import (
+    ATTN_BACKEND,
+    HEADS,
+    STOCK,
+    check_heads,
+    check_patches,
+    check_start,
+    which_layers,
+)
+from mmtr.models.backbones.common.layer import reducible
+from mmtr.models.backbones.common.plain import ReducibleBackbone
+from mmtr.models.backbones.common.twins import share, twin_of
 from mmtr.ops.attention import check_backend
 from mmtr.registry import MODELS
 from mmtr.settings import Whole
-
-from .base import ReducibleBackbone
-from .keys import ATTN_BACKEND, HEADS, STOCK, check_heads, check_patches, check_start, which_layers
 
 
 @MODELS.register_module()

@@ -7,8 +7,8 @@ from mmseg.models.decode_heads import segmenter_mask_head as stock
 
 from mmtr.declared import Declared
 from mmtr.errors import UserError
-from mmtr.models.layers import reducible, run_layer
-from mmtr.models.twins import replace_with_twins
+from mmtr.models.backbones.common.layer import reducible, run_layer
+from mmtr.models.backbones.common.twins import replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import MODELS
@@ -60,7 +60,7 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
 
     @property
     def takes_reduced_tokens(self) -> bool:
-        """See ``mmtr.models.reduced_outputs``."""
+        """See ``mmtr.models.backbones.common.reduced_outputs``."""
         return self.token_reducer is None
 
     def forward(self, inputs):

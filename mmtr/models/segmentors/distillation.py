@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmtr.checkpoints.fit import PretrainedWatch
 from mmtr.declared import Declared
 from mmtr.errors import UserError
-from mmtr.models.fitting import PretrainedWatch
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Kind, Number, Whole
 

@@ -9,7 +9,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 
 from mmtr.errors import UserError
-from mmtr.models.reduced_outputs import ReducedOutputs, takes_reduced_tokens
+from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs, takes_reduced_tokens
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.ops.labels import independent_of_channels
 from mmtr.registry import MODELS

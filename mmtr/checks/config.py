@@ -1,0 +1,329 @@
+"""A config is looked at before anything is built: what stock code stops at hours later, or never, is one sentence."""
+
+import difflib
+import inspect
+import logging
+
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from mmtr.config.types import type_name
+from mmtr.errors import UserError
+from mmtr.settings import closest
+
+# What a run needs all of, or none.
+TOGETHER = (
+    ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ('test_dataloader', 'test_cfg', 'test_evaluator'),
+)
+# What mmengine takes out of a loader before torch sees it.
+LOADER_KEYS = (
+    'dataset',
+    'sampler',
+    'batch_sampler',
+    'num_batch_per_epoch',
+    'worker_init_fn',
+    'collate_fn',
+    'disable_subprocess_warning',
+)
+# Transforms that give a model nothing that it takes.
+PACK_NOTHING = (
+    'LoadImageFromFile',
+    'LoadAnnotations',
+    'Resize',
+    'RandomResize',
+    'RandomCrop',
+    'RandomFlip',
+    'Pad',
+    'Normalize',
+    'PhotoMetricDistortion',
+    'DefaultFormatBundle',
+    'Collect',
+)
+OLD_LOADER_KEYS = dict(samples_per_gpu='batch_size', workers_per_gpu='num_workers')
+# mmsegmentation 0.x and mmdetection 2.x.
+OLD_KEYS = ('data', 'runner', 'lr_config', 'optimizer_config', 'checkpoint_config', 'log_config', 'evaluation')
+IOU_METRICS = dict(mIoU=('mIoU', 'mAcc'), mDice=('mDice', 'mAcc'), mFscore=('mFscore', 'mPrecision', 'mRecall'))
+#: What to write in place of a head's ``num_classes=1``.
+TWO_CLASSES = (
+    'background and foreground are two classes: set num_classes=2, out_channels=1 and '
+    "loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True), which has the same weights, and "
+    "metainfo=dict(classes=('background', ...)) of the data sets"
+)
+COCO_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+def check_config(cfg, loaders):
+    """Check what a config says of a run, without its data, which ``check_data`` looks at.
+
+    Args:
+        cfg: mmengine ``Config``.
+        loaders: Names of the data loaders that the run uses, such as ``('test_dataloader',)``.
+
+    Raises:
+        UserError: A setting cannot work, or would have no effect.
+    """
+    _check_names(cfg, loaders)
+    if loaders and cfg.get(loaders[0]) is None:
+        needed = next(', '.join(keys) for keys in TOGETHER if loaders[0] in keys)
+        raise UserError(f'The config has no {loaders[0]}: this run needs {needed}.')
+    for keys in TOGETHER:
+        _check_together(cfg, keys)
+    for name in loaders:
+        if isinstance(cfg.get(name), dict):
+            _check_loader(name, cfg[name])
+    if 'train_dataloader' in loaders:
+        _check_loop(cfg)
+        _check_scores(cfg)
+    for name in set(loaders) - {'train_dataloader'}:
+        _check_annotations(cfg, name)
+    model = inner_model(cfg.get('model'))
+    for key, head in segmentation_heads(model):
+        _check_head(key, head, model)
+    if model.get('decode_head'):
+        _check_test_cfg(model)
+    if 'train_dataloader' in loaders and type_of(model.get('data_preprocessor')) == 'SegDataPreProcessor':
+        _check_sizes(model['data_preprocessor'])
+
+
+def type_of(cfg) -> str:
+    """The name of the class of a config, or of None: ''."""
+    return type_name(cfg['type']) if isinstance(cfg, dict) and cfg.get('type') else ''
+
+
+def inner_model(model) -> dict:
+    """The model within test-time augmentation, or as it is."""
+    return (model or {}).get('module') or model or {}
+
+
+def segmentation_heads(model):
+    """(key, config) of each head of a segmentor."""
+    for key in ('decode_head', 'auxiliary_head'):
+        heads = model.get(key)
+        for i, head in enumerate(heads if isinstance(heads, (list, tuple)) else [heads]):
+            if isinstance(head, dict):
+                yield f'model.{key}.{i}' if isinstance(heads, (list, tuple)) else f'model.{key}', head
+
+
+def nearest(name, known) -> str:
+    """How a sentence about ``name`` ends: with the known name that is most like it, if any is."""
+    found = closest(name, known)
+    return f'; did you mean {found!r}?' if found else '.'
+
+
+def _check_names(cfg, loaders):
+    old = [key for key in OLD_KEYS if key in cfg]
+    if len(old) > 1 and not any(cfg.get(loader) for loader in loaders):
+        raise UserError(
+            f'The config is one of mmsegmentation 0.x or mmdetection 2.x, it has {" and ".join(old)}: '
+            'start from a config of mmsegmentation 1.x or mmdetection 3.x, which has train_dataloader, '
+            'optim_wrapper, param_scheduler and train_cfg.'
+        )
+    if not isinstance(cfg.get('model'), dict):
+        raise UserError(
+            f'The config has no model, model={cfg.get("model")!r}: inherit one with _base_, or write '
+            "model=dict(type='EncoderDecoder', ...)."
+        )
+    known = inspect.signature(Runner).parameters
+    for key, value in cfg.items():
+        like = difflib.get_close_matches(key, known, 1, 0.9)
+        if like and key not in known and isinstance(value, (dict, list)):
+            # No error: mmsegmentation ships a config with such a slip.
+            print_log(
+                f'The config has {key!r}, which nothing reads; did you mean {like[0]!r}?', 'current', logging.WARNING
+            )
+
+
+def _check_together(cfg, keys):
+    absent = [key for key in keys if cfg.get(key) is None]
+    if absent and len(absent) < len(keys):
+        there = [key for key in keys if key not in absent]
+        raise UserError(
+            f'The config has {" and ".join(there)} but no {" and no ".join(absent)}: a run needs '
+            f'{", ".join(keys)} together, or each of them None.'
+        )
+
+
+def _check_loader(name, loader):
+    known = {*inspect.signature(DataLoader).parameters, *LOADER_KEYS}
+    for key in loader:
+        if key not in known:
+            now = OLD_LOADER_KEYS.get(key)
+            hint = f'; it is called {now!r}.' if now else nearest(key, known)
+            raise UserError(f'{name} has no setting {key!r}{hint}')
+    if 'dataset' not in loader:
+        raise UserError(f'{name} has no dataset: write dataset=dict(type=..., ...).')
+    if loader.get('shuffle') is not None:
+        raise UserError(
+            f'{name}.shuffle={loader["shuffle"]} does not go with a sampler: write '
+            f"sampler=dict(type='DefaultSampler', shuffle={loader['shuffle']})."
+        )
+    if 'sampler' not in loader and 'batch_sampler' not in loader:
+        raise UserError(
+            f"{name} has no sampler: write sampler=dict(type='DefaultSampler', shuffle={name.startswith('train')})."
+        )
+    if not loader.get('num_workers'):
+        for key, off in (('persistent_workers', False), ('prefetch_factor', None)):
+            if loader.get(key):
+                raise UserError(
+                    f'{name}.{key}={loader[key]} needs worker processes, and num_workers is '
+                    f'{loader.get("num_workers", 0)}: set num_workers above 0 or {key}={off}.'
+                )
+    last = type_of((loader['dataset'].get('pipeline') or [None])[-1])
+    if last in PACK_NOTHING:
+        raise UserError(
+            f'{name}.dataset.pipeline ends with {last}, which packs nothing for the model: append '
+            "dict(type='PackSegInputs'), of mmdet dict(type='PackDetInputs')."
+        )
+
+
+def _check_loop(cfg):
+    loop = cfg.get('train_cfg')
+    if not loop:
+        return
+    if 'type' in loop and 'by_epoch' in loop:
+        raise UserError(f'train_cfg has both type={type_of(loop)!r} and by_epoch={loop["by_epoch"]}: leave one out.')
+    kind = type_of(loop) or ('EpochBasedTrainLoop' if loop.get('by_epoch') else 'IterBasedTrainLoop')
+    sampler = type_of((cfg.get('train_dataloader') or {}).get('sampler'))
+    if kind == 'EpochBasedTrainLoop' and sampler == 'InfiniteSampler':
+        raise UserError(
+            "train_cfg counts epochs, and with train_dataloader.sampler.type='InfiniteSampler' the first "
+            "one never ends: set sampler=dict(type='DefaultSampler', shuffle=True)."
+        )
+    if kind != 'IterBasedTrainLoop':
+        return
+    schedulers = cfg.get('param_scheduler') or []
+    for i, scheduler in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
+        if (
+            isinstance(scheduler, dict)
+            and scheduler.get('by_epoch', True)
+            and not scheduler.get('convert_to_iter_based')
+        ):
+            raise UserError(
+                f'param_scheduler.{i}, a {type_of(scheduler)}, counts epochs, and train_cfg counts '
+                'iterations, so it would never act: set by_epoch=False, and begin and end in iterations.'
+            )
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if hook.get('by_epoch', True) and hook.get('interval', -1) > 0:
+        raise UserError(
+            f'default_hooks.checkpoint counts epochs, and train_cfg counts iterations, so nothing would be '
+            f'saved every {hook["interval"]}: set by_epoch=False, and interval in iterations.'
+        )
+
+
+def _evaluators(cfg, name):
+    found = cfg.get(name) or []
+    return [each for each in ([found] if isinstance(found, dict) else found) if isinstance(each, dict)]
+
+
+def _check_scores(cfg):
+    """The score of ``save_best`` must be one that evaluation gives."""
+    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
+    given = []
+    for metric in _evaluators(cfg, 'val_evaluator'):
+        names = _scores_of(metric)
+        if names is None:
+            return
+        given += names
+    for score in [best] if isinstance(best, str) else best or ():
+        if given and score != 'auto' and score not in given:
+            raise UserError(
+                f'default_hooks.checkpoint.save_best={score!r} is no score of val_evaluator, which gives '
+                f'{", ".join(dict.fromkeys(given))}{nearest(score, given)}'
+            )
+
+
+def _scores_of(metric):
+    """The names of what a metric gives, or None where that is not known."""
+    kind, prefix = type_of(metric), metric.get('prefix')
+    if kind == 'IoUMetric':
+        chosen = metric.get('iou_metrics', ['mIoU'])
+        chosen = [chosen] if isinstance(chosen, str) else chosen
+        names = ['aAcc', *(name for each in chosen for name in IOU_METRICS.get(each, ()))]
+    elif kind == 'CocoMetric' and not metric.get('metric_items'):
+        chosen, prefix = metric.get('metric', 'bbox'), prefix or 'coco'
+        chosen = [chosen] if isinstance(chosen, str) else chosen
+        if not set(chosen) <= {'bbox', 'segm'}:
+            return None
+        names = [f'{each}_{score}' for each in chosen for score in COCO_METRICS]
+    else:
+        return None
+    return [f'{prefix}/{name}' for name in names] if prefix else names
+
+
+def _check_annotations(cfg, name):
+    """What scores label maps must be given some."""
+    evaluator = name.replace('dataloader', 'evaluator')
+    for metric in _evaluators(cfg, evaluator):
+        if (
+            type_of(metric) == 'IoUMetric'
+            and not metric.get('format_only')
+            and ('Annotations' not in str((cfg.get(name) or {}).get('dataset', 'Annotations')))
+        ):
+            raise UserError(
+                f'{evaluator} is an IoUMetric, and {name}.dataset.pipeline loads no label maps: put '
+                "dict(type='LoadAnnotations') after Resize, or set format_only=True."
+            )
+
+
+def _check_head(key, head, model):
+    count, out = head.get('num_classes'), head.get('out_channels')
+    if not count or 'channels' not in head:  # one of another making, such as Mask2Former's or of depth
+        return
+    if count == 1:
+        raise UserError(f'{key}.num_classes=1, but {TWO_CLASSES}.')
+    if out not in (None, 1, count):
+        raise UserError(f'{key}.out_channels={out} must be num_classes={count}, or 1 for background and foreground.')
+    losses = head.get('loss_decode') or {}
+    for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
+        if type_of(loss) != 'CrossEntropyLoss':
+            continue
+        weights, sigmoid = loss.get('class_weight'), loss.get('use_sigmoid', False)
+        if out == 1 and not sigmoid:
+            raise UserError(f'{key}.out_channels=1 needs loss_decode.use_sigmoid=True.')
+        if isinstance(weights, (list, tuple)) and not sigmoid and len(weights) != count:
+            raise UserError(
+                f'{key}.loss_decode.class_weight has {len(weights)} weights for num_classes={count}: give one a class.'
+            )
+        if isinstance(weights, (list, tuple)) and sigmoid and len(weights) > 1:
+            raise UserError(
+                f'{key}.loss_decode has use_sigmoid=True and {len(weights)} weights in class_weight, which '
+                'mmsegmentation takes for weights of the columns of a picture: set use_sigmoid=False.'
+            )
+    ignored = head.get('ignore_index', 255)
+    preprocessor = model.get('data_preprocessor') or {}
+    if type_of(preprocessor) == 'SegDataPreProcessor' and preprocessor.get('seg_pad_val', 255) != ignored:
+        raise UserError(
+            f'model.data_preprocessor.seg_pad_val={preprocessor.get("seg_pad_val", 255)} pads label maps '
+            f'with what {key}.ignore_index={ignored} does not ignore: set both to one value.'
+        )
+
+
+def _check_test_cfg(model):
+    test = model.get('test_cfg') or {}
+    mode = test.get('mode')
+    if mode not in ('whole', 'slide'):
+        raise UserError(f"model.test_cfg.mode={mode!r} must be 'whole', or 'slide' with crop_size and stride.")
+    if mode == 'whole':
+        return
+    for key in ('crop_size', 'stride'):
+        if not isinstance(test.get(key), (list, tuple)) or len(test[key]) != 2:
+            raise UserError(
+                f"model.test_cfg.mode='slide' needs {key}=(height, width) in pixels, not {test.get(key)!r}."
+            )
+    if any(step > size for step, size in zip(test['stride'], test['crop_size'])):
+        raise UserError(
+            f'model.test_cfg.stride={tuple(test["stride"])} is larger than crop_size='
+            f'{tuple(test["crop_size"])}, which leaves pixels out: make it smaller, such as two thirds.'
+        )
+
+
+def _check_sizes(preprocessor):
+    size, divisor = preprocessor.get('size'), preprocessor.get('size_divisor')
+    if (size is None) == (divisor is None):
+        raise UserError(
+            f'model.data_preprocessor has size={size} and size_divisor={divisor}: training needs one of '
+            'them, size as the crop_size of the training pipeline.'
+        )

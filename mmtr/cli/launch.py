@@ -1,0 +1,220 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: from the command line to a running ``Runner``."""
+
+import argparse
+import os
+import os.path as osp
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.dist import is_main_process, master_only
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
+from mmtr.checks.building import in_words_of
+from mmtr.checks.config import check_config
+from mmtr.checks.data import check_data
+from mmtr.config import files as configs
+from mmtr.config.files import add_options, add_token_reduction
+from mmtr.config.types import is_type
+from mmtr.errors import UserError, in_words
+from mmtr.inference.model import has_peft
+from mmtr.operators import check_operators
+
+# Where each launcher other than torchrun says who a process is.
+LAUNCHER_ENV = dict(
+    pytorch=dict(RANK='RANK', LOCAL_RANK='LOCAL_RANK', WORLD_SIZE='WORLD_SIZE'),
+    slurm=dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS'),
+    mpi=dict(RANK='OMPI_COMM_WORLD_RANK', LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE'),
+)
+
+
+def parser(description):
+    """``ArgumentParser`` with the options that training and testing share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help="config file, or a packaged one like 'mmtr::...' or 'mmseg::segmenter/...'")
+    parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 on a CPU)')
+    add_options(parser)
+    add_token_reduction(parser)
+    parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
+    # torch.distributed.launch, with which mim starts processes, gives it in addition to the variable.
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def read_config(args):
+    """Config of a run, with the command line merged in, and what our tools do by default beside mmengine's defaults.
+
+    Raises:
+        UserError: The config cannot be read, or an option does not fit it.
+    """
+    cfg = configs.read_config(args)
+    cfg.launcher = args.launcher
+    name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
+    if hook and is_type(hook, 'mmengine.CheckpointHook'):
+        hook['type'] = 'mmtr.CheckpointHook'
+    add_hook(cfg, type='mmtr.LabelCheckHook')
+    if has_peft(cfg):
+        if not any(is_type(hook, 'mmtr.PEFTCheckpointHook') for hook in cfg.custom_hooks):
+            add_hook(cfg, type='mmtr.PEFTCheckpointHook')
+        if cfg.get('optim_wrapper'):
+            cfg.optim_wrapper.setdefault('constructor', 'mmtr.TrainableConstructor')
+    return cfg
+
+
+def add_hook(cfg, **hook):
+    """Append a custom hook to a config."""
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
+
+
+def writable(path, option):
+    """Check, without writing, that ``path`` is or can become a folder in which this user may write.
+
+    Raises:
+        UserError: It cannot; names the option that gave the path.
+    """
+    parent = osp.abspath(path)
+    while not osp.lexists(parent):
+        parent = osp.dirname(parent)
+    if not osp.isdir(parent):
+        raise UserError(f"{option} '{path}' cannot be a folder: '{parent}' is a file.")
+    if not os.access(parent, os.W_OK | os.X_OK):  # novm
+        raise UserError(f"{option} '{path}' is not writable: this user may not write in '{parent}'.")
+
+
+def start_processes(cfg):
+    """Join the process group of the launcher; on a CPU with gloo, which mmengine's own start-up cannot do.
+
+    Raises:
+        UserError: The processes were not started by that launcher.
+    """
+    if cfg.launcher == 'none':
+        return
+    names = LAUNCHER_ENV[cfg.launcher]
+    absent = [name for name in names.values() if name not in os.environ]
+    if absent:
+        raise UserError(
+            f'--launcher {cfg.launcher}, but {absent[0]} is not set: start the processes with '
+            'tools/dist_*.sh, tools/slurm_*.sh or mpirun.'
+        )
+    # mmengine reads LOCAL_RANK for every launcher but sets it for slurm alone.
+    os.environ.update({key: os.environ[name] for key, name in names.items()})
+    if torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        show = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        os.environ['MASTER_ADDR'] = subprocess.check_output(show, text=True).split()[0]
+    os.environ.setdefault('MASTER_ADDR', 'localhost')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    torch.distributed.init_process_group('gloo')
+    # On a CPU a data-parallel model has no device number; mmengine would pass one.
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+        **{**(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None},
+    )
+
+
+class RecordingRunner(Runner):
+    """mmengine's ``Runner``, which leaves a work folder the config of its training, and users their own file.
+
+    Stock writes the config of every run to the work folder by the name of its file. Here that of a test, which has no
+    training, and that of a run whose config file lies there go to the run's log folder.
+    """
+
+    @master_only
+    def dump_config(self):
+        """See the class."""
+        if self.cfg.filename and _record(self.cfg) is None:
+            self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename)))
+        else:
+            super().dump_config()
+
+
+def _record(cfg):
+    """Path of the config of a training in its work folder; None for a test, or if the config file itself is that."""
+    if not (cfg.filename and cfg.get('train_cfg')):
+        return None
+    path = osp.join(cfg.work_dir, osp.basename(cfg.filename))
+    return None if osp.realpath(path) == osp.realpath(cfg.filename) else path
+
+
+@contextmanager
+def runner(cfg, loaders, folders=()):
+    """Context that yields the ``Runner`` of a config once its data have been checked.
+
+    A run that a ``UserError`` stops before its first training iteration leaves no folder behind.
+
+    Args:
+        cfg: mmengine ``Config``.
+        loaders: Names of the data loaders that the run uses.
+        folders: Output folders besides the work folder.
+
+    Raises:
+        UserError: The model needs operators that mmcv-lite has not; see also
+            :func:`mmtr.checks.config.check_config`, :func:`mmtr.checks.building.in_words_of`,
+            :func:`mmtr.checks.data.check_data` and :func:`start_processes`.
+    """
+    check_config(cfg, loaders)
+    check_data(cfg, loaders)
+    # The tools load nothing but tensors, whichever of mmengine's loaders a checkpoint comes through.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    start_processes(cfg)
+    built = None
+    clean = _cleaner(cfg, [cfg.work_dir, *folders])
+    try:
+        with in_words_of(cfg):
+            built = RecordingRunner.from_cfg(cfg)
+            check_operators(built.model)
+            yield built
+    except Exception as error:
+        # Not built.iter, which would build the training data to say 0.
+        trained = built is not None and getattr(built._train_loop, 'iter', 0) > 0
+        if in_words(error) and not trained and is_main_process():
+            clean()
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _cleaner(cfg, folders):
+    """Function that removes what this run has written so far, and nothing that was there before."""
+    dumped = _record(cfg)
+    fresh = [folder for folder in map(osp.abspath, folders) if not osp.exists(folder)]
+    earlier = Path(dumped).read_bytes() if dumped and osp.isfile(dumped) else None
+    stops = {folder: _existing_parent(folder) for folder in fresh}
+    before = MMLogger.get_current_instance()
+
+    def clean():
+        # Another run may share the work folder: only the log folder of this one goes.
+        logger = MMLogger.get_current_instance()
+        for handler in tuple(logger.handlers) if logger is not before else ():
+            if hasattr(handler, 'baseFilename'):
+                handler.close()
+                logger.removeHandler(handler)  # mmengine would write into the closed file
+                shutil.rmtree(osp.dirname(handler.baseFilename), ignore_errors=True)
+        if earlier is not None:
+            Path(dumped).write_bytes(earlier)
+        elif dumped and osp.exists(dumped):
+            os.remove(dumped)
+        for folder, stop in stops.items():
+            shutil.rmtree(osp.join(folder, 'vis_data'), ignore_errors=True)
+            while folder != stop and osp.isdir(folder) and not os.listdir(folder):
+                os.rmdir(folder)
+                folder = osp.dirname(folder)
+
+    return clean
+
+
+def _existing_parent(path):
+    while not osp.exists(path):
+        path = osp.dirname(path)
+    return path

@@ -1,0 +1,179 @@
+"""Images and videos in, pictures and videos out."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Union
+
+import cv2
+import mmcv
+import numpy as np
+from tqdm import tqdm
+
+from mmtr.checks.data import IMAGE_SUFFIXES, images_in
+from mmtr.errors import UserError
+
+VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
+#: Of a video that does not say how many frames a second it has.
+DEFAULT_FPS = 25
+
+
+class Picture(NamedTuple):
+    """One image of a source.
+
+    Args:
+        name: To tell it by, and of the file that ``write`` makes of it.
+        given: What a model's pipeline reads: a file, or a frame, (height, width, 3) uint8 BGR.
+        pixels: (height, width, 3) uint8 RGB.
+    """
+
+    name: str
+    given: Union[str, np.ndarray]
+    pixels: np.ndarray
+
+
+class Images:
+    """Iterates over the ``Picture`` of each file; files that cannot be read are said on stderr and left out.
+
+    Args:
+        paths: All of one folder.
+
+    Attributes:
+        unread: The files that could not be read so far.
+        repeats: How often each picture is timed, unless someone says.
+    """
+
+    unit, repeats = 'image', 5
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self.unread: list[Path] = []
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for path in self.paths:
+            image = _read(path)
+            if image is None:
+                self.unread.append(path)
+                tqdm.write(f"'{path}' cannot be read as an image.", file=sys.stderr)
+            else:
+                yield Picture(path.name, str(path), image[..., ::-1])
+
+    @contextmanager
+    def writer(self, folder: Path):
+        """Context that yields a function of (name, RGB picture) that writes a file of that name into a folder.
+
+        Raises:
+            UserError: A file cannot be written, or is one of those that are read.
+        """
+
+        def write(name, picture):
+            try:
+                mmcv.imwrite(picture[..., ::-1], str(folder / name))
+            except OSError as error:
+                raise UserError(f"'{folder / name}' cannot be written: {error}.") from error
+
+        if folder.resolve() == self.paths[0].parent.resolve():
+            raise UserError(f"--out '{folder}' is where the images are, and would overwrite them: give another folder.")
+        yield write
+
+
+def _read(path):
+    try:
+        return cv2.imread(str(path))
+    except cv2.error:  # more pixels than OpenCV takes
+        return None
+
+
+class Video:
+    """Iterates over the ``Picture`` of each frame of a video.
+
+    Raises:
+        UserError: OpenCV cannot open the file, or decode what is in it.
+    """
+
+    unit, repeats, unread = 'frame', 1, ()
+
+    def __init__(self, path: Path):
+        self.path, self.frames = path, mmcv.VideoReader(str(path))
+        if not self.frames.opened or self.frames.read() is None:
+            raise UserError(
+                f"The video '{path}' cannot be decoded: it is damaged, or this OpenCV ({cv2.__version__}) "
+                f'has no decoder for it; try `ffmpeg -i {path} -c:v mpeg4 -q:v 2 again.mp4`.'
+            )
+
+    def __len__(self):
+        return self.frames.frame_cnt
+
+    def __iter__(self) -> Iterator[Picture]:
+        count = 0
+        for count, frame in enumerate(self.frames, 1):
+            yield Picture(f'frame {count}', frame, frame[..., ::-1])
+        if count < len(self):
+            tqdm.write(
+                f"'{self.path}' says that it has {len(self)} frames, but after {count} nothing more could be decoded.",
+                file=sys.stderr,
+            )
+
+    @contextmanager
+    def writer(self, folder: Path):
+        """Context that yields a function of (name, RGB picture) that appends a frame to FOLDER/NAME OF THE VIDEO.mp4.
+
+        The file is there when it is whole.
+
+        Raises:
+            UserError: It cannot be written, or could not be read again; or is the one that is read.
+        """
+        path = folder / f'{self.path.stem}.mp4'
+        if path.resolve() == self.path.resolve():
+            raise UserError(f"--out '{folder}' is where the video is, and would overwrite it: give another folder.")
+        partial = path.with_name(f'.{path.stem}.part.mp4')
+        stream, count = cv2.VideoWriter(), 0
+
+        def write(name, picture):
+            nonlocal count
+            # mp4v has even sides only, and OpenCV would cut what is left over.
+            picture = np.pad(picture, [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)], mode='edge')
+            if count == 0:
+                stream.open(
+                    str(partial), cv2.VideoWriter_fourcc(*'mp4v'), self.frames.fps or DEFAULT_FPS, picture.shape[1::-1]
+                )
+            stream.write(np.ascontiguousarray(picture[..., ::-1]))
+            count += 1
+
+        try:
+            yield write
+            stream.release()
+            written = mmcv.VideoReader(str(partial)) if partial.exists() else ()
+            if len(written) != count:
+                raise UserError(
+                    f"'{path}' cannot be written: of {count} frames, {len(written)} could be read again; "
+                    f'is there space, and has this OpenCV ({cv2.__version__}) FFmpeg?'
+                )
+            partial.replace(path)
+        finally:
+            stream.release()
+            partial.unlink(missing_ok=True)
+
+
+def open_source(path: Path) -> Union[Images, Video]:
+    """The images of a file or folder, or the frames of a video file.
+
+    Raises:
+        UserError: It is not there, is of another kind, or holds none.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return Images(images_in(path, what='The folder'))
+    if not path.exists():
+        raise UserError(f"'{path}' is not there.")
+    if suffix in IMAGE_SUFFIXES:
+        return Images([path])
+    if suffix in VIDEO_SUFFIXES:
+        return Video(path)
+    raise UserError(
+        f"'{path}' is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video ({', '.join(VIDEO_SUFFIXES)})."
+    )

@@ -1,0 +1,108 @@
+"""The keys ``token_reduction`` and ``peft``, as every backbone has them."""
+
+import logging
+from typing import Optional
+
+from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
+from torch import nn
+
+from mmtr.checkpoints.tuned import complete
+from mmtr.declared import Declared
+from mmtr.peft import build_peft
+from mmtr.peft.freezing import freeze, frozen_modules
+from mmtr.reducers import BackboneShape
+from mmtr.reducers.words import in_words
+
+from .arguments import STOCK
+
+
+class TunableBackbone(Declared):
+    """Mixin of a backbone that reduces tokens and may be frozen beside a ``peft``.
+
+    A subclass has ``all_layers`` of ``ReducibleLayer``, ``shape`` and ``build_reducer``. It sets its reducer, then
+    its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``. Its ``_load_pretrained``
+    fills all that a ``peft`` freezes from a file, or raises a ``UserError``.
+    """
+
+    inherited = STOCK
+    #: Children that a ``peft`` does not freeze.
+    trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
+    #: Whether what a ``peft`` freezes was ever filled from a file; until then it is random.
+    has_frozen_weights = False
+
+    @property
+    def all_layers(self) -> list[nn.Module]:
+        """The layers from the image on, as ``peft`` counts them."""
+        return list(self.layers)
+
+    @property
+    def shape(self) -> BackboneShape:
+        """What its PEFT is told of it."""
+        raise NotImplementedError
+
+    def set_token_reduction(self, token_reduction) -> None:
+        """Use another reducer, ``dict(type=..., **settings)``, or None; a line in the log says what it does."""
+        reducer = self.build_reducer(token_reduction)
+        if getattr(self, 'peft', None) is not None:
+            self.peft.check_reducer(reducer)
+        # As the rest of the backbone, which may be in use already.
+        if not self.training:
+            reducer.eval()
+        self.token_reducer = reducer.to(next(self.parameters()).device)
+        if token_reduction is not None:
+            print_log(in_words(reducer), 'current')
+        if reducer.caution:
+            print_log(reducer.caution, 'current', logging.WARNING)
+
+    def set_peft(self, peft) -> None:
+        """Train what ``dict(type=..., **settings)`` says, and freeze all but ``trained_parts``; None: train all.
+
+        Once, when the backbone is built and has its reducer.
+        """
+        self.peft, self.has_frozen_weights = None, False
+        if peft is not None:
+            built = build_peft(peft, self.shape)
+            built.check_reducer(self.token_reducer)
+            built.attach(self.all_layers)
+            self.peft = built
+            freeze(self)
+
+    def tune(self, peft) -> None:
+        """``set_peft`` for a backbone that has its weights: they are what is frozen, wherever they are from."""
+        self.set_peft(peft)
+        like = next(self.parameters())
+        self.peft.init_weights()
+        self.peft.to(like.device, like.dtype).train(self.training)
+        self.has_frozen_weights = self.is_init = True  # mmengine initialises what is not
+
+    def train(self, mode=True):
+        """As stock, but what is frozen stays in eval mode: a fixed function, without dropout and drop path."""
+        super().train(mode)
+        if self.peft is not None:
+            for module in frozen_modules(self):
+                module.eval()
+        return self
+
+    @property
+    def pretrained_file(self) -> Optional[str]:
+        """The file that ``init_weights`` loads; None: it draws the weights at random."""
+        cfg = self.init_cfg
+        pretrained = isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit)
+        return cfg.get('checkpoint') if pretrained else None
+
+    def load_pretrained(self) -> None:
+        """Fill the backbone from its ``pretrained_file``; raises a ``UserError`` where that leaves something random."""
+        self._load_pretrained(self.pretrained_file)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        # Every loader comes by here, those of other libraries too.
+        complete(self, state_dict, prefix, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _init_parts(self):
+        """Last, for the backbone may have filled all that is in it. A file may have brought the reducer's weights."""
+        if not self.pretrained_file:
+            self.token_reducer.init_weights()
+        if self.peft is not None:
+            self.peft.init_weights()

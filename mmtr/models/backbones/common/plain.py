@@ -1,0 +1,163 @@
+"""What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
+
+import math
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from mmtr.checkpoints.fit import prefix_in, start_from
+from mmtr.errors import UserError
+from mmtr.ops.resize import resize_patches, resize_positions
+from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
+from mmtr.tokens import Tokens
+
+from .backbone import TunableBackbone
+from .layer import run_layer
+from .reduced_outputs import ReducedOutputs
+
+
+class ReducibleBackbone(TunableBackbone):
+    """Mixin of a plain ViT with ``patch_embed``, ``cls_token``, ``layers`` on ``Tokens`` and ``out_indices``.
+
+    Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
+    ``_add_positions`` and ``_final_norm``, and sets its reducer, then its ``peft``, when it is built.
+    """
+
+    with_cls_token = True
+    num_registers = 0
+    out_origin = False
+    output_cls_token = False
+    #: Whether the final norm is on every output, not on that of the last layer alone.
+    norm_every_output = False
+    #: Name of the final norm, which a pretrained file may have in vain.
+    final_norm_name = 'norm'
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before those of the patches: class token and registers."""
+        return int(self.with_cls_token) + self.num_registers
+
+    def build_reducer(self, token_reduction) -> TokenReducer:
+        """The reducer of a value of the key ``token_reduction``, for this backbone."""
+        return build_token_reducer(token_reduction, self.shape)
+
+    def init_weights(self):
+        """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds.
+
+        So must what is under a prefix, which stock forgets.
+        """
+        if self.pretrained_file and (self.peft is not None or self.init_cfg.get('prefix')):
+            self._load_pretrained(self.pretrained_file)
+        else:
+            super().init_weights()
+        self._init_parts()
+
+    @property
+    def shape(self) -> BackboneShape:
+        """What its reducer and its PEFT are told of it."""
+        return BackboneShape(
+            depth=len(self.layers),
+            embed_dims=self.cls_token.shape[-1],
+            num_prefix=self.num_prefix,
+            grid=self._training_grid(),
+        )
+
+    def token_schedule(self, shape) -> list[int]:
+        """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
+        grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
+        return self.token_reducer.token_schedule(grid, len(self.layers))
+
+    def _training_grid(self):
+        return tuple(size // self.patch_size for size in self.img_size)
+
+    def forward(self, inputs):
+        """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``.
+
+        With ``restore_at='after_head'``: ``ReducedOutputs``.
+        """
+        tokens = self._embed(inputs)
+        late = self.token_reducer.restore_at == 'after_head'
+        output = (lambda tokens: tokens) if late else self._output
+        outs = [output(tokens)] if self.out_origin else []
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            tokens = run_layer(layer, tokens, self.token_reducer, i, self.peft)
+            if i in self.out_indices or i == last:
+                full = tokens if late else self.token_reducer.restore(tokens)
+                if i == last or self.norm_every_output:
+                    full = full.replace(x=self._final_norm(full.x))
+                if i in self.out_indices:
+                    outs.append(output(full))
+        return ReducedOutputs(outs, self.token_reducer) if late else tuple(outs)
+
+    def _embed(self, inputs):
+        patch = self.patch_embed.projection.kernel_size
+        if inputs.shape[-2] < patch[0] or inputs.shape[-1] < patch[1]:
+            raise UserError(
+                f'An image of {inputs.shape[-2]}x{inputs.shape[-1]} pixels (height x width) is smaller '
+                f'than one patch of {patch[0]}x{patch[1]}: give larger images.'
+            )
+        x, grid = self.patch_embed(inputs)
+        # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; reducers count with ints.
+        grid = int(grid[0]), int(grid[1])
+        x = self._add_positions(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1), grid)
+        return Tokens(x if self.with_cls_token else x[:, 1:], grid, num_prefix=self.num_prefix)
+
+    def _add_positions(self, x, grid):
+        """Class and patch tokens (B, 1 + H * W, C) with their position embedding; registers go between them."""
+        raise NotImplementedError
+
+    def _resize_positions(self, table, old, new):
+        """A position table (1, 1 + H * W, C) for another grid."""
+        return resize_positions(table, old, new, 1)
+
+    def _final_norm(self, x):
+        """The norm after the last layer."""
+        raise NotImplementedError
+
+    def _output(self, tokens):
+        out = tokens.patches.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
+        return [out, tokens.x[:, 0]] if self.output_cls_token else out
+
+    def _load_pretrained(self, path):
+        """Load a backbone's file, made to fit this patch and grid; raises ``UserError`` where it still differs.
+
+        ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
+        """
+        file = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        file = file.get('state_dict', file)
+        prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
+        state = {
+            name.removeprefix(prefix): value
+            for name, value in file.items()
+            if name.startswith(prefix) and not name.startswith(f'{prefix}token_reducer.')
+        }
+        key = 'patch_embed.projection.weight'
+        if key in state:
+            state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
+        positions = state.get('pos_embed')
+        if positions is not None and positions.shape != self.pos_embed.shape:
+            side = math.isqrt(positions.shape[1] - 1)
+            if side * side != positions.shape[1] - 1:
+                raise UserError(
+                    f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
+                    f'no square, so it cannot be resized to {self._training_grid()}.'
+                )
+            state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
+        own = {
+            name: value.shape
+            for name, value in self.state_dict().items()
+            if not name.startswith(('token_reducer.', 'peft.'))
+        }
+        unused = {f'{self.final_norm_name}.{kind}' for kind in ('weight', 'bias')} - own.keys()
+        differing = sorted((own.keys() ^ state.keys()) - unused)
+        differing += [name for name in own if name in state and state[name].shape != own[name]]
+        if differing:
+            some = ', '.join(differing[:3]) + (', ...' if len(differing) > 3 else '')
+            fitting = prefix_in(self, file)
+            remedy = '' if fitting in (None, prefix) else f'; it fits with {start_from(path, fitting)}'
+            raise UserError(
+                f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
+                f'{len(differing)} weights ({some}){remedy}.'
+            )
+        self.load_state_dict(state, strict=False)

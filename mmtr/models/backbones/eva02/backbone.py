@@ -1,0 +1,203 @@
+"""EVA-02: a plain ViT with rotary position embedding and SwiGLU."""
+
+import math
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule, ModuleList
+from mmseg.models.utils import PatchEmbed
+from torch import nn
+
+from mmtr.errors import UserError
+from mmtr.models.backbones.common.arguments import (
+    ATTN_BACKEND,
+    CHANNELS,
+    DEPTH,
+    FILE,
+    HEADS,
+    INIT,
+    NORM,
+    OUTPUTS,
+    PATCH,
+    PIXELS,
+    RATIO,
+    check_heads,
+    check_patches,
+    check_start,
+    which_layers,
+)
+from mmtr.models.backbones.common.plain import ReducibleBackbone
+from mmtr.ops.attention import check_backend
+from mmtr.ops.rotary import rotary_table
+from mmtr.registry import MODELS
+from mmtr.settings import PROBABILITY, Flag, Listed, Maybe, OneOrMore, Whole
+
+from .layer import RotaryEncoderLayer
+
+
+@MODELS.register_module()
+class EVA02(ReducibleBackbone, BaseModule):
+    """EVA-02 (Fang et al., "EVA-02: A Visual Representation for Neon Genesis", Sec. 2.1).
+
+    Ti, S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and a head for each 64 channels.
+
+    Args:
+        img_size: Pixels that the position table is for, one number or (height, width); others are interpolated.
+        patch_size: Pixels of a patch.
+        in_channels: Channels of an image.
+        embed_dims: C.
+        num_layers: Layers.
+        num_heads: Heads.
+        mlp_ratio: Channels of the FFN's gate, as a multiple of C, rounded down.
+        ffn_norm: Norm inside the FFN: B and L have it, Ti and S do not.
+        attn_norm: Norm before the output projection of attention: only EVA-02-CLIP has it.
+        out_indices: Layers whose output is given, counted from 0; -1 is the last.
+        with_cls_token: Whether layers see the class token. Its weights are there in any case.
+        final_norm: Norm after the last layer.
+        drop_path_rate: Probability to skip the branches of the last layer, rising from 0 in the first; or a
+            list, one for each layer.
+        norm_cfg: Of every norm.
+        rope_grid: Rows, and columns, of the pretraining grid, which rotary positions are scaled to.
+        window_size: Side, in patches, of the windows that ``window_layers`` attend within (ViTDet).
+        window_layers: These layers, counted from 0. Once tokens are reduced they attend to all that remain.
+        with_cp: Recompute layers in the backward pass, to save memory.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
+        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
+        attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
+        pretrained: Checkpoint, as ``tools/convert_checkpoint.py --source eva02`` writes it; another patch
+            or grid size is resized.
+        init_cfg: mmengine's.
+
+    Raises:
+        UserError: A setting cannot work, or ``pretrained`` does not fit; at the first forward, an image is
+            smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        img_size: PIXELS = 224,
+        patch_size: PATCH = 16,
+        in_channels: Whole(1, 1024) = 3,
+        embed_dims: CHANNELS = 768,
+        num_layers: DEPTH = 12,
+        num_heads: HEADS = 12,
+        mlp_ratio: RATIO = 8 / 3,
+        ffn_norm: Flag() = True,
+        attn_norm: Flag() = False,
+        out_indices: OUTPUTS = -1,
+        with_cls_token: Flag() = True,
+        final_norm: Flag() = True,
+        drop_path_rate: OneOrMore(PROBABILITY) = 0.0,
+        norm_cfg: Maybe(NORM) = None,
+        rope_grid: Whole(1, 2**12) = 16,
+        window_size: Maybe(Whole(1, 2**12)) = None,
+        window_layers: Listed(Whole(-256, 255)) = (),
+        with_cp: Flag() = False,
+        token_reduction=None,
+        peft=None,
+        attn_backend: ATTN_BACKEND = 'auto',
+        pretrained: FILE = None,
+        init_cfg: INIT = None,
+    ):
+        check_start(pretrained, init_cfg)
+        if pretrained is not None:
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg)
+        check_heads(embed_dims, num_heads, 4)  # rotary position embedding turns pairs of channels, in two directions
+        check_patches(img_size, patch_size)
+        if int(embed_dims * mlp_ratio) < 1:
+            raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
+        self.out_indices = which_layers('out_indices', out_indices, num_layers)
+        window_layers = which_layers('window_layers', window_layers, num_layers)
+        _check_windows(window_size, window_layers, with_cls_token)
+        rates = _drop_path_rates(drop_path_rate, num_layers)
+        check_backend(attn_backend)
+        norm_cfg = dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg
+        self.with_cls_token, self.rope_grid = with_cls_token, rope_grid
+        self.head_dims = embed_dims // num_heads
+        self.window_size = window_size if window_layers else None
+
+        self.img_size, self.patch_size = img_size, patch_size
+        rows, columns = self._training_grid()
+        self.patch_embed = PatchEmbed(
+            in_channels, embed_dims, kernel_size=patch_size, stride=patch_size, padding='corner'
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dims))
+        self.layers = ModuleList(
+            RotaryEncoderLayer(
+                embed_dims,
+                num_heads,
+                int(embed_dims * mlp_ratio),
+                norm_cfg,
+                ffn_norm,
+                attn_norm,
+                rate,
+                window_size if i in window_layers else None,
+                attn_backend,
+                with_cp,
+            )
+            for i, rate in enumerate(rates)
+        )
+        self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
+        self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
+
+    def init_weights(self):
+        """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
+        if self.init_cfg is None:
+            self._init_as_published()
+        elif self.pretrained_file:
+            self._load_pretrained(self.pretrained_file)
+        else:
+            super().init_weights()
+        self._init_parts()
+
+    def _init_as_published(self):
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        with torch.no_grad():
+            for i, layer in enumerate(self.layers, 1):
+                layer.attn.proj.weight.div_(math.sqrt(2 * i))
+                layer.ffn.fc2.weight.div_(math.sqrt(2 * i))
+
+    def _embed(self, inputs):
+        tokens = super()._embed(inputs)
+        windows = (None,) if self.window_size is None else (None, self.window_size)
+        return tokens.replace(
+            rotary=tuple(
+                rotary_table(tokens.grid, self.head_dims, self.rope_grid, window, tokens.x.device) for window in windows
+            )
+        )
+
+    def _add_positions(self, x, grid):
+        return x + self._resize_positions(self.pos_embed, self._training_grid(), grid)
+
+    def _final_norm(self, x):
+        return self.norm(x)
+
+
+def _check_windows(size, layers, with_cls_token):
+    if not layers:
+        return
+    if size is None:
+        raise UserError('window_size=None must be the side of a window in patches, since window_layers are given.')
+    if with_cls_token:
+        raise UserError(
+            'window_layers cannot work with the class token, which is in no window: '
+            'set with_cls_token=False, as ViTDet.'
+        )
+
+
+def _drop_path_rates(rate, depth):
+    rates = rate if isinstance(rate, tuple) else [rate * i / max(depth - 1, 1) for i in range(depth)]
+    if len(rates) != depth:
+        raise UserError(
+            f'drop_path_rate={rate!r} has {len(rates)} probabilities for {depth} layers: give one for each or for all.'
+        )
+    return rates

@@ -1,0 +1,173 @@
+"""The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
+from mmtr.ops.attention import attention
+from mmtr.ops.rotary import rotate
+from mmtr.ops.windows import from_windows, to_windows
+from mmtr.tokens import Tokens
+
+
+class RotaryAttention(BaseModule):
+    """Self-attention whose queries and keys are turned by their position; keys have no bias.
+
+    Args:
+        embed_dims: C.
+        num_heads: Heads.
+        norm_cfg: Norm before the output projection; None: none.
+        drop_path: Probability to skip the branch.
+        window: Side of the windows that attend by themselves as long as no token is reduced; None: the
+            whole grid attends.
+        backend: See ``mmtr.ops.attention``.
+    """
+
+    def __init__(self, embed_dims, num_heads, norm_cfg=None, drop_path=0.0, window=None, backend='auto'):
+        super().__init__()
+        self.num_heads, self.window, self.backend = num_heads, window, backend
+        self.in_proj = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
+        self.in_projection = Projection()
+        self.q_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.v_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, embed_dims)[1]
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.branch_dropout = DropPath(drop_path)
+
+    def forward(self, x, identity, branch):
+        """``identity`` and the attention that ``branch`` computes of ``x``, (B, N, C) each."""
+        return identity + self.branch_dropout(branch(x))
+
+    def at(self, tokens: Tokens) -> 'AttentionAt':
+        """What a reducer attends ``tokens`` with."""
+        return AttentionAt(self, tokens)
+
+
+@dataclass
+class AttentionAt:
+    """``RotaryAttention`` of given tokens: the one place where a token's position turns it."""
+
+    module: RotaryAttention
+    tokens: Tokens
+
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values: (B, P + N, C) -> three of (B, heads, P + N, C / heads).
+
+        Args:
+            x: Prefix and patch tokens.
+            kept: (B, N) which of the patch tokens of ``tokens`` each patch token is; None: all, in order.
+        """
+        module = self.module
+        bias = torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
+        qkv = module.in_projection(x, module.in_proj.weight, bias)
+        qkv = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
+        return turned[0], turned[1], qkv[2]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """Attention and output projection: (B, heads, N, D) each -> (B, N, C); ``bias`` as of ``attention``."""
+        module, grid = self.module, self.tokens.grid
+        if self._windowed(k.shape[2]):
+            q, k, v = (to_windows(t, grid, module.window) for t in (q, k, v))
+            out = attention(q, k, v, module.backend, bias=self._padding(q))
+            out = from_windows(out, grid, module.window)
+        else:
+            out = attention(q, k, v, module.backend, bias=bias)
+        return module.proj(module.norm(out.transpose(1, 2).flatten(2)))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Self-attention without residual and drop path: (B, N, C) -> (B, N, C)."""
+        return self.attend(*self.qkv(x))
+
+    def _windowed(self, count):
+        """Whether ``count`` tokens attend within windows: only a whole grid has any."""
+        grid = self.tokens.grid
+        return self.module.window is not None and self.tokens.index is None and count == grid[0] * grid[1]
+
+    def _padding(self, q):
+        grid, window = self.tokens.grid, self.module.window
+        if grid[0] % window == grid[1] % window == 0:
+            return None
+        inside = q.new_zeros(1, 1, grid[0] * grid[1], 1)
+        hidden = to_windows(inside, grid, window, -torch.inf).transpose(2, 3)
+        return hidden.repeat(q.shape[0] // hidden.shape[0], 1, 1, 1)
+
+    def _turns(self, count, kept):
+        """Cosine and sine for prefix and patch tokens, each (B or 1, 1, ``count``, D / 2)."""
+        tokens = self.tokens
+        table = tokens.rotary[self._windowed(count)]
+        index = kept if tokens.index is None else tokens.index
+        if kept is not None and tokens.index is not None:
+            index = tokens.index.gather(1, kept)
+        turns = table[:, None, :-1] if index is None else table[:, index]
+        prefix = table[:, None, -1:].expand(-1, turns.shape[1], tokens.num_prefix, -1)
+        return torch.cat([prefix, turns], 2).unsqueeze(2).unbind(0)
+
+
+class SwiGLU(BaseModule):
+    """FFN with a gate: fc2(norm(silu(gate) * value)), gate and value from one projection.
+
+    Args:
+        embed_dims: C.
+        hidden: Channels of gate and of value.
+        norm_cfg: Inner norm; None: none.
+        drop_path: Probability to skip the branch.
+    """
+
+    def __init__(self, embed_dims, hidden, norm_cfg=None, drop_path=0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, 2 * hidden)
+        self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
+        self.fc2 = nn.Linear(hidden, embed_dims)
+        self.dropout_layer = DropPath(drop_path)
+
+    def forward(self, x, identity, branch):
+        """``identity`` and what ``branch`` computes of ``x``, (B, N, C) each."""
+        return identity + self.dropout_layer(branch(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C), without residual."""
+        gate, value = self.fc1(x).chunk(2, -1)
+        return self.fc2(self.norm(F.silu(gate) * value))
+
+
+class RotaryEncoderLayer(ReducibleLayer, BaseModule):
+    """EVA-02's layer on ``Tokens``.
+
+    Args:
+        embed_dims: C.
+        num_heads: Heads.
+        hidden: Channels of the FFN's gate.
+        norm_cfg: Of every norm.
+        ffn_norm, attn_norm: Whether FFN and attention have an inner one.
+        drop_path: Probability to skip a branch.
+        window, backend: See ``RotaryAttention``.
+        with_cp: Recompute the layer in the backward pass instead of keeping what it computed.
+    """
+
+    def __init__(
+        self, embed_dims, num_heads, hidden, norm_cfg, ffn_norm, attn_norm, drop_path, window, backend, with_cp
+    ):
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.attn = RotaryAttention(embed_dims, num_heads, norm_cfg if attn_norm else None, drop_path, window, backend)
+        self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.ffn = SwiGLU(embed_dims, hidden, norm_cfg if ffn_norm else None, drop_path)
+        self.with_cp = with_cp
+
+    def linears(self):
+        """See ``ReducibleLayer``."""
+        attn, ffn = self.attn, self.ffn
+        return dict(
+            qkv=(attn.in_projection, attn.in_proj.weight),
+            proj=(attn.proj, attn.proj.weight),
+            fc1=(ffn.fc1, ffn.fc1.weight),
+            fc2=(ffn.fc2, ffn.fc2.weight),
+        )

@@ -1,0 +1,240 @@
+"""The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT."""
+
+import math
+
+from mmengine.model import ModuleList
+from mmengine.runner import CheckpointLoader
+from mmseg.models.backbones import swin
+
+from mmtr.converters import swin as official
+from mmtr.errors import UserError
+from mmtr.models.backbones.common.arguments import (
+    ATTN_BACKEND,
+    HEADS,
+    RATIO,
+    STOCK,
+    Initialisation,
+    check_heads,
+    check_patches,
+    check_start,
+)
+from mmtr.models.backbones.common.backbone import TunableBackbone
+from mmtr.models.backbones.common.twins import share, twin_of
+from mmtr.ops.attention import check_backend
+from mmtr.ops.resize import resize_relative_positions
+from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
+from mmtr.reducers.base import NOTHING
+from mmtr.reducers.windowed import Windowed
+from mmtr.registry import MODELS
+from mmtr.settings import Flag, Listed, Maybe, Number, Whole
+
+from .layer import reducible_stage
+
+# Values for each stage.
+_STAGES = dict(least=1, most=8)
+
+
+@MODELS.register_module()
+class SwinTransformer(TunableBackbone, swin.SwinTransformer):
+    """mmseg's ``SwinTransformer``, which is mmdet's too: same arguments, weights and outputs, and more keys.
+
+    Args:
+        token_reduction: ``dict(type=..., stage=..., **settings)`` of a token reducer; None: the stock model.
+            Tokens are reduced within each window of one stage, counted from 1 as in the papers (None: the one
+            with most blocks), and given back before the next. Its layers are the blocks of that stage, from 0.
+        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained. Its
+            layers are all blocks, from 0 in the first stage.
+        attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
+        convert_weights: mmdet's key for official weights to start from. They are known by their names here,
+            whatever it says.
+        args, kwargs: mmseg's.
+
+    Raises:
+        UserError: The reducer, its stage, the PEFT or one of their settings does not exist or cannot work; the
+            backend cannot run here; ``pretrained`` does not fit.
+    """
+
+    inherited = dict(
+        STOCK,
+        window_size=Whole(1, 256),
+        mlp_ratio=RATIO,
+        depths=Listed(Whole(1, 256), **_STAGES),
+        num_heads=Listed(HEADS, **_STAGES),
+        strides=Listed(Whole(1, 64), **_STAGES),
+        out_indices=Listed(Whole(0, 7), rising=True, **_STAGES),
+        qk_scale=Maybe(Number(above=0)),
+        frozen_stages=Whole(-1, 8),
+        init_cfg=Maybe(Initialisation(of_file=True)),
+    )
+
+    def __init__(
+        self,
+        *args,
+        token_reduction=None,
+        peft=None,
+        attn_backend: ATTN_BACKEND = 'auto',
+        convert_weights: Flag() = False,
+        **kwargs,
+    ):
+        check_start(kwargs['pretrained'], kwargs['init_cfg'])
+        _check_stages(**kwargs)
+        super().__init__(*args, **kwargs)
+        self._make_reducible(attn_backend)
+        self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
+
+    def _make_reducible(self, attn_backend):
+        check_backend(attn_backend)
+        self.stages = ModuleList(reducible_stage(stage, attn_backend) for stage in self.stages)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch of the first stage, in pixels."""
+        return self.patch_embed.projection.kernel_size[0]
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of an image that is one window in the last stage, as those of pretraining are."""
+        merged = 2 ** (len(self.stages) - 1) * self.patch_size
+        return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
+
+    @property
+    def all_layers(self):
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage.blocks]
+
+    @property
+    def trained_parts(self):
+        """With the norms of outputs: the weights of a classifier, which one starts from, have none."""
+        return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
+
+    @property
+    def shape(self) -> BackboneShape:
+        """What its PEFT is told of it; a reducer is told of one stage."""
+        widths = tuple(block.attn.w_msa.embed_dims for block in self.all_layers)
+        return BackboneShape(
+            depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0, widths=widths
+        )
+
+    def build_reducer(self, token_reduction) -> TokenReducer:
+        """The reducer of a value of the key ``token_reduction``, for this backbone."""
+        settings, stage = token_reduction, None
+        if isinstance(token_reduction, dict):
+            settings = dict(token_reduction)
+            stage = settings.pop('stage', None)
+        depths = [len(stage.blocks) for stage in self.stages]
+        if stage is None:
+            stage = depths.index(max(depths)) + 1
+        stage = Whole(1, len(depths)).check('token_reduction.stage', stage)
+        attn = self.stages[stage - 1].blocks[0].attn.w_msa
+        reducer = build_token_reducer(
+            settings,
+            BackboneShape(
+                depth=depths[stage - 1],
+                embed_dims=attn.embed_dims,
+                num_prefix=0,
+                grid=tuple(attn.window_size),
+                stage=stage,
+            ),
+        )
+        return reducer if settings is None else Windowed(reducer)
+
+    def forward(self, x):
+        """(B, 3, height, width) pixels -> list of (B, C, H, W), one for each of ``out_indices``."""
+        x, grid = self.patch_embed(x)
+        # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; windows are counted with ints.
+        grid = int(grid[0]), int(grid[1])
+        if self.use_abs_pos_embed and x.shape[1] != self.absolute_pos_embed.shape[1]:
+            raise UserError(
+                f'An image of {grid[0]}x{grid[1]} patches has not the {self.absolute_pos_embed.shape[1]} '
+                'positions of use_abs_pos_embed=True: give images of pretrain_img_size.'
+            )
+        x = self.drop_after_pos(x + self.absolute_pos_embed if self.use_abs_pos_embed else x)
+        outs, first = [], 0
+        for i, stage in enumerate(self.stages):
+            reducer = self.token_reducer if self.token_reducer.backbone.stage == i + 1 else NOTHING
+            x, next_grid, out, _ = stage(x, grid, reducer, self.peft, first)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(out)
+                outs.append(out.transpose(1, 2).unflatten(2, grid).contiguous())
+            grid, first = next_grid, first + len(stage.blocks)
+        return outs
+
+    def token_schedule(self, shape) -> list[int]:
+        """Tokens that each block computes on for an image of ``shape`` (H, W) pixels, padding not counted."""
+        grid = tuple(-(-n // self.patch_size) for n in shape)
+        schedule = []
+        for i, stage in enumerate(self.stages):
+            reducer = self.token_reducer if self.token_reducer.backbone.stage == i + 1 else NOTHING
+            schedule += reducer.token_schedule(grid, len(stage.blocks))
+            grid = tuple(-(-n // 2) for n in grid)
+        return schedule
+
+    def init_weights(self):
+        """As stock; weights to start from may be official ones too, and must be this Swin's."""
+        if self.init_cfg is None:
+            super().init_weights()
+        else:
+            self._load_pretrained(self.init_cfg['checkpoint'])
+        self._init_parts()
+
+    def _load_pretrained(self, path):
+        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        state = state.get('state_dict', state.get('model', state))
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
+        if any(key.startswith('backbone.') for key in state):
+            state = {key.removeprefix('backbone.'): v for key, v in state.items() if key.startswith('backbone.')}
+        if official.is_official(state):
+            state, _ = official.convert(state)
+        own = self.state_dict()
+        # The classifier and norms of stages that are no output are unused, masks and indices computed.
+        state = {
+            key: value
+            for key, value in state.items()
+            if (key in own or not key.startswith(('head.', 'norm')))
+            and not key.endswith(('attn_mask', 'position_index'))
+        }
+        for key in [key for key in state if key.endswith('relative_position_bias_table') and key in own]:
+            sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[key], own[key]))
+            state[key] = resize_relative_positions(state[key], *((side, side) for side in sides))
+        needed = {key for key in own if key.partition('.')[0] not in self.trained_parts and 'position_index' not in key}
+        differing = sorted(needed - state.keys()) + sorted(
+            key for key in state if key not in own or own[key].shape != state[key].shape
+        )
+        if differing:
+            raise UserError(
+                f"Checkpoint '{path}' is not of this Swin: it differs in {len(differing)} weights "
+                f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).'
+            )
+        self.load_state_dict(state, strict=False)
+
+
+def _check_stages(
+    depths, num_heads, strides, out_indices, frozen_stages, embed_dims, mlp_ratio, patch_size, pretrain_img_size, **_
+):
+    count = len(depths)
+    for key, values in dict(num_heads=num_heads, strides=strides).items():
+        if len(values) < count:  # stock does not look at those beyond
+            raise UserError(
+                f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give one for each.'
+            )
+    for key, last, most in (('out_indices', out_indices[-1], count - 1), ('frozen_stages', frozen_stages, count)):
+        if last > most:
+            raise UserError(f'{key} goes to {last}, but depths={depths} are {count} stages: choose up to {most}.')
+    if strides[0] != patch_size:
+        raise UserError(f'strides={strides} must begin with patch_size={patch_size}: patches do not overlap.')
+    for i, heads in enumerate(num_heads[:count]):
+        check_heads(embed_dims * 2**i, heads)
+    if int(embed_dims * mlp_ratio) < 1:
+        raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
+    check_patches(pretrain_img_size, patch_size)
+
+
+@twin_of('mmseg.models.backbones.swin.SwinTransformer')
+@twin_of('mmdet.models.backbones.swin.SwinTransformer')
+def _twin(module, attn_backend):
+    twin = share(SwinTransformer, module)
+    twin._make_reducible(attn_backend)
+    twin.set_token_reduction(None)
+    twin.set_peft(None)
+    return twin
