@@ -224,6 +224,13 @@ class TokenReducer(BackbonePart):
         return group, tokens.undo.trace(tokens.index)
 
 
+def attend(reducer: TokenReducer, i: int, attn, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+    """``reducer.attention``, and ``tokens`` with what it notes for ``between``."""
+    found = reducer.attention(i, attn, x, tokens)
+    out, notes = found if isinstance(found, tuple) else (found, {})
+    return out, tokens.remember(**notes)
+
+
 #: Does nothing, in a backbone of any shape.
 NOTHING = TokenReducer(BackboneShape(depth=0, embed_dims=0, num_prefix=0))
 

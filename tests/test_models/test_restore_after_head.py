@@ -201,7 +201,7 @@ def test_padding_is_hidden_from_the_head(settings):
         # Alone, without padding: the stock head on the tokens, copied to the patches that they stand for.
         tokens = model.backbone(inputs[:1])._tokens[0]
         said = stock_parts(model)[1].forward([tokens.patches.transpose(1, 2).unsqueeze(2)])[0, :, 0]
-        torch.testing.assert_close(alone[0].flatten(1), said[:, tokens.memo['slots'][0]], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone[0].flatten(1), said[:, tokens.undo.slots[0]], atol=1e-4, rtol=1e-4)
     assert len(set(counts)) == 3
 
 

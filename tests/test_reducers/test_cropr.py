@@ -142,7 +142,7 @@ def test_the_lowest_leave_and_come_back_in_raster_order(fusion):
             value = [v + i if p in here else v for p, v in enumerate(value)]
         torch.testing.assert_close(out.patches[image], torch.stack(value))
     torch.testing.assert_close(out.prefix, tokens.prefix + 15)
-    assert out.index is None and out.size is None and out.memo == {}
+    assert out.index is None and out.size is None and out.undo is None
 
 
 def test_by_region_each_part_of_the_image_loses_the_same():

@@ -142,7 +142,7 @@ def test_budget_loss_is_of_each_image_over_all_layers():
     masks = []
     after_layer = model.token_reducer.after_layer
     model.token_reducer.after_layer = lambda i, tokens: (
-        masks.append(tokens.memo['dar_selected'][:, 1:]) or after_layer(i, tokens)
+        masks.append(tokens.memo['selected'][:, 1:]) or after_layer(i, tokens)
     )
     with auxiliary_outputs() as outputs:
         model(images(3))

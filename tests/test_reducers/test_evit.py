@@ -7,6 +7,7 @@ from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.ops.attention import attention_weights, class_attention
 from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers.base import attend
 from mmtr.tokens import Tokens
 
 from .test_contract import images
@@ -87,8 +88,8 @@ def test_matches_the_paper_token_by_token(settings):
         assert flow.patches.shape[1] == schedule[i]
         attn = Attention(flow.x.shape[1], seed=i)
         layers.append((attention_weights(attn.q, attn.k)[:, :, 0].mean(1), lambda x: x.cumsum(0) / 10))
-        flow = flow.replace(x=flow.x + reducer.attention(i, attn, flow.x, flow))
-        flow = reducer.between(i, flow)
+        branch, flow = attend(reducer, i, attn, flow.x, flow)
+        flow = reducer.between(i, flow.replace(x=flow.x + branch))
         flow = flow.replace(x=flow.x * 2)
     out = reducer.restore(flow)
     settings = {**dict(keep_rate=0.8, fuse=True, restore='last'), **settings}
@@ -97,7 +98,7 @@ def test_matches_the_paper_token_by_token(settings):
         assert flow.index[image].tolist() == [20 if p is None else p for p in places]
         torch.testing.assert_close(out.patches[image], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(out.prefix[image], prefix, atol=1e-5, rtol=1e-5)
-    assert out.index is None and out.size is None and out.memo == {}
+    assert out.index is None and out.size is None and out.undo is None
     if settings['fuse']:
         assert flow.size.sum(1).tolist() == [20, 20]
     group, stands_for = reducer.token_map(flow)

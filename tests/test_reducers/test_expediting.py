@@ -97,7 +97,7 @@ def test_matches_the_paper_token_by_token(settings):
         torch.testing.assert_close(outside.patches[image], restored, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(inside.prefix, tokens.prefix)
     torch.testing.assert_close(outside.prefix, tokens.prefix.square() + 1)
-    assert outside.index is None and outside.size is None and outside.memo == {}
+    assert outside.index is None and outside.size is None and outside.undo is None
 
 
 def test_only_centroids_in_the_window_are_seen():
@@ -132,7 +132,7 @@ def test_tokens_far_from_all_clusters_are_restored(normalize):
     # exp(-0.02 d^2) of all of them underflows to 0.
     tokens = some_tokens(scale=60.0)
     reducer = expediting(layer=0, grid=(2, 3), normalize=normalize)
-    weights = reducer.before_layer(0, tokens).memo['assignment'].weights
+    weights = reducer.before_layer(0, tokens).undo.parts[0].assignment.weights
     norm = weights.norm(dim=2) if normalize == 'l2' else weights.sum(2)
     torch.testing.assert_close(norm, torch.ones_like(norm))
 

@@ -73,7 +73,7 @@ def test_pools_and_restores_patch_by_patch(ratio, cells, restore):
             expected = x + expected - upsample_one(merged, *cells)
         torch.testing.assert_close(out.patches[image], expected, atol=1e-5, rtol=1e-5)
     assert inside.size.sum(1).tolist() == pytest.approx([40, 40])
-    assert out.index is None and out.size is None and out.memo == {}
+    assert out.index is None and out.size is None and out.undo is None
 
 
 def test_counts():

@@ -43,7 +43,7 @@ def test_dropped_positions_are_given_back_token_by_token(settings, restore):
             assert torch.equal(out.patches[image, place], refined if source in kept else own)
             assert group[image, place] == (place in kept) and stands_for[image, place] == source
     assert torch.equal(out.prefix, tokens.prefix * 2 + 1)
-    assert out.index is None and out.size is None and out.memo == {}
+    assert out.index is None and out.size is None and out.undo is None
 
 
 def test_what_left_follows_its_nearest_token_and_that_one_its_own():

@@ -82,7 +82,7 @@ def test_residual_is_own_value_and_the_copied_change(cfg):
     m, y = (copy.restore(made.replace(x=x)) for x in (made.x, refined))
     out = residual.restore(inside.replace(x=refined))
     torch.testing.assert_close(out.patches, before.patches + y.patches - m.patches)
-    assert torch.equal(out.prefix, refined[:, :1]) and out.index is None and out.size is None and out.memo == {}
+    assert torch.equal(out.prefix, refined[:, :1]) and out.index is None and out.size is None and out.undo is None
 
 
 @pytest.mark.parametrize(

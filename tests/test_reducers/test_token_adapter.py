@@ -4,6 +4,7 @@ import torch
 from mmtr import UserError
 from mmtr.ops.attention import attention_weights
 from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers.base import attend
 from mmtr.tokens import Tokens
 
 from .references import eject_one, groups_of, inject_one, line_scores
@@ -91,7 +92,7 @@ def test_group_of_lowest_attention_is_merged():
         def attend(self, *qkv):
             return v.transpose(1, 2).flatten(2)
 
-    reducer.attention(1, Attention(), tokens.x, tokens)
+    _, tokens = attend(reducer, 1, Attention(), tokens.x, tokens)
     received = attention_weights(q, k).mean((1, 2))[0, PREFIX:].reshape(GRID)
     kept_rows = sorted(received.amax(1).argsort()[2:].tolist())
     kept_columns = sorted(received.amax(0).argsort()[3:].tolist())

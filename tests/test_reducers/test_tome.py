@@ -10,6 +10,7 @@ import torch
 from mmtr import UserError
 from mmtr.ops.attention import attention
 from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers.base import attend
 from mmtr.tokens import Tokens
 
 from .references import bipartite_slowly
@@ -79,7 +80,7 @@ def test_sublayers_run_on_merged_tokens(r, proportional, grid, prefix):
     reducer = tome(r=r, proportional_attention=proportional, prefix=prefix)
     tokens = some_tokens(grid=grid, prefix=prefix)
     count = int(r * grid[0] * grid[1]) if r < 1 else r
-    attended = reducer.attention(1, Attention(), tokens.x, tokens)
+    attended, _ = attend(reducer, 1, Attention(), tokens.x, tokens)
     fed = reducer.ffn(1, ffn, tokens.x, tokens)
     for image, x in enumerate(tokens.x):
         joined = merge_slowly(x, count, prefix)
@@ -107,7 +108,7 @@ def test_with_a_class_token_odd_patches_join_even_ones():
 def run_progressive(reducer, tokens, depth):
     for i in range(depth):
         tokens = reducer.before_layer(i, tokens)
-        branch = reducer.attention(i, Attention(), tokens.x * 2, tokens)
+        branch, tokens = attend(reducer, i, Attention(), tokens.x * 2, tokens)
         tokens = reducer.between(i, tokens.replace(x=tokens.x + branch))
         tokens = reducer.after_layer(i, tokens.replace(x=tokens.x + reducer.ffn(i, ffn, tokens.x, tokens)))
     return tokens
@@ -155,7 +156,7 @@ def test_progressive_merging_matches_the_release_token_by_token(settings, counts
 def test_pictures_of_sublayers_show_what_merged_for_attention():
     reducer, tokens = tome(r=5), some_tokens(1)
     assert reducer.token_map(tokens) is None
-    reducer.attention(0, Attention(), tokens.x, tokens)
+    _, tokens = attend(reducer, 0, Attention(), tokens.x, tokens)
     group, stands_for = reducer.token_map(tokens)
     for members in merge_slowly(tokens.x[0], 5, 1)[1:]:
         assert {stands_for[0, n - 1].item() for n in members} == {members[0] - 1}
@@ -168,7 +169,7 @@ def test_weights_of_merged_tokens_are_summed_in_float32():
     reducer = tome(mode='progressive', r=1)
     tokens = some_tokens(1, (1, 2))
     tokens = tokens.replace(x=tokens.x.bfloat16(), size=torch.tensor([[1.0, 256.0]]))
-    reducer.attention(0, Attention(), tokens.x, tokens)
+    _, tokens = attend(reducer, 0, Attention(), tokens.x, tokens)
     merged = reducer.between(0, tokens)
     assert merged.size.tolist() == [[257.0]] and merged.x.dtype == torch.bfloat16
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmtr.ops.attention import attention
 from mmtr.peft import PEFT
-from mmtr.reducers.base import TokenReducer
+from mmtr.reducers.base import TokenReducer, attend
 from mmtr.tokens import Tokens
 
 from .twins import share, twin_of
@@ -132,16 +132,15 @@ class ReducibleLayer:
 
     def _inner_forward(self, tokens, reducer, i, peft, first):
         # Attention and FFN are called, as in stock, so that hooks on them run, and compute what the reducer says.
-        notes = {}
+        noted = []
 
-        def attend(x):
-            found = reducer.attention(i, self.attn.at(tokens), x, tokens)
-            out, noted = found if isinstance(found, tuple) else (found, {})
-            notes.update(noted)
+        def branch(x):
+            out, after = attend(reducer, i, self.attn.at(tokens), x, tokens)
+            noted.append(after)
             return out
 
-        x = self._attend(self.norm1(tokens.x), tokens, attend)
-        tokens = reducer.between(i, tokens.replace(x=x).remember(**notes))
+        x = self._attend(self.norm1(tokens.x), tokens, branch)
+        tokens = reducer.between(i, noted[-1].replace(x=x))
         x = self.ffn(
             self.norm2(tokens.x), identity=tokens.x, branch=lambda x: reducer.ffn(i, self.ffn.branch, x, tokens)
         )
