@@ -27,23 +27,23 @@ class _Meter(Observer):
         self.found = {quantity: [torch.nan] * inner.backbone.depth for quantity in QUANTITIES[:-1]}
 
     def attention(self, i, attn, x, tokens):
-        """Whoever calls ``attend``, the module's own ``branch`` or the reducer, is heard; in a Swin several times."""
-        attend, counts, similarities = attn.attend, [], []
+        """Whoever attends, the module's own ``branch`` or the reducer, is heard, each of its groups of tokens."""
+        within, counts, similarities = attn.within, [], []
 
-        def heard(q, k, v, bias=None):
-            patches = q[:, :, tokens.num_prefix :]
-            counts.append(patches.shape[0] * patches.shape[2])
-            rows = bias
-            if bias is not None and bias.shape[-2] > 1:
-                rows = bias[..., tokens.num_prefix :, :]
-            similarities.append(float(attention_similarity(patches, k, rows).mean()))
-            return attend(q, k, v, bias)
+        def heard(groups, count):
+            for q, k, _, bias in groups:
+                patches, rows = q[:, :, tokens.num_prefix :], bias
+                if bias is not None and bias.shape[-2] > 1:
+                    rows = bias[..., tokens.num_prefix :, :]
+                counts.append(patches.shape[0] * patches.shape[2])
+                similarities.append(float(attention_similarity(patches, k, rows).mean()))
+            return within(groups, count)
 
-        attn.attend = heard
+        attn.within = heard
         try:
             return self.inner.attention(i, attn, x, tokens)
         finally:
-            del attn.attend
+            del attn.within
             # A window of one token has nothing to be compared with.
             compared = [(n, value) for n, value in zip(counts, similarities) if not isnan(value)]
             self.found['attention_tokens'][i] = sum(counts)

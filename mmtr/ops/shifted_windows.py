@@ -117,7 +117,7 @@ def _layout(grid, window, shift, device):
 
 
 def gather_pieces(x: Tensor, positions: list[Tensor]) -> list[Tensor]:
-    """Bring the tokens of each piece together: (B, N, C) -> (B * pieces, n, C) for each ``positions`` (pieces, n)."""
+    """Bring the tokens of each piece together: (B, N, ...) -> (B * P, n, ...) for each of ``positions`` (P, n)."""
     return [x.index_select(1, index.flatten()).unflatten(1, index.shape).flatten(0, 1) for index in positions]
 
 

@@ -60,3 +60,19 @@ def from_windows(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     x = x.unflatten(2, (window, window)).unflatten(0, (-1, -(-height // window), -(-width // window)))
     x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return x[:, :, :height, :width].flatten(2, 3)
+
+
+def bias_within(bias: Tensor, positions: Tensor) -> Tensor:
+    """The part of a bias of a whole sequence that is within each of its windows.
+
+    Args:
+        bias: (B, heads or 1, N or 1, N).
+        positions: (W, n) of the tokens of each window; N for padding, of which it says nothing.
+
+    Returns:
+        (B * W, heads or 1, n or 1, n).
+    """
+    bias = F.pad(bias, (0, 1, 0, int(bias.shape[2] > 1)))
+    if bias.shape[2] == 1:
+        return bias[:, :, 0, positions].unsqueeze(3).transpose(1, 2).flatten(0, 1)
+    return bias[:, :, positions.unsqueeze(2), positions.unsqueeze(1)].transpose(1, 2).flatten(0, 1)

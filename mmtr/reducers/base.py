@@ -147,8 +147,8 @@ class TokenReducer(BackbonePart):
 
         Args:
             attn: The layer's attention, which knows where ``tokens`` are, with ``branch(x)``,
-                ``qkv(x, kept=None)`` and ``attend(q, k, v, bias=None)``. For patch tokens that are fewer
-                than those of ``tokens``, ``kept`` (B, M) says which of these each one is.
+                ``qkv(x, kept=None)`` and ``attend(q, k, v, bias=None, kept=None)``, alike on every host. For patch
+                tokens that are fewer than those of ``tokens``, ``kept`` (B, M) says which of these each one is.
             x: (B, P + N, C), normalised ``tokens.x``.
         """
         return attn.branch(x)

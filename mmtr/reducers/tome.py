@@ -131,7 +131,7 @@ class ToMe(TokenReducer):
         matching = soft_matching(patches, count, tokens.num_prefix)
         merged, size = _merge(x, tokens.num_prefix, matching)
         q, k, v = attn.qkv(merged, matching.kept)
-        out = attn.attend(q, k, v, self._bias(size, tokens.num_prefix))
+        out = attn.attend(q, k, v, self._bias(size, tokens.num_prefix), matching.kept)
         return _unmerge(out, tokens.num_prefix, matching), dict(matching=matching)  # for pictures
 
     def _bias(self, size, num_prefix):

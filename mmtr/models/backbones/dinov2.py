@@ -6,21 +6,20 @@ from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import NORM, OUTPUTS, PATCH, PIXELS
-from mmtr.models.backbones.common.layer import MultiheadAttention
 from mmtr.models.backbones.common.twins import share
 from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
 from mmtr.settings import SHARE, Flag, Maybe, Number, Whole
 
-from .vit import VisionTransformer
+from .vit import MultiheadAttention, VisionTransformer
 
 
 class ScaledAttention(MultiheadAttention):
     """Attention that ends with LayerScale, as mmcv's FFN can; made by ``add_layer_scale``."""
 
-    def attend(self, *args, **kwargs):
+    def project(self, x):
         """As of ``MultiheadAttention``, then scaled."""
-        return self.gamma1(super().attend(*args, **kwargs))
+        return self.gamma1(super().project(x))
 
 
 def add_layer_scale(layer, init_value):

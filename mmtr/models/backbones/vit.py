@@ -1,24 +1,85 @@
-"""mmseg's VisionTransformer with fused attention and token reduction."""
+"""mmseg's VisionTransformer: its attention, its layer, and the backbone, with fused attention and token reduction."""
 
+import mmcv.cnn.bricks.transformer as mmcv_transformer
 from mmengine.model import ModuleList
 from mmseg.models.backbones import vit
+from torch import Tensor
 
 from mmtr.errors import UserError
-from mmtr.models.backbones.common.arguments import (
-    ATTN_BACKEND,
-    HEADS,
-    STOCK,
-    check_heads,
-    check_patches,
-    check_start,
-    which_layers,
-)
-from mmtr.models.backbones.common.layer import reducible
-from mmtr.models.backbones.common.plain import ReducibleBackbone
-from mmtr.models.backbones.common.twins import share, twin_of
 from mmtr.ops.attention import check_backend
 from mmtr.registry import MODELS
 from mmtr.settings import Whole
+from mmtr.tokens import Tokens
+
+from .common.arguments import ATTN_BACKEND, HEADS, STOCK, check_heads, check_patches, check_start, which_layers
+from .common.attention import TokenAttention
+from .common.layer import FFN, Projection, ReducibleLayer
+from .common.plain import ReducibleBackbone
+from .common.twins import share, twin_of
+
+
+class MultiheadAttention(TokenAttention, mmcv_transformer.MultiheadAttention):
+    """mmcv's ``MultiheadAttention``, self-attention through a fused backend; made by ``replace_with_twins``."""
+
+    def forward(self, query, key=None, value=None, identity=None, *args, branch=None, **kwargs):
+        """As stock, the attention itself by ``branch`` if given; but plain batch-first self-attention runs as stock."""
+        if branch is not None:
+            return identity + self.branch_dropout(branch(query))
+        extras = any(v is not None for v in (*args, *kwargs.values()))
+        self_attention = all(t is None or t is query for t in (key, value))
+        if extras or not self_attention or not self.batch_first:
+            return super().forward(query, key, value, identity, *args, **kwargs)
+        return (query if identity is None else identity) + self.branch_dropout(self.branch(query))
+
+    def at(self, tokens: Tokens) -> TokenAttention:
+        """See ``TokenAttention``: this module, which asks for no positions."""
+        return self
+
+    @property
+    def attention_dropout(self):
+        """See ``TokenAttention``."""
+        return self.attn.dropout if self.training else 0.0
+
+    def qkv(self, x, kept=None):
+        """See ``TokenAttention``."""
+        qkv = self.in_projection(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project(self, x):
+        """See ``TokenAttention``."""
+        return self.attn.out_proj(x)
+
+    def branch_dropout(self, x: Tensor) -> Tensor:
+        """The dropouts between branch and residual."""
+        return self.dropout_layer(self.proj_drop(x))
+
+
+@twin_of(mmcv_transformer.MultiheadAttention)
+def _attention_twin(module, attn_backend):
+    twin = share(MultiheadAttention, module)
+    twin.backend, twin.in_projection = attn_backend, Projection()
+    return twin
+
+
+class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
+    """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
+
+    def linears(self):
+        """See ``ReducibleLayer``."""
+        attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
+        return dict(
+            qkv=(self.attn.in_projection, attn.in_proj_weight),
+            proj=(attn.out_proj, attn.out_proj.weight),
+            fc1=(fc1, fc1.weight),
+            fc2=(fc2, fc2.weight),
+        )
+
+
+def reducible(layer: vit.TransformerEncoderLayer, attn_backend: str) -> TransformerEncoderLayer:
+    """The twin of a stock encoder layer that runs on ``Tokens``."""
+    twin = share(TransformerEncoderLayer, layer)
+    twin.attn, twin.ffn = _attention_twin(layer.attn, attn_backend), share(FFN, layer.ffn)
+    return twin
 
 
 @MODELS.register_module()

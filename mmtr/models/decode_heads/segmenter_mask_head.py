@@ -7,8 +7,9 @@ from mmseg.models.decode_heads import segmenter_mask_head as stock
 
 from mmtr.declared import Declared
 from mmtr.errors import UserError
-from mmtr.models.backbones.common.layer import reducible, run_layer
+from mmtr.models.backbones.common.layer import run_layer
 from mmtr.models.backbones.common.twins import replace_with_twins
+from mmtr.models.backbones.vit import reducible
 from mmtr.ops.attention import check_backend
 from mmtr.reducers import BackboneShape, build_token_reducer
 from mmtr.registry import MODELS

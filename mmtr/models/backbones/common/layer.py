@@ -1,20 +1,16 @@
-"""Attention and encoder layer of mmcv / mmseg with fused attention and the reducer's five moments."""
+"""The layer of every host: attention and FFN with the reducer's five moments between them."""
 
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 import mmcv.cnn.bricks.transformer as mmcv_transformer
 import torch.utils.checkpoint as cp
-from mmseg.models.backbones import vit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmtr.ops.attention import attention
 from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer, attend
 from mmtr.tokens import Tokens
-
-from .twins import share, twin_of
 
 
 class Projection(nn.Module):
@@ -23,49 +19,6 @@ class Projection(nn.Module):
     def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
         """(..., inputs), (outputs, inputs), (outputs, ) -> (..., outputs)."""
         return F.linear(x, weight, bias)
-
-
-class MultiheadAttention(mmcv_transformer.MultiheadAttention):
-    """mmcv's ``MultiheadAttention``, self-attention through a fused backend; made by ``replace_with_twins``."""
-
-    def forward(self, query, key=None, value=None, identity=None, *args, branch=None, **kwargs):
-        """As stock, the attention itself by ``branch`` if given; but plain batch-first self-attention runs as stock."""
-        if branch is not None:
-            return identity + self.branch_dropout(branch(query))
-        extras = any(v is not None for v in (*args, *kwargs.values()))
-        self_attention = all(t is None or t is query for t in (key, value))
-        if extras or not self_attention or not self.batch_first:
-            return super().forward(query, key, value, identity, *args, **kwargs)
-        return (query if identity is None else identity) + self.branch_dropout(self.branch(query))
-
-    def at(self, tokens: Tokens) -> 'MultiheadAttention':
-        """What a reducer attends ``tokens`` with: this module, which asks for no positions."""
-        return self
-
-    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values: (B, N, C) -> three of (B, heads, N, C / heads); ``kept`` makes no difference."""
-        qkv = self.in_projection(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
-        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-        """Attention and output projection: (B, heads, N, D) each -> (B, N, C); ``bias`` as of ``attention``."""
-        out = attention(q, k, v, self.backend, self.attn.dropout if self.training else 0.0, bias)
-        return self.attn.out_proj(out.transpose(1, 2).flatten(2))
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Self-attention without residual and drop path: (B, N, C) -> (B, N, C)."""
-        return self.attend(*self.qkv(x))
-
-    def branch_dropout(self, x: Tensor) -> Tensor:
-        """The dropouts between branch and residual."""
-        return self.dropout_layer(self.proj_drop(x))
-
-
-@twin_of(mmcv_transformer.MultiheadAttention)
-def _attention_twin(module, attn_backend):
-    twin = share(MultiheadAttention, module)
-    twin.backend, twin.in_projection = attn_backend, Projection()
-    return twin
 
 
 class FFN(mmcv_transformer.FFN):
@@ -149,24 +102,3 @@ class ReducibleLayer:
     def _attend(self, x, tokens, branch: Callable):
         """Attention ``branch`` of the normed ``x`` with residual, through ``attn``."""
         return self.attn(x, identity=tokens.x, branch=branch)
-
-
-class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
-    """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
-
-    def linears(self):
-        """See ``ReducibleLayer``."""
-        attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
-        return dict(
-            qkv=(self.attn.in_projection, attn.in_proj_weight),
-            proj=(attn.out_proj, attn.out_proj.weight),
-            fc1=(fc1, fc1.weight),
-            fc2=(fc2, fc2.weight),
-        )
-
-
-def reducible(layer: vit.TransformerEncoderLayer, attn_backend: str) -> TransformerEncoderLayer:
-    """The twin of a stock encoder layer that runs on ``Tokens``."""
-    twin = share(TransformerEncoderLayer, layer)
-    twin.attn, twin.ffn = _attention_twin(layer.attn, attn_backend), share(FFN, layer.ffn)
-    return twin

@@ -1,7 +1,6 @@
 """The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +9,10 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
-from mmtr.ops.attention import attention
 from mmtr.ops.rotary import rotate
-from mmtr.ops.windows import from_windows, to_windows
+from mmtr.ops.windows import bias_within, from_windows, to_windows
 from mmtr.tokens import Tokens
 
 
@@ -45,25 +44,25 @@ class RotaryAttention(BaseModule):
         """``identity`` and the attention that ``branch`` computes of ``x``, (B, N, C) each."""
         return identity + self.branch_dropout(branch(x))
 
-    def at(self, tokens: Tokens) -> 'AttentionAt':
+    def at(self, tokens: Tokens) -> TokenAttention:
         """What a reducer attends ``tokens`` with."""
-        return AttentionAt(self, tokens)
+        return RotaryAttentionAt(self, tokens)
 
 
 @dataclass
-class AttentionAt:
+class RotaryAttentionAt(TokenAttention):
     """``RotaryAttention`` of given tokens: the one place where a token's position turns it."""
 
     module: RotaryAttention
     tokens: Tokens
 
-    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values: (B, P + N, C) -> three of (B, heads, P + N, C / heads).
+    @property
+    def backend(self):
+        """See ``TokenAttention``."""
+        return self.module.backend
 
-        Args:
-            x: Prefix and patch tokens.
-            kept: (B, N) which of the patch tokens of ``tokens`` each patch token is; None: all, in order.
-        """
+    def qkv(self, x, kept=None):
+        """See ``TokenAttention``."""
         module = self.module
         bias = torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
         qkv = module.in_projection(x, module.in_proj.weight, bias)
@@ -71,20 +70,29 @@ class AttentionAt:
         turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
         return turned[0], turned[1], qkv[2]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-        """Attention and output projection: (B, heads, N, D) each -> (B, N, C); ``bias`` as of ``attention``."""
-        module, grid = self.module, self.tokens.grid
-        if self._windowed(k.shape[2]):
-            q, k, v = (to_windows(t, grid, module.window) for t in (q, k, v))
-            out = attention(q, k, v, module.backend, bias=self._padding(q))
-            out = from_windows(out, grid, module.window)
-        else:
-            out = attention(q, k, v, module.backend, bias=bias)
-        return module.proj(module.norm(out.transpose(1, 2).flatten(2)))
+    def split(self, q, k, v, bias, kept):
+        """See ``TokenAttention``; windows, as long as there is a whole grid."""
+        batch, count = q.shape[0], q.shape[2]
+        if not self._windowed(count):
+            return [(q, k, v, bias)]
+        grid, window = self.tokens.grid, self.module.window
+        q, k, v = (to_windows(t, grid, window) for t in (q, k, v))
+        within = self._padding(q)
+        if bias is not None:
+            place = to_windows(torch.arange(count, device=k.device).view(1, 1, -1, 1), grid, window, count)
+            given = bias_within(bias.expand(batch, *bias.shape[1:]), place.flatten(1))
+            within = given if within is None else given + within
+        return [(q, k, v, within)]
 
-    def branch(self, x: Tensor) -> Tensor:
-        """Self-attention without residual and drop path: (B, N, C) -> (B, N, C)."""
-        return self.attend(*self.qkv(x))
+    def join(self, outs, count):
+        """See ``TokenAttention``."""
+        if self._windowed(count):
+            outs = [from_windows(out, self.tokens.grid, self.module.window) for out in outs]
+        return super().join(outs, count)
+
+    def project(self, x):
+        """See ``TokenAttention``."""
+        return self.module.proj(self.module.norm(x))
 
     def _windowed(self, count):
         """Whether ``count`` tokens attend within windows: only a whole grid has any."""

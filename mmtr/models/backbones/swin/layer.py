@@ -2,16 +2,19 @@
 
 from typing import Optional
 
+import torch
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmtr.errors import UserError
+from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.models.backbones.common.layer import FFN, ReducibleLayer, run_layer
 from mmtr.models.backbones.common.twins import share
-from mmtr.ops.attention import attention
 from mmtr.ops.resize import resize_relative_positions
 from mmtr.ops.shifted_windows import gather_pieces, join_pieces, make_windows
+from mmtr.ops.windows import bias_within
 from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer
 from mmtr.tokens import Tokens
@@ -26,49 +29,77 @@ class ShiftWindowMSA(swin.ShiftWindowMSA):
             return super().forward(query, hw_shape)
         return self.drop(self.w_msa.proj_drop(branch(query)))
 
-    def at(self, tokens: Tokens) -> 'AttentionAt':
+    def at(self, tokens: Tokens) -> TokenAttention:
         """What a reducer attends ``tokens`` with."""
-        return AttentionAt(self, tokens)
+        return WindowAttentionAt(self, tokens)
 
 
-class AttentionAt:
+class WindowAttentionAt(TokenAttention):
     """Attention within the windows that given tokens are in, shifted in every second block."""
 
     def __init__(self, module: ShiftWindowMSA, tokens: Tokens):
-        self.module, self.windows = module.w_msa, tokens.windows
+        self.module, self.windows, self.backend = module.w_msa, tokens.windows, module.backend
         self.layout = self.windows.layouts[module.shift_size > 0]
-        self.backend = module.backend
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values of windows: (B, n, C) -> three of (B, heads, n, C / heads)."""
+    @property
+    def attention_dropout(self):
+        """See ``TokenAttention``."""
+        return self.module.attn_drop.p if self.module.training else 0.0
+
+    def qkv(self, x, kept=None):
+        """See ``TokenAttention``; a window needs all of its tokens, so ``kept`` must be None."""
+        if kept is not None:
+            raise UserError('Attention within windows needs every token of the grid: reduce before or after a layer.')
+        return self._projected(x)
+
+    def branch(self, x):
+        """See ``TokenAttention``; windows are projected one size at a time, in batches, as stock has it."""
+        # Padding is zeros after the norm, as stock has it.
+        x = F.pad(x, (0, 0, 0, 1)) if self.layout.padded else x
+        parts = gather_pieces(x, self.layout.positions)
+        groups = [(*self._projected(part), bias) for part, bias in zip(parts, self._biases())]
+        return self.within(groups, x.shape[1])
+
+    def split(self, q, k, v, bias, kept):
+        """See ``TokenAttention``; windows, those of one size in one group."""
+        module, positions = self.module, self.layout.positions
+        if self.layout.padded:
+            nothing = torch.zeros_like(module.qkv.weight[:1])
+            q, k, v = (
+                torch.cat([t, pad.expand(len(t), -1, -1, -1)], 2)
+                for t, pad in zip((q, k, v), self._projected(nothing.unsqueeze(0)))
+            )
+        parts = zip(*(gather_pieces(t.transpose(1, 2), positions) for t in (q, k, v)))
+        biases = self._biases()
+        if bias is not None:
+            bias = bias.expand(len(q), *bias.shape[1:])
+            biases = [own + bias_within(bias, each) for own, each in zip(biases, positions)]
+        return [(*(t.transpose(1, 2) for t in part), each) for part, each in zip(parts, biases)]
+
+    def join(self, outs, count):
+        """See ``TokenAttention``."""
+        outs = [out.transpose(1, 2).flatten(2) for out in outs]
+        return self.project(join_pieces(outs, self.layout.positions, self.layout.place))
+
+    def project(self, x):
+        """See ``TokenAttention``."""
+        return self.module.proj(x)
+
+    def _projected(self, x):
         module = self.module
         q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Attention divides by the root of the channels; stock has a scale of its own.
         usual = q.shape[-1] ** -0.5
         return q if module.scale == usual else q * (module.scale / usual), k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-        """Attention without the output projection: (B, heads, n, D) each -> (B, n, C)."""
-        module = self.module
-        out = attention(q, k, v, self.backend, module.attn_drop.p if module.training else 0.0, bias)
-        return out.transpose(1, 2).flatten(2)
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Attention and output projection, without residual and dropout: (B, H * W, C) -> (B, H * W, C)."""
-        module, layout = self.module, self.layout
+    def _biases(self):
+        """Of the relative positions in windows of each size."""
+        module, windows = self.module, self.windows
         table = resize_relative_positions(
-            module.relative_position_bias_table,
-            tuple(module.window_size),
-            self.windows.window,
-            self.windows.interpolation,
+            module.relative_position_bias_table, tuple(module.window_size), windows.window, windows.interpolation
         )
-        bias = table.t()[:, self.windows.relative]
-        # Padding is zeros after the norm, as stock has it.
-        parts = gather_pieces(F.pad(x, (0, 0, 0, 1)) if layout.padded else x, layout.positions)
-        parts = [
-            self.attend(*self.qkv(part), bias[:, :h, :w, :h, :w].flatten(3).flatten(1, 2).unsqueeze(0))
-            for part, (h, w) in zip(parts, layout.sizes)
-        ]
-        return module.proj(join_pieces(parts, layout.positions, layout.place))
+        table = table.t()[:, windows.relative]
+        return [table[:, :h, :w, :h, :w].flatten(3).flatten(1, 2).unsqueeze(0) for h, w in self.layout.sizes]
 
 
 class SwinBlock(ReducibleLayer, swin.SwinBlock):

@@ -1,0 +1,99 @@
+"""What every host's attention promises to every reducer, see ``TokenAttention``."""
+
+import pytest
+import torch
+
+from mmtr import UserError
+from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.reducers.observer import Observer, reducer_of
+from tests.test_reducers.test_contract import dinov2, eva02, images, vit
+from tests.test_reducers.test_contract_swin import swin
+
+
+def windowed_eva02(cfg):
+    return eva02(cfg, with_cls_token=False, window_size=4, window_layers=(0, 1, 2, 3))
+
+
+class Listener(Observer):
+    """Keeps what the attention of layer 1 is given; in a Swin, the windows of that layer are shifted."""
+
+    def attention(self, i, attn, x, tokens):
+        if i == 1:
+            self.heard = attn, x.detach(), tokens
+        return self.inner.attention(i, attn, x, tokens)
+
+
+HOSTS = (vit, dinov2, eva02, windowed_eva02, swin)
+
+
+every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)
+
+
+def heard_by(host, height=80, width=112):
+    """The attention of a layer, the normed tokens (2, P + N, C) that it is given, and their ``Tokens``.
+
+    Neither the 5x7 patches of these images nor the 10x14 in the second stage of a Swin fill its windows.
+    """
+    model = host(dict(type='GridPool', ratio=0.0) if host is swin else None)
+    with torch.no_grad(), reducer_of(model, Listener(model.token_reducer)) as listener:
+        model(images(2, height, width))
+    return listener.heard
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_host
+@torch.no_grad()
+def test_a_branch_is_its_parts(host):
+    attn, x, tokens = heard_by(host)
+    assert isinstance(attn, TokenAttention)
+    q, k, v = attn.qkv(x)
+    assert q.shape == k.shape == v.shape == (*x.shape[:1], q.shape[1], x.shape[1], x.shape[2] // q.shape[1])
+    close(attn.attend(q, k, v), attn.branch(x))
+
+
+@every_host
+@torch.no_grad()
+def test_a_bias_joins_in(host):
+    # What fills windows up is a key that no bias hides: here there is none.
+    attn, x, tokens = heard_by(host, 96, 144)
+    q, k, v = attn.qkv(x)
+    count = x.shape[1]
+    close(attn.attend(q, k, v, torch.zeros(1, 1, 1, count)), attn.branch(x))
+    # Each token hears itself alone: what comes out is its own value.
+    alone = torch.full((1, 1, count, count), -torch.inf).masked_fill(torch.eye(count, dtype=torch.bool), 0.0)
+    close(attn.attend(q, k, v, alone), attn.project(v.transpose(1, 2).flatten(2)))
+    # A key that the first image hides does not matter there; in the second it does.
+    hidden = torch.zeros(2, 1, 1, count)
+    hidden[0, ..., 9] = -torch.inf
+    other = v.clone()
+    other[:, :, 9] += 1
+    differs = (attn.attend(q, k, other, hidden) - attn.attend(q, k, v, hidden)).abs().amax((1, 2))
+    assert differs[0] < 1e-5 and differs[1] > 1e-3
+
+
+@every_host
+@torch.no_grad()
+def test_fewer_tokens_stand_where_they_stood(host):
+    attn, x, tokens = heard_by(host)
+    prefix = tokens.num_prefix
+    kept = torch.tensor([[0, 3, 4, 11, 20], [1, 2, 9, 30, 33]])
+    fewer = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, kept.unsqueeze(2).expand(-1, -1, x.shape[2]))], 1)
+    if tokens.windows is not None:
+        with pytest.raises(UserError, match='needs every token of the grid'):
+            attn.qkv(fewer, kept)
+        return
+    q, k, v = attn.qkv(fewer, kept)
+    out = attn.attend(q, k, v, None, kept)
+    if attn.split(*attn.qkv(x), None, None)[0][0].shape[2] != x.shape[1]:  # then no longer in windows
+        assert out.shape == fewer.shape
+        return
+    rows = torch.cat([torch.arange(prefix).expand(2, -1), kept + prefix], 1)
+    whole = [t.gather(2, rows[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])) for t in attn.qkv(x)]
+    for found, expected in zip((q, k, v), whole):
+        close(found, expected)
+    hidden = torch.full((2, x.shape[1]), -torch.inf).scatter(1, rows, 0.0)[:, None, None]
+    expected = attn.attend(*attn.qkv(x), hidden).gather(1, rows.unsqueeze(2).expand(-1, -1, x.shape[2]))
+    close(out, expected)
