@@ -20,8 +20,8 @@ from mmtr.analysis.flops import count_flops, schedule_in_words
 from mmtr.analysis.speed import machine
 from mmtr.errors import command
 from mmtr.inference.model import build_model, load_weights
-from mmtr.tables import aligned_rows
 from mmtr.visualization import draw_groups, draw_injected, draw_matches, group_legend, marked, mosaic, token_maps
+from mmtr.words import aligned_rows
 
 ROOT = Path(__file__).parents[1]
 PLAIN = 'configs/segmenter_vit_demo.py'

@@ -74,15 +74,15 @@ class Tokens:
             return self.index
         return torch.arange(self.grid[0] * self.grid[1], device=self.x.device).expand(self.x.shape[0], -1)
 
-    def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Tensor, change: bool) -> 'Tokens':
+    def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Tensor, restore: str) -> 'Tokens':
         """After the patch tokens were reduced to ``x`` (B, M, C).
 
         Args:
             step: What takes that back.
             index, size: Of the M tokens, see the class.
-            change: Whether patches get the change of what stands for them at the end, or copies of it.
+            restore: ``residual``: patches get the change of what stands for them at the end; else copies of it.
         """
-        undo = way_back(self.undo, step, self.patches, x, change)
+        undo = way_back(self.undo, step, self.patches, x, restore == 'residual')
         return self.replace(x=torch.cat([self.prefix, x], 1), index=index, size=size, undo=undo)
 
     def restored(self) -> 'Tokens':

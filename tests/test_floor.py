@@ -23,13 +23,13 @@ OURS = {'.index'}
 # Names of later releases, with the file where the code around them asks for the release first.
 LATER = {
     'torch.compiler.is_compiling': 'mmtr/models/segmentors/encoder_decoder.py',
-    'torch.serialization.add_safe_globals': 'mmtr/engine/safe_load.py',
-    'torch.nn.attention.SDPBackend': 'mmtr/engine/export.py',
-    'torch.nn.attention.SDPBackend.MATH': 'mmtr/engine/export.py',
-    'torch.nn.attention.sdpa_kernel': 'mmtr/engine/export.py',
-    'torch.export.Dim': 'mmtr/engine/export.py',
+    'torch.serialization.add_safe_globals': 'mmtr/checkpoints/safe_load.py',
+    'torch.nn.attention.SDPBackend': 'mmtr/export/onnx.py',
+    'torch.nn.attention.SDPBackend.MATH': 'mmtr/export/onnx.py',
+    'torch.nn.attention.sdpa_kernel': 'mmtr/export/onnx.py',
+    'torch.export.Dim': 'mmtr/export/onnx.py',
     **{
-        f'torch.onnx.export({name}=)': 'mmtr/engine/export.py'
+        f'torch.onnx.export({name}=)': 'mmtr/export/onnx.py'
         for name in ('dynamo', 'dynamic_shapes', 'external_data', 'custom_translation_table')
     },
 }

@@ -22,8 +22,8 @@ assert importlib.util.find_spec('mmcv._ext') is None
 import mmtr, torch
 from mmcv.ops import nms
 from mmengine.utils.dl_utils import mmcv_full_available
-from mmtr.engine.configs import load_config
-from mmtr.engine.model import build_model
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model
 print(mmcv_full_available())
 with torch.no_grad():
     for name, key in (('segmenter_vit_tadapter_demo', 'tensor'), ('maskdino_swin-t_nuclei', 'tensor')):

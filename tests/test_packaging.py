@@ -81,7 +81,7 @@ def test_the_installed_wheel_works_in_another_folder(wheel, tmp_path):
 import json, runpy, sys
 import mmtr
 from mmengine.config import Config
-from mmtr.engine.configs import load_config
+from mmtr.config.files import load_config
 print(json.dumps([mmtr.__file__, load_config('mmtr::new.py').filename, Config.fromfile('mine.py').to_dict()]))
 for sys.argv in ['mmtr'], ['mmtr', 'benchmark', '--help']:
     runpy.run_module('mmtr', run_name='__main__')

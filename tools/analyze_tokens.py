@@ -25,11 +25,12 @@ from mmtr.checks.data import check_data, images_in, loads_annotations
 from mmtr.cli.measuring import add_machine, positive, use_machine
 from mmtr.config.files import add_options, add_token_reduction, read_config, read_reductions
 from mmtr.errors import UserError, command
+from mmtr.files import write_text
 from mmtr.inference.model import build_model, load_weights
 from mmtr.reducers import TokenReducer
-from mmtr.tables import aligned_rows
 from mmtr.visualization import record_token_maps, seen_image, token_maps, token_picture
 from mmtr.visualization.layers import draw_layers
+from mmtr.words import aligned_rows
 
 
 def parse_args():
@@ -194,7 +195,7 @@ def main():
         images=[str(path) for path in files],
         results=without_nan(results),
     )
-    (args.out / 'layers.json').write_text(json.dumps(report, indent=1))
+    write_text(args.out / 'layers.json', json.dumps(report, indent=1))
     draw_layers(results, args.out)
     if args.maps:
         draw_maps(model, reducers, files, inputs, args.out / 'maps')

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from mmengine import ProgressBar
@@ -24,9 +23,10 @@ from mmtr.cli.measuring import add_machine, check_file, positive, use_machine
 from mmtr.config.files import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.config.options import parse_settings
 from mmtr.errors import UserError, command
+from mmtr.files import write_text
 from mmtr.inference.model import build_model, image_channels, read_weights
 from mmtr.reducers.base import TokenReducer
-from mmtr.tables import aligned_rows
+from mmtr.words import aligned_rows
 
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
@@ -324,9 +324,7 @@ def main():
     )
     if args.json:
         report = dict(command=shlex.join(sys.argv), configs=specs, machine=used, settings=vars(args), results=results)
-        temporary = Path(f'{args.json}.part')
-        temporary.write_text(json.dumps(report, indent=1))
-        temporary.replace(args.json)
+        write_text(args.json, json.dumps(report, indent=1))
 
 
 if __name__ == '__main__':

@@ -25,9 +25,10 @@ from mmtr.analysis.speed import machine
 from mmtr.cli import measuring
 from mmtr.config.files import read_reductions
 from mmtr.errors import UserError, command
+from mmtr.files import write_text
 from mmtr.reports.benchmarks import comparison, machine_in_words
-from mmtr.tables import aligned_rows
 from mmtr.visualization.trade_off import draw_trade_off
+from mmtr.words import aligned_rows
 
 ALL = Path(__file__).resolve().parents[1] / 'configs/reductions/all_methods.py'
 
@@ -79,8 +80,8 @@ def fitting(reductions, backbone, leave_out):
 def write(out, report):
     """Write the report of a run as tables and a figure."""
     results = report['results']
-    Path(f'{out}.json').write_text(json.dumps(report, indent=1) + '\n')
-    Path(f'{out}.md').write_text(comparison({**report, 'results': by_speed(results)}) + '\n')
+    write_text(f'{out}.json', json.dumps(report, indent=1) + '\n')
+    write_text(f'{out}.md', comparison({**report, 'results': by_speed(results)}) + '\n')
     rows = list(records(results))
     with open(f'{out}.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, rows[0])

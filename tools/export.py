@@ -4,7 +4,6 @@ import argparse
 import logging
 import os.path as osp
 import sys
-from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
@@ -14,6 +13,7 @@ from mmtr.cli.launch import writable
 from mmtr.config.files import add_options, add_token_reduction, read_config
 from mmtr.errors import command
 from mmtr.export import onnx as export
+from mmtr.files import written_whole
 from mmtr.inference.model import build_model, image_channels, load_weights
 from mmtr.reducers.words import reductions_in_words
 
@@ -87,10 +87,8 @@ def main():
     load_weights(model, args.checkpoint)
     for line in reductions_in_words(model):
         print(line, file=sys.stderr)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     # The file gets its name when it has passed the check.
-    unchecked = Path(f'{args.out}.part')
-    try:
+    with written_whole(args.out) as unchecked:
         export.export_onnx(model, unchecked, shape)
         run = export.session(unchecked).run
         differences = export.compare_with_onnx(model, run, images)
@@ -103,9 +101,6 @@ def main():
         export.check_difference(model, differences, args.tolerance)
         if args.repeats > 0:
             print_speed(model, run, images[0], args.repeats)
-        unchecked.replace(args.out)
-    finally:
-        unchecked.unlink(missing_ok=True)
     print(f'Wrote {args.out}: image (batch, {channels}, {shape[0]}, {shape[1]}) uint8 -> logits, labels')
 
 

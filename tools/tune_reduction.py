@@ -19,9 +19,10 @@ from mmtr.analysis.tuning import SPEED_OF, Judge, Target, finished, fronts, impo
 from mmtr.cli import measuring
 from mmtr.config.files import inherited, with_reduction
 from mmtr.errors import UserError, command
+from mmtr.files import write_text
 from mmtr.reducers import build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.tables import aligned_rows
+from mmtr.words import aligned_rows
 
 VERIFIED = 5  # settings that are verified at most, the best first
 
@@ -170,9 +171,7 @@ def write_config(args, cfg, reduction, outcome, count):
         f'Measured on {count} images that the search did not see: {in_words(args, outcome)}.',
         'Machine: ' + ', '.join(f'{key} {value}' for key, value in machine(args.device).items()),
     ]
-    unfinished = out.with_suffix('.part')
-    unfinished.write_text('\n'.join(f'# {line}' for line in lines) + f'\n{text}')
-    unfinished.replace(out)
+    write_text(out, '\n'.join(f'# {line}' for line in lines) + f'\n{text}')
 
 
 @command

@@ -17,7 +17,7 @@ from mmtr.analysis.flops import count_flops
 from mmtr.apis import apply_token_reduction
 from mmtr.config.files import load_config
 from mmtr.inference.model import build_model, load_weights
-from mmtr.reducers.restoring import RestoringReducer
+from mmtr.tokens import Tokens
 
 config, checkpoint = sys.argv[1:]
 cfg = load_config(config)
@@ -26,13 +26,13 @@ cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
 model = build_model(cfg)
 load_weights(model, checkpoint)
 loader = Runner.build_dataloader(cfg.test_dataloader)
-reduced, signals = RestoringReducer._reduced, []
+reduced, signals = Tokens.reduced, []
 
 
-def noted(self, before, after):
+def noted(before, *args):
     """What the reducer does, and the signal of this image."""
-    after = reduced(self, before, after)
-    signals.append(float((after.memo['residual'].norm(dim=-1) / before.patches.norm(dim=-1)).mean()))
+    after = reduced(before, *args)
+    signals.append(float((after.undo.residual.norm(dim=-1) / before.patches.norm(dim=-1)).mean()))
     return after
 
 
@@ -41,7 +41,7 @@ def miou(areas):
     return float((areas[:, 0].sum(0) / areas[:, 1].sum(0)).mean() * 100)
 
 
-RestoringReducer._reduced = noted
+Tokens.reduced = noted
 areas, cost = {}, {}
 for ratio in (0.3, 0.4, 0.5, 0.6):
     apply_token_reduction(model, dict(type='TokenAdapter', ratio=ratio, layers=(2, 12)))

@@ -1,33 +1,27 @@
-"""Reading checkpoints without running what is in them. Importing this module puts it in force.
+"""Reading checkpoints without running what is in them, and writing them.
 
-The loaders below take the place of mmengine's, some of which unpickle anything; what is read, and how, is in
-``mmtr/engine/safe_load.py``.
+What is read, and how, is in ``safe_load.py``.
 """
 
 import functools
 import json
 import logging
-import os
 import re
 import reprlib
-import urllib.error
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from urllib.parse import urlsplit
 
-import mmengine.runner.checkpoint as stock
 import torch
-from mmengine.dist import barrier, get_dist_info
-from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 
-from .safe_load import load_data
 from mmtr.errors import UserError
+from mmtr.files import remove_leftovers, written_whole
+
+from .safe_load import load_data
 
 #: Of files that ``write_checkpoint`` can write.
 SUFFIXES = ('.pth', '.safetensors')
-#: What is read from the ``meta`` of any checkpoint, where it is there; the second is of ``mmtr/peft/checkpoint.py``.
+#: What is read from the ``meta`` of any checkpoint, where it is there; the second is of ``tuned.py``.
 META = {
     'meta': dict,
     'meta.frozen_weights': dict,
@@ -122,47 +116,6 @@ def _read_safetensors(path, map_location):
     return weights
 
 
-@contextmanager
-def written_whole(path):
-    """Context that yields another path in the same folder; what is written there replaces ``path`` at the end.
-
-    An error, or Ctrl-C, leaves nothing behind; a process that is killed does: see :func:`remove_leftovers`.
-    """
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    # On the same disk: only then is the replacement one step.
-    partial = os.path.join(folder, f'.{name}.{os.getpid()}.part')
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
-
-
-def remove_leftovers(folder, name=r'.+\.pth|last_checkpoint'):
-    """Remove from ``folder`` what killed processes had begun to write, of files whose name is the pattern ``name``."""
-    for entry in os.listdir(folder) if os.path.isdir(folder) else ():
-        found = re.fullmatch(rf'\.(?:{name})\.(\d+)\.part', entry)
-        if found and not _is_alive(int(found[1])):
-            with suppress(OSError):
-                os.remove(os.path.join(folder, entry))
-
-
-def _is_alive(process):
-    if process == os.getpid():
-        return False  # in containers it is often that of the one before, and this one is not writing
-    if os.name == 'nt':
-        return True  # there, os.kill would end it
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def write_checkpoint(path, state_dict, meta):
     """Write weights and ``meta`` in the format that the suffix of ``path``, one of ``SUFFIXES``, names.
 
@@ -181,82 +134,3 @@ def write_checkpoint(path, state_dict, meta):
     except Exception as error:
         reason = str(error).partition('\n')[0]
         raise UserError(f"'{path}' cannot be written: {reason}.") from error
-
-
-def load_from_local(filename, map_location=None):
-    """Loader of mmengine's ``CheckpointLoader`` for local paths; see :func:`read_checkpoint`."""
-    return read_checkpoint(filename, map_location)
-
-
-def load_from_http(filename, map_location=None):
-    """Loader for ``http(s)://``: downloads once into torch's hub folder, then reads as a local file.
-
-    Raises:
-        UserError: The download failed, or see :func:`read_checkpoint`.
-    """
-    folder = Path(torch.hub.get_dir(), 'checkpoints')
-    path = folder / os.path.basename(urlsplit(filename).path)
-    rank, _ = get_dist_info()
-    if rank == 0:
-        _download(filename, path)
-    barrier()
-    # Other machines may not share rank 0's folder.
-    _download(filename, path)
-    return read_checkpoint(path, map_location)
-
-
-def _download(url, path):
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(path), progress=False)
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(f"Checkpoint '{url}' could not be downloaded: {error}.") from error
-
-
-def load_from_zoo(filename, map_location=None):
-    """Loader for the names ``torchvision://``, ``open-mmlab://`` and ``mmcls://``, which stand for an ``http(s)://``.
-
-    Raises:
-        UserError: The name stands for nothing, or see :func:`load_from_http`.
-    """
-    scheme, name = filename.split('://', 1)
-    name = stock.get_deprecated_model_names().get(name, name)
-    urls = {
-        'torchvision': stock.get_torchvision_models,
-        'modelzoo': stock.get_torchvision_models,
-        'mmcls': stock.get_mmcls_models,
-    }.get(scheme, stock.get_external_models)()
-    if name not in urls:
-        raise UserError(f"'{filename}' is no checkpoint that mmengine knows.")
-    checkpoint = stock.CheckpointLoader.load_checkpoint(urls[name], map_location)
-    return stock._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
-
-
-def load_from_storage(filename, map_location=None):
-    """Loader for ``s3://`` and ``petrel://``, by mmengine's file backend; see :func:`read_checkpoint`.
-
-    Raises:
-        UserError: The backend's package is not installed, or see :func:`read_checkpoint`.
-    """
-    try:
-        file = get_file_backend(filename, backend_args=dict(backend='petrel'))
-    except ImportError as error:
-        raise UserError(f"Checkpoint '{filename}' is out of reach: {error}.") from error
-    with file.get_local_path(filename) as path:
-        return read_checkpoint(path, map_location)
-
-
-def refuse(filename, map_location=None):
-    """Loader for ``pavi://``, which mmengine would unpickle. Raises ``UserError``."""
-    raise UserError(f"Checkpoint '{filename}' is not read from there; download it and name the file.")
-
-
-stock.CheckpointLoader.register_scheme('', load_from_local, force=True)
-stock.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-stock.CheckpointLoader.register_scheme(
-    ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_zoo, force=True
-)
-stock.CheckpointLoader.register_scheme((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_storage, force=True)
-stock.CheckpointLoader.register_scheme('pavi://', refuse, force=True)

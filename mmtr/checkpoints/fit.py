@@ -10,6 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
+from mmtr.words import some
 
 #: Children of a backbone that no pretrained file has.
 ADDED = ('peft', 'token_reducer')
@@ -62,11 +63,6 @@ class Fit:
     def _filled(self):
         absent = {*self.missing, *self.reshaped}
         return [name for name in self.sizes if name not in absent]
-
-
-def some(names) -> str:
-    """The first of some names, for a message."""
-    return ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
 
 
 def left_random(module: nn.Module, state: dict[str, Tensor]) -> list[str]:

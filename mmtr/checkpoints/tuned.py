@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
-
 from mmtr.peft.freezing import frozen_backbones, frozen_part, frozen_state
 
 #: The fingerprint of the frozen weights, which are not in a checkpoint: in what its state dict says of each backbone

@@ -17,7 +17,7 @@ from .safe_load import safe_globals
 
 
 def load(file, map_location=None):
-    """What ``torch.save`` wrote to ``file``, a path or an open binary file; see ``mmtr.checkpoints.safe_load.load_data``."""
+    """What ``torch.save`` wrote to ``file``, a path or an open binary file; see ``safe_load.load_data``."""
     # The parts of torch.load, which itself runs TorchScript, and reads no file at all by another unpickler
     # where TORCH_FORCE_WEIGHTS_ONLY_LOAD is set.
     with serialization._open_file_like(file, 'rb') as opened:

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry.build_functions import build_from_cfg
 
 from mmtr.errors import UserError
+from mmtr.words import some
 
 from .config import nearest, type_of
 
@@ -85,7 +86,8 @@ def _unexpected(cfg, built, name):
             f'_delete_=True into {path}, so that nothing is inherited.'
         )
     hint = nearest(name, known)
-    return f'{path} of type {kind} has no setting {listed}{f"; it has {_list(known)}." if hint == "." else hint}'
+    hint = f'; it has {some(sorted(known), 12)}.' if hint == '.' else hint
+    return f'{path} of type {kind} has no setting {listed}{hint}'
 
 
 def _missing(cfg, built, owner, names):
@@ -110,11 +112,6 @@ def _unknown(cfg, built):
     elif hint == '.':
         hint = '; a class of your own is registered, and imported by custom_imports=dict(imports=[...]).'
     return f'{path}.type={kind!r} is unknown in {built["registry"].scope}{hint}'
-
-
-def _list(known):
-    names = sorted(known)
-    return ', '.join(names[:12]) + (', ...' if names[12:] else '')
 
 
 def _path(cfg, built, *keys):

@@ -4,6 +4,7 @@ import json
 import os.path as osp
 
 from mmtr.errors import UserError
+from mmtr.words import some
 
 from .config import type_name
 
@@ -73,9 +74,9 @@ def check_classes(model, kind, settings):
         count = None if 'CocoPanopticDataset' in bases else head.get('num_classes')
         if None in counts and isinstance(count, int) and classes and count != len(classes):
             raise UserError(
-                f'{key}.num_classes={count}, but {kind.__name__} has {len(classes)} classes ({_some(classes)}): set '
-                f'num_classes={len(classes)} of every head, or metainfo=dict(classes=...) of the data set, of which '
-                'those are the names.'
+                f'{key}.num_classes={count}, but {kind.__name__} has {len(classes)} classes '
+                f'({some(map(repr, classes), 5)}): set num_classes={len(classes)} of every head, or '
+                'metainfo=dict(classes=...) of the data set, of which those are the names.'
             )
 
 
@@ -110,10 +111,6 @@ def heads_in(model, path='model'):
             if key.endswith('head') and type_name(each) != 'STDCHead':  # of boundaries
                 yield below, each
             yield from heads_in(each, below)
-
-
-def _some(names):
-    return ', '.join(map(repr, list(names)[:5])) + (', ...' if len(names) > 5 else '')
 
 
 def _read(path):
@@ -160,7 +157,7 @@ def _check_categories(path, objects, categories, classes, panoptic):
         raise UserError(
             f"The data set's classes are not those of '{path}', which {which}: set "
             f"metainfo=dict(classes=...) of the data set, and the model's number of classes; the file has "
-            f'{_some(names.values())}.'
+            f'{some(map(repr, names.values(), 5))}.'
         )
     return names
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mmtr.checks.data import IMAGE_SUFFIXES, images_in
 from mmtr.errors import UserError
+from mmtr.files import written_whole
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
 #: Of a video that does not say how many frames a second it has.
@@ -130,7 +131,6 @@ class Video:
         path = folder / f'{self.path.stem}.mp4'
         if path.resolve() == self.path.resolve():
             raise UserError(f"--out '{folder}' is where the video is, and would overwrite it: give another folder.")
-        partial = path.with_name(f'.{path.stem}.part.mp4')
         stream, count = cv2.VideoWriter(), 0
 
         def write(name, picture):
@@ -139,24 +139,22 @@ class Video:
             picture = np.pad(picture, [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)], mode='edge')
             if count == 0:
                 stream.open(
-                    str(partial), cv2.VideoWriter_fourcc(*'mp4v'), self.frames.fps or DEFAULT_FPS, picture.shape[1::-1]
+                    partial, cv2.VideoWriter_fourcc(*'mp4v'), self.frames.fps or DEFAULT_FPS, picture.shape[1::-1]
                 )
             stream.write(np.ascontiguousarray(picture[..., ::-1]))
             count += 1
 
-        try:
-            yield write
-            stream.release()
-            written = mmcv.VideoReader(str(partial)) if partial.exists() else ()
+        with written_whole(path, '.mp4') as partial:
+            try:
+                yield write
+            finally:
+                stream.release()
+            written = mmcv.VideoReader(partial) if Path(partial).exists() else ()
             if len(written) != count:
                 raise UserError(
                     f"'{path}' cannot be written: of {count} frames, {len(written)} could be read again; "
                     f'is there space, and has this OpenCV ({cv2.__version__}) FFmpeg?'
                 )
-            partial.replace(path)
-        finally:
-            stream.release()
-            partial.unlink(missing_ok=True)
 
 
 def open_source(path: Path) -> Union[Images, Video]:

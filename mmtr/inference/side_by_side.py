@@ -12,8 +12,8 @@ from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
 from mmtr.reducers.observer import reducer_of
-from mmtr.tables import aligned_rows
 from mmtr.visualization import fitted, marked, mosaic
+from mmtr.words import aligned_rows
 
 from .agreement import difference, shown
 from .media import Picture

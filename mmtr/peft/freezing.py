@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from mmtr.words import aligned_rows
+
 
 def frozen_modules(backbone: nn.Module) -> list[nn.Module]:
     """The children of a backbone with ``peft`` that are frozen."""
@@ -57,8 +59,4 @@ def table(model: nn.Module) -> str:
         trained = sum(p.numel() for p in parts[name].parameters() if p.requires_grad)
         if counts:
             rows.append((name, f'{trained:,}', f'{sum(counts) - trained:,}', f'{100 * trained / sum(counts):.2f}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join(
-        '  '.join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))])
-        for name, *cells in rows
-    )
+    return aligned_rows(rows)

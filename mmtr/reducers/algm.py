@@ -63,7 +63,7 @@ class ALGM(TokenReducer):
             restore_at = 'after_head' if released and restore == 'copy' else 'before_norm'
         super().__init__(backbone)
         check_after_head(backbone, restore, restore_at)
-        self.restore_at, self.change = restore_at, restore == 'residual'
+        self.restoration, self.restore_at = restore, restore_at
         if isinstance(global_layer, float):
             global_layer = round(global_layer * backbone.depth)
         for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
@@ -112,7 +112,9 @@ class ALGM(TokenReducer):
         else:
             return tokens
         x, size, kept, slots = merge_into(x, into, tokens.size, order)
-        tokens = tokens.reduced(x, Merged(slots), tokens.positions.gather(1, kept), size, self.change)
+        tokens = tokens.reduced(
+            x, Merged(slots), tokens.positions.gather(1, kept), size, self.restoration == 'residual'
+        )
         padding = size == 0
         # Without padding attention needs no bias, and more kernels can run it.
         bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None

@@ -59,7 +59,7 @@ class Expediting(TokenReducer):
     ):
         super().__init__(backbone)
         check_after_head(backbone, restore, restore_at)
-        self.restore_at, self.change = restore_at, restore == 'residual'
+        self.restoration, self.restore_at = restore, restore_at
         self.layer = default_start(backbone.depth) if layer is None else layer
         self.grid = grid
         if backbone.stage is not None:
@@ -95,7 +95,7 @@ class Expediting(TokenReducer):
         centroids, size = cluster_tokens(x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
         assignment = reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize)
         index = cell_centres(tokens.grid, clusters, x.device).expand_as(size)
-        return tokens.reduced(centroids, Assigned(assignment), index, size, self.change)
+        return tokens.reduced(centroids, Assigned(assignment), index, size, self.restoration)
 
     def grid_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""

@@ -57,7 +57,7 @@ class GridPool(TokenReducer):
     def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Maybe(Span()) = None, restore: RESTORE = 'residual'):
         super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
-        self.change = restore == 'residual'
+        self.restoration = restore
 
     @classmethod
     def search_space(cls, trial, backbone):
@@ -79,7 +79,7 @@ class GridPool(TokenReducer):
         x = average_pool(tokens.patches, tokens.grid, cells)
         index = cell_centres(tokens.grid, cells, x.device).expand(x.shape[:2])
         size = torch.full(index.shape, tokens.grid[0] * tokens.grid[1] / index.shape[1], device=x.device)
-        return tokens.reduced(x, Upsampled(cells, tokens.grid), index, size, self.change)
+        return tokens.reduced(x, Upsampled(cells, tokens.grid), index, size, self.restoration)
 
     def after_layer(self, i, tokens):
         """Upsample."""

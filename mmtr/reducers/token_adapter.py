@@ -131,7 +131,7 @@ class TokenAdapter(TokenReducer):
         self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
         self.tau = tau if mode == 'threshold' else None
         self.seed = seed
-        self.restores, self.change = restore != 'none', restore == 'residual'
+        self.restores, self.restoration = restore != 'none', restore
 
     @classmethod
     def search_space(cls, trial, backbone):
@@ -195,7 +195,7 @@ class TokenAdapter(TokenReducer):
         merged, count = inject(x, groups, self.merge, match)
         assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if self.restores else None
         index = tokens.positions.gather(1, groups.kept)
-        return tokens.reduced(merged, Injected(groups, assignment, match), index, count, self.change)
+        return tokens.reduced(merged, Injected(groups, assignment, match), index, count, self.restoration)
 
     def attention(self, i, attn, x, tokens):
         """The layer's own; with ``score='attn'`` what the next injection needs is noted."""

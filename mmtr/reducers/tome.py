@@ -73,7 +73,7 @@ class ToMe(TokenReducer):
         restore: Maybe(RESTORE) = None,
     ):
         super().__init__(backbone)
-        self.change = restore != 'copy'
+        self.restoration = restore or 'residual'
         self.progressive = mode == 'progressive'
         if restore is not None and not self.progressive:
             raise UserError(
@@ -145,7 +145,7 @@ class ToMe(TokenReducer):
             return tokens
         matching = tokens.memo['matching']
         x, size = merge(tokens.patches, matching, tokens.size)
-        return _merged(tokens.forget('matching'), x, size, matching, self.change)
+        return _merged(tokens.forget('matching'), x, size, matching, self.restoration)
 
     def ffn(self, i, ffn, x, tokens):
         """The FFN, on merged tokens unless progressive."""
@@ -176,7 +176,7 @@ class ToMe(TokenReducer):
             return super().token_map(tokens)
         matching = tokens.memo['matching']
         x, size = merge(tokens.patches, matching)
-        return super().token_map(_merged(tokens, x, size, matching, False))
+        return super().token_map(_merged(tokens, x, size, matching, 'copy'))
 
 
 def _schedule(r, depth):
@@ -218,8 +218,8 @@ def _check_r(r, value):
     )
 
 
-def _merged(tokens, x, size, matching, change):
-    return tokens.reduced(x, Merged(matching.slots()), tokens.positions.gather(1, matching.kept), size, change)
+def _merged(tokens, x, size, matching, restore):
+    return tokens.reduced(x, Merged(matching.slots()), tokens.positions.gather(1, matching.kept), size, restore)
 
 
 def _merge(x: Tensor, num_prefix: int, matching: Matching) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmtr.analysis.compare import main_metric, table
 from mmtr.errors import UserError
-from mmtr.tables import markdown_rows
+from mmtr.words import markdown_rows
 
 #: Of the encoder, that ``_matched`` compares methods at.
 SPEED_UPS = (1.2, 1.4, 1.7, 2, 2.5, 3)

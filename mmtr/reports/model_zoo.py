@@ -21,7 +21,7 @@ from mmtr.config.files import load_config
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.tables import markdown_rows
+from mmtr.words import markdown_rows
 
 from .benchmarks import machine_in_words
 

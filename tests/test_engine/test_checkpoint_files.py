@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 
 import mmtr.checkpoints.files
+import mmtr.engine.loaders
 from mmtr.checkpoints import safe_load
 from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError
@@ -240,7 +241,7 @@ def test_weights_that_are_none_are_said_in_words(tmp_path, held, words):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_weights_that_are_no_numbers_are_said_once(tmp_path, monkeypatch, dtype):
     said = []
-    monkeypatch.setattr(mmtr.engine.checkpoint, 'print_log', lambda text, **kwargs: said.append(text))
+    monkeypatch.setattr(mmtr.checkpoints.files, 'print_log', lambda text, **kwargs: said.append(text))
     large = torch.ones(100, dtype=dtype) * torch.finfo(dtype).max  # whose sum is infinite
     weights = dict(large=large, count=torch.tensor(3), nan=large.clone(), inf=large.clone(), none=large[:0])
     torch.save(dict(state_dict=dict(large=large)), tmp_path / 'good.pth')
@@ -297,7 +298,7 @@ def test_a_download_is_read_as_data_only(tmp_path, server, sentinel):
 
 
 def test_no_loader_is_left_that_unpickles(tmp_path, server, sentinel, monkeypatch):
-    assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} == {mmtr.engine.checkpoint.__name__}
+    assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} == {mmtr.engine.loaders.__name__}
     torch.save({'state_dict': {'backbone.w': torch.arange(4.0)}}, tmp_path / 'www' / 'good.pth')
     torch.save({'meta': Payload(open, sentinel, 'w')}, tmp_path / 'www' / 'evil.pth')
 
@@ -306,7 +307,7 @@ def test_no_loader_is_left_that_unpickles(tmp_path, server, sentinel, monkeypatc
         def get_local_path(path):
             return contextlib.nullcontext(tmp_path / 'www' / os.path.basename(path))
 
-    monkeypatch.setattr(mmtr.engine.checkpoint, 'get_file_backend', lambda *args, **kwargs: Storage)
+    monkeypatch.setattr(mmtr.engine.loaders, 'get_file_backend', lambda *args, **kwargs: Storage)
     monkeypatch.setattr(stock, 'get_mmcls_models', lambda: {name: f'{server}/{name}.pth' for name in ('good', 'evil')})
     assert CheckpointLoader.load_checkpoint('mmcls://good')['state_dict']['w'].tolist() == [0, 1, 2, 3]
     assert CheckpointLoader.load_checkpoint('s3://bucket/good.pth')['state_dict']['backbone.w'].tolist() == [0, 1, 2, 3]

@@ -36,7 +36,7 @@ class Attention:
         heads = x.unflatten(2, (HEADS, -1)).transpose(1, 2)
         return heads, heads.sin(), heads.cos()
 
-    def attend(self, q, k, v, bias=None):
+    def attend(self, q, k, v, bias=None, kept=None):
         return attention(q, k, v, 'math', bias=bias).transpose(1, 2).flatten(2)
 
     def branch(self, x):

@@ -10,8 +10,8 @@ from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
-from mmtr.checkpoints.files import remove_leftovers, written_whole
 from mmtr.errors import UserError
+from mmtr.files import remove_leftovers, written_whole
 from mmtr.registry import HOOKS
 
 

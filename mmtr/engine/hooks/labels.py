@@ -2,14 +2,10 @@
 
 from mmengine.hooks import Hook
 
-from mmtr.checks.config import TWO_CLASSES
-from mmtr.errors import UserError
+from mmtr.checks.labels import check_labels, check_shape
 from mmtr.registry import HOOKS
 
 from .coverage import unwrap
-
-#: What an image of so many channels is.
-CHANNELS = {2: 'grey with alpha', 3: 'colour', 4: 'colour with alpha'}
 
 
 @HOOKS.register_module()
@@ -47,52 +43,3 @@ def _flat(samples):
             yield from _flat(sample)
         else:
             yield sample
-
-
-def check_shape(shape, path) -> None:
-    """Raise a ``UserError`` if ``shape`` is not that of a label map, (H, W); ``path`` is its file."""
-    if len(shape) != 2:
-        what = CHANNELS.get(shape[-1], 'of an unknown kind')
-        raise UserError(
-            f"'{path}' has {shape[-1]} channels, it is an image ({what}) and no label map: write PNG files "
-            'with one channel, in which the value of a pixel is the number of its class.'
-        )
-
-
-def check_labels(labels, num_classes, ignored, path, reduced) -> None:
-    """Check that the labels of a map are classes.
-
-    Args:
-        labels: Tensor or array of any shape.
-        num_classes: Of the model.
-        ignored: Labels that are no class, and may be there.
-        path: The file.
-        reduced: Whether 1 was taken off every label in it.
-
-    Raises:
-        UserError: One is none, and what to set.
-    """
-    wrong = (labels < 0) | (labels >= num_classes)
-    for value in ignored:
-        wrong &= labels != value
-    if not wrong.any():
-        return
-    label = int(labels[wrong].max())
-    if num_classes == 1:
-        hint = TWO_CLASSES
-    elif label == 255:
-        hint = (
-            "255 is what mmsegmentation makes of the 0 of reduce_zero_label=True and of padding: leave the head's "
-            'ignore_index at 255'
-        )
-    elif reduced:
-        hint = 'reduce_zero_label took 1 off every label in the file; set it to False where the first class is 0'
-    elif label == num_classes:
-        hint = "set reduce_zero_label=True in the data set where 0 stands for 'no class'"
-    else:
-        hint = 'give model and data set the classes that there are, or the head the ignore_index that was meant'
-    ignored = ' or '.join(map(str, sorted(ignored)))
-    raise UserError(
-        f"'{path}' holds the label {label}, but labels must be 0 to {num_classes - 1}, for the {num_classes} "
-        f"classes of the model, or {ignored} for 'ignored'; {hint}."
-    )

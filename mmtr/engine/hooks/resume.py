@@ -24,6 +24,7 @@ from mmtr.checkpoints.tuned import META, weights_in
 from mmtr.errors import UserError
 from mmtr.peft.freezing import frozen_state
 from mmtr.registry import HOOKS
+from mmtr.words import some
 
 from .coverage import converts, coverage, unwrap
 
@@ -233,8 +234,8 @@ def _check_optimizer(wrapper, saved, where, path):
     if found != sizes:
         _refuse(
             path,
-            f'its {where} is of {len(found)} groups of {_listed(found)} parameters, and the {kind} of this '
-            f'config has {len(sizes)} of {_listed(sizes)}',
+            f'its {where} is of {len(found)} groups of {_sizes(found)} parameters, and the {kind} of this '
+            f'config has {len(sizes)} of {_sizes(sizes)}',
         )
     differing = {}
     pairs = [*zip(optimizer.param_groups, groups)]
@@ -380,5 +381,5 @@ def _like(found, expected):
     return isinstance(found, type(expected))
 
 
-def _listed(sizes):
-    return ', '.join('no' if size is None else str(size) for size in sizes[:4]) + (', ...' if len(sizes) > 4 else '')
+def _sizes(found):
+    return some('no' if size is None else size for size in found)

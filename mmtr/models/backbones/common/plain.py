@@ -10,6 +10,7 @@ from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
 from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
+from mmtr.words import some
 
 from .backbone import TunableBackbone
 from .layer import run_layer
@@ -153,11 +154,10 @@ class ReducibleBackbone(TunableBackbone):
         differing = sorted((own.keys() ^ state.keys()) - unused)
         differing += [name for name in own if name in state and state[name].shape != own[name]]
         if differing:
-            some = ', '.join(differing[:3]) + (', ...' if len(differing) > 3 else '')
             fitting = prefix_in(self, file)
             remedy = '' if fitting in (None, prefix) else f'; it fits with {start_from(path, fitting)}'
             raise UserError(
                 f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
-                f'{len(differing)} weights ({some}){remedy}.'
+                f'{len(differing)} weights ({some(differing, 3)}){remedy}.'
             )
         self.load_state_dict(state, strict=False)

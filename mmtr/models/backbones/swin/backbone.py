@@ -27,6 +27,7 @@ from mmtr.reducers.base import NOTHING
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Maybe, Number, Whole
+from mmtr.words import some
 
 from .layer import reducible_stage
 
@@ -204,7 +205,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         if differing:
             raise UserError(
                 f"Checkpoint '{path}' is not of this Swin: it differs in {len(differing)} weights "
-                f'({", ".join(differing[:3])}{", ..." if len(differing) > 3 else ""}).'
+                f'({some(differing, 3)}).'
             )
         self.load_state_dict(state, strict=False)
 

@@ -1,10 +1,16 @@
-"""Rows of cells, the head first, as a table for a terminal or a page."""
+"""Lists and tables as text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+
+def some(items: Iterable, most: int = 4) -> str:
+    """The first of some items, for a message."""
+    shown = [str(item) for item in items]
+    return ', '.join(shown[:most]) + (', ...' if len(shown) > most else '')
 
 
 def aligned_rows(rows: Sequence[Sequence[str]], words: tuple[int, ...] = (0,)) -> str:
-    """Rows of cells as columns of one width; columns that are not ``words`` are numbers."""
+    """Rows of cells, the head first, as columns of one width; columns that are not ``words`` are numbers."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = (
         '  '.join(
@@ -16,7 +22,7 @@ def aligned_rows(rows: Sequence[Sequence[str]], words: tuple[int, ...] = (0,)) -
 
 
 def markdown_rows(rows: Sequence[Sequence[str]], words: tuple[int, ...] = (0,)) -> str:
-    """Rows of cells as a Markdown table; columns that are not ``words`` are numbers."""
+    """Rows of cells, the head first, as a Markdown table; columns that are not ``words`` are numbers."""
     head, *others = rows
     marks = ['---' if i in words else '---:' for i in range(len(head))]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (head, marks, *others))
