@@ -18,7 +18,7 @@ from mmtr.inference.model import build_model
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.reducers import (
     ALGM,
-    BackboneShape,
+    BackboneInfo,
     Cropr,
     EViT,
     Expediting,
@@ -72,7 +72,7 @@ def reducer_of(cfg):
     backbone = cfg.model.backbone
     return build_token_reducer(
         backbone.get('token_reduction'),
-        BackboneShape(
+        BackboneInfo(
             backbone.num_layers,
             backbone.embed_dims,
             num_prefix=int(backbone.get('with_cls_token', True)),
@@ -345,7 +345,7 @@ def test_mask2former_config_is_the_stock_one_and_a_hook():
 @pytest.mark.parametrize('depth', [12, 24])
 def test_compare_all_holds_every_method_at_settings_that_work_at_any_depth(depth):
     reductions = Config.fromfile(ROOT / 'configs/reductions/all_methods.py').reductions
-    reducers = [build_token_reducer(cfg.to_dict(), BackboneShape(depth, 64, 1)) for cfg in reductions.values()]
+    reducers = [build_token_reducer(cfg.to_dict(), BackboneInfo(depth, 64, 1)) for cfg in reductions.values()]
     assert {type(reducer) for reducer in reducers} == {
         method for method in TOKEN_REDUCERS.module_dict.values() if not method.trained
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmtr import UserError
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.registry import PEFTS, TOKEN_REDUCERS
 
 from .test_reducers import test_contract as contract
@@ -34,11 +34,11 @@ def documented_method():
 
 
 def test_the_documented_method_keeps_every_promise(documented_method):
-    assert build_token_reducer(documented_method, BackboneShape(24, 64, 1)).token_schedule((4, 5), 24) == (
+    assert build_token_reducer(documented_method, BackboneInfo(24, 64, 1)).token_schedule((4, 5), 24) == (
         [20] * 10 + [12] * 14
     )
     with pytest.raises(UserError, match='token_reduction.start=24 must be a whole number from 0 to 23, or None'):
-        build_token_reducer(dict(documented_method, start=24), BackboneShape(24, 64, 1))
+        build_token_reducer(dict(documented_method, start=24), BackboneInfo(24, 64, 1))
     cfg = dict(type='DropColumns')
     for depth in (2, 4):
         contract.test_whatever_a_search_draws_works('DropColumns', depth)

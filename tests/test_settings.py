@@ -17,7 +17,7 @@ from mmtr.declared import Declared, declarations
 from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
 from mmtr.models.backbones.common.arguments import Initialisation
 from mmtr.peft import build_peft
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.expediting import Expediting
 from mmtr.reducers.tome import Merging
 from mmtr.registry import MODELS, PEFTS, TOKEN_REDUCERS
@@ -332,7 +332,7 @@ def test_values_as_code_gets_them():
 
 def test_what_is_built_without_a_config_is_checked_too():
     with pytest.raises(UserError, match='token_reduction.n_iters=1000000000 must be a whole number from 1 to 100'):
-        Expediting(BackboneShape(4, 16, 1), n_iters=10**9)
+        Expediting(BackboneInfo(4, 16, 1), n_iters=10**9)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_what_is_built_without_a_config_is_checked_too():
             "'token_reducton', the nearest is 'token_reduction'",
         ),
         (
-            lambda: build_token_reducer(dict(type='GridPool', rato=0.3), BackboneShape(4, 16, 1)),
+            lambda: build_token_reducer(dict(type='GridPool', rato=0.3), BackboneInfo(4, 16, 1)),
             "token_reduction of type GridPool has no setting 'rato', the nearest is 'ratio': "
             'it has ratio, layers, restore.',
         ),

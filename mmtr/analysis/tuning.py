@@ -14,7 +14,7 @@ from torch import nn
 
 from mmtr.checks.data import images_in, loads_annotations
 from mmtr.errors import UserError
-from mmtr.reducers import BackboneShape
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import TOKEN_REDUCERS
 
 from .compare import build_evaluator, build_reducers, compare_reductions, pareto_front
@@ -228,7 +228,7 @@ def search(
     measure: Callable[[dict], Outcome],
     target: Target,
     methods: list[str],
-    backbone: BackboneShape,
+    backbone: BackboneInfo,
     trials: int,
     seed: int,
     progress: Optional[Callable[[], object]] = None,

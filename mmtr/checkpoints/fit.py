@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import suppress
 from typing import Optional
 
 from mmengine.logging import print_log
@@ -63,6 +64,22 @@ class Fit:
     def _filled(self):
         absent = {*self.missing, *self.reshaped}
         return [name for name in self.sizes if name not in absent]
+
+
+def uncovered(module: nn.Module, state: dict[str, Tensor]) -> str:
+    """How a state dict differs from a module's, in words; '' if it covers the module exactly.
+
+    It does, too, where the module loads it by other names: some rename keys of older versions of themselves.
+
+    Raises:
+        UserError: A part of the module knows what is wrong.
+    """
+    difference = Fit(module, state).difference()
+    if difference:
+        with suppress(RuntimeError):
+            module.load_state_dict(state)
+            return ''
+    return difference
 
 
 def left_random(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
@@ -209,7 +226,9 @@ def backbones(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def part_of(state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """What a state dict has of one part of a model, by the names in that part."""
+    """What a state dict has of one part of a model, by the names in that part; '': all of it."""
+    if not path:
+        return state
     return {name.removeprefix(f'{path}.'): value for name, value in state.items() if name.startswith(f'{path}.')}
 
 

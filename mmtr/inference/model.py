@@ -12,13 +12,13 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 from mmtr.checkpoints.files import read_checkpoint
+from mmtr.checkpoints.fit import uncovered
 from mmtr.checkpoints.tuned import put_in_frozen, weights_in
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.config.files import load_config, merge_options
 from mmtr.config.pure_python import with_names
 from mmtr.config.types import type_name
-from mmtr.engine.hooks.coverage import converts, coverage
 from mmtr.engine.hooks.token_reduction import hooks_of
 from mmtr.errors import UserError
 from mmtr.operators import check_operators
@@ -134,8 +134,8 @@ def load_weights(model: nn.Module, path: str) -> dict:
     """
     checkpoint = _read(path, model)
     weights = weights_in(checkpoint)
-    difference = coverage(model, weights)
-    if difference and not converts(model, weights):
+    difference = uncovered(model, weights)
+    if difference:
         raise UserError(f"Checkpoint '{path}' does not cover the model: {difference}.")
     model.load_state_dict(weights)
     return checkpoint.get('meta') or {}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmtr.declared import build_from_key
 from mmtr.errors import UserError
-from mmtr.reducers import BackbonePart, BackboneShape, TokenReducer
+from mmtr.reducers import BackboneInfo, BackbonePart, TokenReducer
 from mmtr.registry import PEFTS
 from mmtr.tokens import Tokens
 
@@ -52,7 +52,7 @@ class PEFT(BackbonePart):
         return None
 
 
-def build_peft(cfg: dict, backbone: BackboneShape) -> PEFT:
+def build_peft(cfg: dict, backbone: BackboneInfo) -> PEFT:
     """Build from the value of a backbone's key ``peft``.
 
     Raises:

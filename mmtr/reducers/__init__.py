@@ -1,5 +1,5 @@
 from .algm import ALGM
-from .base import BackbonePart, BackboneShape, TokenReducer, build_token_reducer
+from .base import BackboneInfo, BackbonePart, TokenReducer, build_token_reducer
 from .cropr import Cropr
 from .dar import DAR
 from .evit import EViT
@@ -12,7 +12,7 @@ from .tome import ToMe
 __all__ = [
     'ALGM',
     'BackbonePart',
-    'BackboneShape',
+    'BackboneInfo',
     'Cropr',
     'DAR',
     'EViT',

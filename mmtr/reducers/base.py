@@ -15,7 +15,7 @@ from mmtr.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class BackboneShape:
+class BackboneInfo:
     """What a reducer or a PEFT is told of its backbone when it is built: layers, channels, prefix tokens.
 
     ``grid`` is (H, W) of the patch grid of its training images; None: not known. With a ``stage``, counted from
@@ -32,6 +32,11 @@ class BackboneShape:
     widths: Optional[tuple[int, ...]] = None
 
     @property
+    def in_windows(self) -> bool:
+        """Whether the layers attend within windows."""
+        return self.stage is not None
+
+    @property
     def layer_dims(self) -> tuple[int, ...]:
         """Channels of each layer."""
         return self.widths or (self.embed_dims,) * self.depth
@@ -44,7 +49,7 @@ class BackbonePart(Declared, BaseModule):
         backbone: The backbone it is built for.
     """
 
-    def __init__(self, backbone: BackboneShape):
+    def __init__(self, backbone: BackboneInfo):
         super().__init__()
         self.backbone = backbone
 
@@ -91,7 +96,7 @@ class TokenReducer(BackbonePart):
     #: How the position table of a Swin is resized to what is left of a window: ``bicubic`` or ``bilinear``.
     table_interpolation = 'bicubic'
 
-    def __init__(self, backbone: BackboneShape):
+    def __init__(self, backbone: BackboneInfo):
         super().__init__(backbone)
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(
@@ -127,7 +132,7 @@ class TokenReducer(BackbonePart):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
-    def search_space(cls, trial, backbone: BackboneShape) -> dict:
+    def search_space(cls, trial, backbone: BackboneInfo) -> dict:
         """Settings to try when they are searched for; any that are drawn must work. Here: the defaults alone.
 
         Args:
@@ -232,10 +237,10 @@ def attend(reducer: TokenReducer, i: int, attn, x: Tensor, tokens: Tokens) -> tu
 
 
 #: Does nothing, in a backbone of any shape.
-NOTHING = TokenReducer(BackboneShape(depth=0, embed_dims=0, num_prefix=0))
+NOTHING = TokenReducer(BackboneInfo(depth=0, embed_dims=0, num_prefix=0))
 
 
-def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenReducer:
+def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenReducer:
     """Build the reducer of a backbone from the value of its key ``token_reduction``.
 
     Args:
@@ -246,7 +251,7 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneShape) -> TokenRe
     """
 
     def check(method):
-        if backbone.stage is not None and not method.within_windows:
+        if backbone.in_windows and not method.within_windows:
             fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.within_windows)
             raise UserError(
                 f'token_reduction.type={method.__name__!r} cannot work within the windows of a Swin, where '

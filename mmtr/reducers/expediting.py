@@ -62,7 +62,7 @@ class Expediting(TokenReducer):
         self.restoration, self.restore_at = restore, restore_at
         self.layer = default_start(backbone.depth) if layer is None else layer
         self.grid = grid
-        if backbone.stage is not None:
+        if backbone.in_windows:
             # Windows at the border are smaller, and have clusters in proportion.
             self.grid = tuple(n / whole for n, whole in zip(self._clusters(backbone.grid), backbone.grid))
         self.n_iters, self.window, self.k = n_iters, window, k
@@ -82,7 +82,7 @@ class Expediting(TokenReducer):
         if any(n > size for n, size in zip(clusters, grid)):
             raise UserError(
                 f'token_reduction.grid={self.grid} is more than the {grid[0]}x{grid[1]} patches of this '
-                f'{"image" if self.backbone.stage is None else "window"}: give at most as many rows and '
+                f'{"window" if self.backbone.in_windows else "image"}: give at most as many rows and '
                 'columns, or fractions up to 1.0.'
             )
         return clusters

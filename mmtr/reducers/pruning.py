@@ -48,7 +48,7 @@ class PruneReducer(TokenReducer):
         self.multiple_of = multiple_of or 1
         #: Share of ``r`` that leaves in training, 0 to 1, for ``PruningCurriculumHook``.
         self.rate = 1.0
-        if backbone.grid is not None and backbone.stage is None:  # that of a window is none of images
+        if backbone.grid is not None and not backbone.in_windows:  # that of a window is none of images
             self.token_schedule(backbone.grid, backbone.depth)
 
     def _checked_layers(self, layers):

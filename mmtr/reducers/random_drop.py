@@ -67,7 +67,7 @@ class Random(PruneReducer):
                 f'token_reduction has {", ".join(once)} and {", ".join(often)}: ratio, layer and every '
                 'drop once, r and layers after several layers; give either.'
             )
-        if backbone.stage is not None and (often or every is not None or multiple_of or fusion != 'none'):
+        if backbone.in_windows and (often or every is not None or multiple_of or fusion != 'none'):
             raise UserError(
                 'token_reduction of type Random drops rows and columns once within windows: give ratio and '
                 'layer, and leave every, r, layers, multiple_of and fusion out.'
@@ -88,7 +88,7 @@ class Random(PruneReducer):
 
     def before_layer(self, i, tokens):
         """See ``PruneReducer``; within windows whole rows and columns go."""
-        if self.backbone.stage is None:
+        if not self.backbone.in_windows:
             return super().before_layer(i, tokens)
         left = self._left_of_window(tokens.grid)
         if i != self.layers[0] + 1 or left == tokens.grid:
@@ -110,7 +110,7 @@ class Random(PruneReducer):
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``."""
-        if self.backbone.stage is None:
+        if not self.backbone.in_windows:
             return super().token_schedule(grid, depth)
         return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
 

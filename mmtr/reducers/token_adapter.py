@@ -103,12 +103,12 @@ class TokenAdapter(TokenReducer):
         seed: SEED = 0,
     ):
         super().__init__(backbone)
-        if backbone.stage is not None and score == 'attn':
+        if backbone.in_windows and score == 'attn':
             raise UserError(
                 "token_reduction.score='attn' cannot work within windows, which are not those of the layer "
                 f'before: choose one of {", ".join(s for s in SCORES if s != "attn")}.'
             )
-        if backbone.stage is not None and restore == 'none':
+        if backbone.in_windows and restore == 'none':
             raise UserError(
                 "token_reduction.restore='none' cannot work within windows, since the next stage needs "
                 'every token: choose copy or residual.'
@@ -157,7 +157,7 @@ class TokenAdapter(TokenReducer):
         if self.per_layer is not None:
             return tuple(k if n - u - k >= 1 else 0 for k, u, n in zip(self.per_layer, unique, grid)), unique
         normal = tuple(round(share * n) for share, n in zip(self.ratio, grid))
-        if self.backbone.stage is not None:
+        if self.backbone.in_windows:
             # Of a window at the border as much goes as can.
             normal = tuple(
                 min(k, n - u - 1) if n < whole else k

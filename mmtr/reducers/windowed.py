@@ -22,7 +22,7 @@ class Windowed(TokenReducer):
     one size, for each size.
 
     Args:
-        inner: A reducer that works ``within_windows``, built for a ``BackboneShape`` with a stage.
+        inner: A reducer that works ``within_windows``, built for a ``BackboneInfo`` with a stage.
 
     Raises:
         UserError: It would leave nothing of a window.

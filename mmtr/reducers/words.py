@@ -15,7 +15,7 @@ def in_words(reducer: TokenReducer) -> str:
     """
     backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
     height, width = backbone.grid
-    if backbone.stage is None:
+    if not backbone.in_windows:
         tokens, layer, where = 'patch tokens', 'layer', f', in images of {height}x{width} patches'
     else:
         tokens, layer, where = 'tokens of a window', 'block', f', in stage {backbone.stage}'

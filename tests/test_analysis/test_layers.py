@@ -7,11 +7,11 @@ from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr.analysis import layers
 from mmtr.analysis.layers import analyze_layers
-from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
+from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
 from tests.test_reducers.test_contract import eva02, every_reducer, images
 from tests.test_reducers.test_contract import vit as backbone
 
-SHAPE = BackboneShape(depth=4, embed_dims=32, num_prefix=1)
+SHAPE = BackboneInfo(depth=4, embed_dims=32, num_prefix=1)
 
 
 def reducers(**cfgs):
@@ -130,7 +130,7 @@ def test_tokens_of_all_windows_are_counted():
     found = analyze_layers(
         backbone(None, with_cls_token=False),
         [images(1)],
-        dict(windowed=Windowed(BackboneShape(depth=4, embed_dims=32, num_prefix=0))),
+        dict(windowed=Windowed(BackboneInfo(depth=4, embed_dims=32, num_prefix=0))),
         repeats=1,
     )
     assert found['windowed']['layers']['attention_tokens'] == [35] * 4

@@ -8,10 +8,10 @@ import pytest
 from mmtr.analysis import tuning
 from mmtr.analysis.tuning import Images, Outcome, Target, finished, fronts, open_study, ranked, search
 from mmtr.errors import UserError
-from mmtr.reducers import BackboneShape
+from mmtr.reducers import BackboneInfo
 
 optuna = pytest.importorskip('optuna')
-BACKBONE = BackboneShape(12, 64, 1)
+BACKBONE = BackboneInfo(12, 64, 1)
 METHODS = ['Random', 'Expediting']
 MADE = dict(config='a', checkpoint='b')
 

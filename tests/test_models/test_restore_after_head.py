@@ -18,7 +18,7 @@ from mmtr.analysis.flops import count_flops
 from mmtr.models.backbones import DINOv2, VisionTransformer
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.models.segmentors import DistillationEncoderDecoder, EncoderDecoder
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.visualization.token_map import record_token_maps
 from tests.test_reducers.test_expediting import cluster_one, reconstruct_one
 
@@ -280,7 +280,7 @@ def test_what_cannot_give_logits_back_is_refused_when_built(change, words):
 
 def test_a_swin_and_a_detector_are_refused():
     with pytest.raises(UserError, match='cannot work in a Swin, whose next stage needs all tokens'):
-        build_token_reducer(LATE, BackboneShape(6, 32, 0, (12, 12), stage=3))
+        build_token_reducer(LATE, BackboneInfo(6, 32, 0, (12, 12), stage=3))
 
     class Holder(nn.Module):
         def __init__(self, backbone):

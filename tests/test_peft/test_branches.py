@@ -12,7 +12,7 @@ from mmtr.models.backbones import VisionTransformer
 from mmtr.models.backbones.common.layer import run_layer
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import table
-from mmtr.reducers import BackboneShape
+from mmtr.reducers import BackboneInfo
 
 from ..test_reducers.test_contract import BACKBONES, CASES, eva02, images, train_step, vit
 
@@ -273,7 +273,7 @@ def test_init_weights_of_a_backbone_leaves_the_branches_at_zero(tmp_path):
     model.init_weights()
     assert all(not each.up.weight.any() for each in [*model.peft.adapters, *model.peft.compensators])
     assert all(float(scale.weight) == 2 for scale in model.peft.scales)
-    assert float(build_peft(dict(type='Adapter'), BackboneShape(1, 8, 1)).scales[0].weight) == pytest.approx(0.1)
+    assert float(build_peft(dict(type='Adapter'), BackboneInfo(1, 8, 1)).scales[0].weight) == pytest.approx(0.1)
     state = eva02(None).state_dict()
     torch.save(state, tmp_path / 'base.pth')
     from mmtr.models.backbones import EVA02

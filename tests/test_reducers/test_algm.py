@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mmtr import UserError
 from mmtr.models.backbones import VisionTransformer
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.tokens import Tokens
 
 from .references import bipartite_slowly
@@ -19,7 +19,7 @@ GRID, CHANNELS, PREFIX = (5, 7), 8, 2
 
 def algm(depth=5, prefix=PREFIX, **settings):
     settings = {'restore': 'copy', **settings}  # the default gives back a change
-    return build_token_reducer(dict(type='ALGM', **settings), BackboneShape(depth, CHANNELS, prefix))
+    return build_token_reducer(dict(type='ALGM', **settings), BackboneInfo(depth, CHANNELS, prefix))
 
 
 def images_of_tokens(grid=GRID, prefix=PREFIX):

@@ -10,7 +10,7 @@ from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
 from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import TOKEN_REDUCERS
 
@@ -394,9 +394,9 @@ def test_whatever_a_search_draws_works(name, depth):
     optuna = pytest.importorskip('optuna')
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = TOKEN_REDUCERS.module_dict[name].search_space
-    drawn = [space(study.ask(), BackboneShape(depth, 32, 1)) for _ in range(60)]
+    drawn = [space(study.ask(), BackboneInfo(depth, 32, 1)) for _ in range(60)]
     for settings in drawn:
-        reducer = build_token_reducer(dict(type=name, **settings), BackboneShape(depth, 32, 1))
+        reducer = build_token_reducer(dict(type=name, **settings), BackboneInfo(depth, 32, 1))
         assert len(reducer.token_schedule((23, 30), depth)) == depth
     if depth == 4:
         for settings in drawn[:4]:

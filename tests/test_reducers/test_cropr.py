@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.models.segmentors import EncoderDecoder
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.tokens import Tokens
 
@@ -24,7 +24,7 @@ GRID, CHANNELS, PREFIX = (4, 6), 16, 2
 
 def reducer(kind='Cropr', depth=6, grid=GRID, prefix=PREFIX, **settings):
     torch.manual_seed(0)
-    return build_token_reducer(dict(type=kind, **settings), BackboneShape(depth, CHANNELS, prefix, grid)).eval()
+    return build_token_reducer(dict(type=kind, **settings), BackboneInfo(depth, CHANNELS, prefix, grid)).eval()
 
 
 def some_tokens(batch=2, grid=GRID, prefix=PREFIX):
@@ -108,7 +108,7 @@ def test_auxiliary_prediction_is_attention_mlp_and_linear(settings):
 
 
 def test_queries_start_at_the_published_spread():
-    queries = build_token_reducer(dict(type='Cropr'), BackboneShape(3, 256, 1, (32, 32))).heads['layer_00'].queries
+    queries = build_token_reducer(dict(type='Cropr'), BackboneInfo(3, 256, 1, (32, 32))).heads['layer_00'].queries
     assert queries.shape == (1024, 256) and queries.std().item() == pytest.approx(256**-0.5, rel=0.02)
 
 

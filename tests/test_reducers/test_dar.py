@@ -10,13 +10,13 @@ from mmtr.analysis.flops import count_flops
 from mmtr.models.backbones import VisionTransformer
 from mmtr.models.backbones.common.layer import run_layer
 from mmtr.ops.selection import on_selected, straight_through
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.visualization.token_map import token_maps
 
 from .test_contract import eva02, images, vit
 
-SHAPE = BackboneShape(4, 32, 1)
+SHAPE = BackboneInfo(4, 32, 1)
 
 
 def selected(model, x):

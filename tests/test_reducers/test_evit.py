@@ -6,7 +6,7 @@ import torch
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.ops.attention import attention_weights, class_attention
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.base import attend
 from mmtr.tokens import Tokens
 
@@ -18,7 +18,7 @@ GRID, CHANNELS, PREFIX, HEADS = (4, 5), 16, 2, 4
 
 def evit(depth=6, num_prefix=PREFIX, **settings):
     settings = {'restore': 'last', **settings}  # the default gives back a change
-    return build_token_reducer(dict(type='EViT', **settings), BackboneShape(depth, CHANNELS, num_prefix))
+    return build_token_reducer(dict(type='EViT', **settings), BackboneInfo(depth, CHANNELS, num_prefix))
 
 
 class Attention:

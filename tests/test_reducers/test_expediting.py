@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.ops.clustering import cluster_tokens, reconstruction
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.tokens import Tokens
 
 from .test_contract import images
@@ -18,7 +18,7 @@ GRID, CHANNELS, PREFIX = (6, 9), 16, 2
 
 def expediting(depth=6, **settings):
     settings = {'restore': 'copy', **settings}  # the default gives back a change
-    return build_token_reducer(dict(type='Expediting', **settings), BackboneShape(depth, CHANNELS, PREFIX))
+    return build_token_reducer(dict(type='Expediting', **settings), BackboneInfo(depth, CHANNELS, PREFIX))
 
 
 def some_tokens(batch=2, grid=GRID, scale=1.0, seed=0):

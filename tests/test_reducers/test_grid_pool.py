@@ -3,7 +3,7 @@ import torch
 
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.tokens import Tokens
 
 from .test_contract import images
@@ -13,7 +13,7 @@ GRID, CHANNELS, PREFIX = (5, 8), 16, 2
 
 
 def grid_pool(depth=6, **settings):
-    return build_token_reducer(dict(type='GridPool', **settings), BackboneShape(depth, CHANNELS, PREFIX))
+    return build_token_reducer(dict(type='GridPool', **settings), BackboneInfo(depth, CHANNELS, PREFIX))
 
 
 def pool_one(x, rows, columns):

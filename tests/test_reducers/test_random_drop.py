@@ -4,7 +4,7 @@ import torch
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.ops.dropping import nearest_kept, pseudo_random
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.tokens import Tokens
 
 from .test_contract import images
@@ -15,7 +15,7 @@ GRID, CHANNELS, PREFIX = (6, 9), 16, 2
 
 def random_drop(depth=6, **settings):
     settings = {'restore': 'last', **settings}  # the default gives back a change
-    return build_token_reducer(dict(type='Random', **settings), BackboneShape(depth, CHANNELS, PREFIX))
+    return build_token_reducer(dict(type='Random', **settings), BackboneInfo(depth, CHANNELS, PREFIX))
 
 
 def some_tokens(batch=2, seed=0):

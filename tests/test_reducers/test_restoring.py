@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmtr import UserError
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.tokens import Tokens
 
 from .test_contract import images
@@ -74,7 +74,7 @@ def test_residual_is_own_value_and_the_copied_change(cfg):
     generator = torch.Generator().manual_seed(0)
     before = Tokens(torch.randn(2, 1 + 54, 16, generator=generator), (6, 9), 1)
     copy, residual = (
-        build_token_reducer({**cfg, 'restore': how}, BackboneShape(6, 16, 1)) for how in ('copy', 'residual')
+        build_token_reducer({**cfg, 'restore': how}, BackboneInfo(6, 16, 1)) for how in ('copy', 'residual')
     )
     made, inside = copy.before_layer(2, before), residual.before_layer(2, before)
     assert torch.equal(made.x, inside.x)
@@ -97,4 +97,4 @@ def test_residual_is_own_value_and_the_copied_change(cfg):
 )
 def test_impossible_settings_are_refused_when_built(cfg, words):
     with pytest.raises(UserError, match=words):
-        build_token_reducer(cfg, BackboneShape(6, 16, 1))
+        build_token_reducer(cfg, BackboneInfo(6, 16, 1))

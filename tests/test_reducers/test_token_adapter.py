@@ -3,7 +3,7 @@ import torch
 
 from mmtr import UserError
 from mmtr.ops.attention import attention_weights
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.base import attend
 from mmtr.tokens import Tokens
 
@@ -16,7 +16,7 @@ PAPER = dict(score='max', restore='copy')
 
 def adapter(depth=6, **settings):
     settings = {**PAPER, **settings}
-    return build_token_reducer(dict(type='TokenAdapter', **settings), BackboneShape(depth, CHANNELS, PREFIX))
+    return build_token_reducer(dict(type='TokenAdapter', **settings), BackboneInfo(depth, CHANNELS, PREFIX))
 
 
 def some_tokens(batch=2, grid=GRID, seed=0):
@@ -207,7 +207,7 @@ def test_impossible_settings_are_refused_when_built(settings, words):
 
 def test_unknown_reducer_lists_those_that_exist():
     with pytest.raises(UserError, match="'TokenAdaptor' is unknown, the nearest is 'TokenAdapter': choose one of .*To"):
-        build_token_reducer(dict(type='TokenAdaptor'), BackboneShape(6, 16, 1))
+        build_token_reducer(dict(type='TokenAdaptor'), BackboneInfo(6, 16, 1))
 
 
 def test_ratio_that_empties_a_small_grid_names_the_largest_that_fits():

@@ -9,7 +9,7 @@ import torch
 
 from mmtr import UserError
 from mmtr.ops.attention import attention
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.base import attend
 from mmtr.tokens import Tokens
 
@@ -21,7 +21,7 @@ prefixes = pytest.mark.parametrize('prefix', [0, 1, 2, 4])
 
 
 def tome(depth=4, prefix=1, **settings):
-    return build_token_reducer(dict(type='ToMe', **settings), BackboneShape(depth, CHANNELS, prefix))
+    return build_token_reducer(dict(type='ToMe', **settings), BackboneInfo(depth, CHANNELS, prefix))
 
 
 def some_tokens(batch=2, grid=GRID, prefix=1):
@@ -98,7 +98,7 @@ def test_with_a_class_token_odd_patches_join_even_ones():
     patches = torch.stack([angle.cos(), angle.sin()], 1)
     for prefix, groups in ((0, [[0, 1, 2], [3]]), (1, [[0, 1, 3], [2]]), (2, [[0, 1, 2], [3]])):
         tokens = Tokens(torch.cat([torch.ones(prefix, 2), patches])[None], (2, 2), prefix)
-        reducer = build_token_reducer(dict(type='ToMe', r=2), BackboneShape(1, 2, prefix))
+        reducer = build_token_reducer(dict(type='ToMe', r=2), BackboneInfo(1, 2, prefix))
         fed = reducer.ffn(0, lambda merged: merged, tokens.x, tokens)[0]
         assert torch.equal(fed[:prefix], tokens.x[0, :prefix])
         for members in groups:

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 
-from mmtr.checkpoints.fit import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, start_from
+from mmtr.checkpoints.fit import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, start_from, uncovered
 from mmtr.checkpoints.tuned import put_in_frozen, weights_in
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
@@ -21,24 +21,6 @@ def unwrap(model):
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
-
-
-def coverage(model, state_dict):
-    """How a state dict differs from the model's, in words; '' if it covers the model exactly."""
-    return Fit(model, state_dict).difference()
-
-
-def converts(model, state_dict):
-    """Whether ``model`` loads a state dict with other names: some modules rename keys of older versions of themselves.
-
-    Raises:
-        UserError: A module of it knows what is wrong.
-    """
-    try:
-        model.load_state_dict(state_dict)
-    except RuntimeError:
-        return False
-    return True
 
 
 @HOOKS.register_module()
@@ -82,8 +64,8 @@ class CheckpointCoverageHook(Hook):
             if not runner._resume:
                 self._check_start(model, state_dict, runner._load_from)
                 return
-        difference = coverage(model, state_dict)
-        if not difference or converts(model, state_dict):
+        difference = uncovered(model, state_dict)
+        if not difference:
             return
         text = f"Checkpoint '{runner._load_from}' does not cover the model: {difference}"
         if not {*state_dict} & {*model.state_dict()}:
@@ -93,7 +75,7 @@ class CheckpointCoverageHook(Hook):
     def _check_start(self, model, state, path):
         fit, found = Fit(model, state), backbones(model)
         left = {name: left_random(backbone, part_of(state, name)) for name, backbone in found}
-        if fit.difference() and (fit.nothing or any(left.values())) and not converts(model, state):
+        if (fit.nothing or any(left.values())) and uncovered(model, state):
             names = [f'{name}.{each}' for name, each_left in left.items() for each in each_left]
             text = (
                 f"load_from='{path}' would leave random weights in the model: it fills {fit.loaded()}, and not "

@@ -20,13 +20,14 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
 
+from mmtr.checkpoints.fit import Fit, uncovered
 from mmtr.checkpoints.tuned import META, weights_in
 from mmtr.errors import UserError
 from mmtr.peft.freezing import frozen_state
 from mmtr.registry import HOOKS
 from mmtr.words import some
 
-from .coverage import converts, coverage, unwrap
+from .coverage import unwrap
 
 
 @HOOKS.register_module()
@@ -194,14 +195,14 @@ def _check_weights(runner, checkpoint, path):
     model = unwrap(runner.model)
     frozen = frozen_state(model) if META in checkpoint['meta'] else {}
     weights = {**frozen, **weights_in(checkpoint)}
-    difference = coverage(model, weights)
-    if difference and not converts(model, weights):
+    difference = uncovered(model, weights)
+    if difference:
         _refuse(path, f'it is of another model than this config: {difference}')
     average = checkpoint.get('ema_state_dict')
     if average is None or not any(isinstance(hook, EMAHook) for hook in runner.hooks):
         return
     shadows = {name.removeprefix('module.'): value for name, value in average.items() if name.startswith('module.')}
-    difference = coverage(model, {**frozen, **shadows})
+    difference = Fit(model, {**frozen, **shadows}).difference()
     steps = average.get('steps')
     if difference or steps is None or not _is_number(steps) or steps < 0:
         _refuse(path, f'its ema_state_dict is damaged or of another model: {difference or "steps is no number"}')

@@ -104,7 +104,7 @@ class DINOv2(VisionTransformer):
     def init_weights(self):
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
         if self.pretrained_file:
-            self._load_pretrained(self.pretrained_file)
+            self.load_pretrained()
             self._init_parts()
             return
         super().init_weights()

@@ -11,7 +11,7 @@ from mmtr.models.backbones.common.layer import run_layer
 from mmtr.models.backbones.common.twins import replace_with_twins
 from mmtr.models.backbones.vit import reducible
 from mmtr.ops.attention import check_backend
-from mmtr.reducers import BackboneShape, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.registry import MODELS
 from mmtr.tokens import Tokens
 
@@ -39,7 +39,7 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
             return
         self.token_reducer = build_token_reducer(
             token_reduction,
-            BackboneShape(depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes),
+            BackboneInfo(depth=len(self.layers), embed_dims=self.cls_emb.shape[-1], num_prefix=self.num_classes),
         )
         if self.token_reducer.needs_class_token:
             raise UserError(

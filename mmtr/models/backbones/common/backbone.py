@@ -5,14 +5,18 @@ from typing import Optional
 
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from torch import nn
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
 
-from mmtr.checkpoints.tuned import complete
+from mmtr.checkpoints.fit import part_of, prefix_in, start_from
+from mmtr.checkpoints.tuned import complete, weights_in
 from mmtr.declared import Declared
+from mmtr.errors import UserError
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
-from mmtr.reducers import BackboneShape
+from mmtr.reducers import BackboneInfo
 from mmtr.reducers.words import in_words
+from mmtr.words import some
 
 from .arguments import STOCK
 
@@ -21,8 +25,8 @@ class TunableBackbone(Declared):
     """Mixin of a backbone that reduces tokens and may be frozen beside a ``peft``.
 
     A subclass has ``all_layers`` of ``ReducibleLayer``, ``shape`` and ``build_reducer``. It sets its reducer, then
-    its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``. Its ``_load_pretrained``
-    fills all that a ``peft`` freezes from a file, or raises a ``UserError``.
+    its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``. Its ``_fitted`` makes the
+    weights of a file fit, and ``not_in_files`` names what is never in one.
     """
 
     inherited = STOCK
@@ -37,7 +41,7 @@ class TunableBackbone(Declared):
         return list(self.layers)
 
     @property
-    def shape(self) -> BackboneShape:
+    def shape(self) -> BackboneInfo:
         """What its PEFT is told of it."""
         raise NotImplementedError
 
@@ -92,8 +96,38 @@ class TunableBackbone(Declared):
         return cfg.get('checkpoint') if pretrained else None
 
     def load_pretrained(self) -> None:
-        """Fill the backbone from its ``pretrained_file``; raises a ``UserError`` where that leaves something random."""
-        self._load_pretrained(self.pretrained_file)
+        """Fill the backbone from its ``pretrained_file``: read, unwrap, strip, convert and resize, compare, load.
+
+        ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
+
+        Raises:
+            UserError: The file cannot be read, or would leave something random or unused.
+        """
+        path, prefix = self.pretrained_file, (self.init_cfg.get('prefix') or '').rstrip('.')
+        whole = weights_in(CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent'))
+        state = self._fitted(part_of(whole, prefix), path)
+        state = {name: value for name, value in state.items() if not name.startswith('token_reducer.')}
+        own = {name: value.shape for name, value in self.state_dict().items()}
+        needed = {name for name in own if name.partition('.')[0] not in self.trained_parts}
+        differing = sorted(name for name in needed - state.keys() if not self.not_in_files(name))
+        differing += sorted(name for name in state if name not in own and not self.not_in_files(name))
+        differing += sorted(name for name in state if name in own and state[name].shape != own[name])
+        if differing:
+            fitting = prefix_in(self, whole)
+            remedy = '' if fitting in (None, f'{prefix}.') else f'; it fits with {start_from(path, fitting)}'
+            raise UserError(
+                f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in {len(differing)} weights "
+                f'({some(differing, 3)}){remedy}.'
+            )
+        self.load_state_dict(state, strict=False)
+
+    def _fitted(self, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+        """The weights of a file by the names, and in the shapes, of this backbone, as far as that can be done."""
+        return state
+
+    def not_in_files(self, name: str) -> bool:
+        """Whether a weight is one that files may lack, or have for nothing."""
+        return False
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         # Every loader comes by here, those of other libraries too.

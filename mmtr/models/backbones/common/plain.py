@@ -3,14 +3,11 @@
 import math
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmtr.checkpoints.fit import prefix_in, start_from
 from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
-from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
+from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
 from mmtr.tokens import Tokens
-from mmtr.words import some
 
 from .backbone import TunableBackbone
 from .layer import run_layer
@@ -48,15 +45,15 @@ class ReducibleBackbone(TunableBackbone):
         So must what is under a prefix, which stock forgets.
         """
         if self.pretrained_file and (self.peft is not None or self.init_cfg.get('prefix')):
-            self._load_pretrained(self.pretrained_file)
+            self.load_pretrained()
         else:
             super().init_weights()
         self._init_parts()
 
     @property
-    def shape(self) -> BackboneShape:
+    def shape(self) -> BackboneInfo:
         """What its reducer and its PEFT are told of it."""
-        return BackboneShape(
+        return BackboneInfo(
             depth=len(self.layers),
             embed_dims=self.cls_token.shape[-1],
             num_prefix=self.num_prefix,
@@ -120,20 +117,9 @@ class ReducibleBackbone(TunableBackbone):
         out = tokens.patches.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
         return [out, tokens.x[:, 0]] if self.output_cls_token else out
 
-    def _load_pretrained(self, path):
-        """Load a backbone's file, made to fit this patch and grid; raises ``UserError`` where it still differs.
-
-        ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
-        """
-        file = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-        file = file.get('state_dict', file)
-        prefix = self.init_cfg['prefix'].rstrip('.') + '.' if self.init_cfg.get('prefix') else ''
-        state = {
-            name.removeprefix(prefix): value
-            for name, value in file.items()
-            if name.startswith(prefix) and not name.startswith(f'{prefix}token_reducer.')
-        }
-        key = 'patch_embed.projection.weight'
+    def _fitted(self, state, path):
+        """See ``TunableBackbone``; patches and position table are resized."""
+        state, key = dict(state), 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
         positions = state.get('pos_embed')
@@ -145,19 +131,8 @@ class ReducibleBackbone(TunableBackbone):
                     f'no square, so it cannot be resized to {self._training_grid()}.'
                 )
             state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
-        own = {
-            name: value.shape
-            for name, value in self.state_dict().items()
-            if not name.startswith(('token_reducer.', 'peft.'))
-        }
-        unused = {f'{self.final_norm_name}.{kind}' for kind in ('weight', 'bias')} - own.keys()
-        differing = sorted((own.keys() ^ state.keys()) - unused)
-        differing += [name for name in own if name in state and state[name].shape != own[name]]
-        if differing:
-            fitting = prefix_in(self, file)
-            remedy = '' if fitting in (None, prefix) else f'; it fits with {start_from(path, fitting)}'
-            raise UserError(
-                f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in "
-                f'{len(differing)} weights ({some(differing, 3)}){remedy}.'
-            )
-        self.load_state_dict(state, strict=False)
+        return state
+
+    def not_in_files(self, name):
+        """See ``TunableBackbone``; the norm after the last layer, where this backbone has none."""
+        return name.startswith(f'{self.final_norm_name}.') and name not in self.state_dict()

@@ -148,7 +148,7 @@ class EVA02(ReducibleBackbone, BaseModule):
         if self.init_cfg is None:
             self._init_as_published()
         elif self.pretrained_file:
-            self._load_pretrained(self.pretrained_file)
+            self.load_pretrained()
         else:
             super().init_weights()
         self._init_parts()

@@ -3,9 +3,9 @@
 import math
 
 from mmengine.model import ModuleList
-from mmengine.runner import CheckpointLoader
 from mmseg.models.backbones import swin
 
+from mmtr.checkpoints.fit import part_of
 from mmtr.converters import swin as official
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import (
@@ -22,12 +22,11 @@ from mmtr.models.backbones.common.backbone import TunableBackbone
 from mmtr.models.backbones.common.twins import share, twin_of
 from mmtr.ops.attention import check_backend
 from mmtr.ops.resize import resize_relative_positions
-from mmtr.reducers import BackboneShape, TokenReducer, build_token_reducer
+from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
 from mmtr.reducers.base import NOTHING
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Maybe, Number, Whole
-from mmtr.words import some
 
 from .layer import reducible_stage
 
@@ -110,10 +109,10 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
 
     @property
-    def shape(self) -> BackboneShape:
+    def shape(self) -> BackboneInfo:
         """What its PEFT is told of it; a reducer is told of one stage."""
         widths = tuple(block.attn.w_msa.embed_dims for block in self.all_layers)
-        return BackboneShape(
+        return BackboneInfo(
             depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0, widths=widths
         )
 
@@ -130,7 +129,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         attn = self.stages[stage - 1].blocks[0].attn.w_msa
         reducer = build_token_reducer(
             settings,
-            BackboneShape(
+            BackboneInfo(
                 depth=depths[stage - 1],
                 embed_dims=attn.embed_dims,
                 num_prefix=0,
@@ -176,38 +175,24 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         if self.init_cfg is None:
             super().init_weights()
         else:
-            self._load_pretrained(self.init_cfg['checkpoint'])
+            self.load_pretrained()
         self._init_parts()
 
-    def _load_pretrained(self, path):
-        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state = state.get('state_dict', state.get('model', state))
-        state = {key.removeprefix('module.'): value for key, value in state.items()}
-        if any(key.startswith('backbone.') for key in state):
-            state = {key.removeprefix('backbone.'): v for key, v in state.items() if key.startswith('backbone.')}
+    def _fitted(self, state, path):
+        """See ``TunableBackbone``; of a whole model, of official names, with other windows: all will do."""
+        state = part_of(state, 'backbone') or state
         if official.is_official(state):
             state, _ = official.convert(state)
         own = self.state_dict()
-        # The classifier and norms of stages that are no output are unused, masks and indices computed.
-        state = {
-            key: value
-            for key, value in state.items()
-            if (key in own or not key.startswith(('head.', 'norm')))
-            and not key.endswith(('attn_mask', 'position_index'))
-        }
-        for key in [key for key in state if key.endswith('relative_position_bias_table') and key in own]:
-            sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[key], own[key]))
-            state[key] = resize_relative_positions(state[key], *((side, side) for side in sides))
-        needed = {key for key in own if key.partition('.')[0] not in self.trained_parts and 'position_index' not in key}
-        differing = sorted(needed - state.keys()) + sorted(
-            key for key in state if key not in own or own[key].shape != state[key].shape
-        )
-        if differing:
-            raise UserError(
-                f"Checkpoint '{path}' is not of this Swin: it differs in {len(differing)} weights "
-                f'({some(differing, 3)}).'
-            )
-        self.load_state_dict(state, strict=False)
+        state = {name: value for name, value in state.items() if name in own or not self.not_in_files(name)}
+        for name in [name for name in state if name.endswith('relative_position_bias_table') and name in own]:
+            sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[name], own[name]))
+            state[name] = resize_relative_positions(state[name], *((side, side) for side in sides))
+        return state
+
+    def not_in_files(self, name):
+        """See ``TunableBackbone``; a classifier, norms of stages that are no output, and what the model computes."""
+        return name.startswith(('head.', 'norm')) or name.endswith(('attn_mask', 'position_index'))
 
 
 def _check_stages(
