@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,32 +87,33 @@ def main():
     results = json.loads(Path(args.speeds).read_text())['results']
     faster = {name: results['plain']['encoder_ms'] / r['encoder_ms'] for name, r in results.items()}
     reductions = {'plain': None, **Config.fromfile(args.reductions).reductions}
-    found = {}
-    for split in ('training', 'validation'):
-        loader = loader_of(cfg, split, args.images)
-        found[split] = {}
-        for name, reduction in reductions.items():
-            found[split][name] = areas(cfg, model, reduction, split, loader)
-            print(f'{split}, {len(found[split][name])} images: {name} {miou(found[split][name]):.2f}', flush=True)
-    plain = found['validation']['plain']
-    print(f'\nplain: {miou(found["training"]["plain"]):.2f} on training, {miou(plain):.2f} on validation images\n')
+    loaders = {split: loader_of(cfg, split, args.images) for split in ('training', 'validation')}
+
+    def measured(split, name):
+        found = areas(cfg, model, reductions[name], split, loaders[split])
+        print(f'{split}, {len(found)} images: {name} {miou(found):.2f}', file=sys.stderr, flush=True)
+        return found
+
+    training = {name: miou(measured('training', name)) for name in reductions}
+    plain = measured('validation', 'plain')
+    print(f'plain: {training["plain"]:.2f} on training, {miou(plain):.2f} on validation images\n')
     print('| method | encoder | chosen | training | validation | from plain (95 %) |\n|---|---:|---|---:|---:|---:|')
-    methods = dict.fromkeys(name.split(' (')[0].rstrip('0123456789. ') for name in reductions if name != 'plain')
-    for method in methods:
+    methods = {}
+    for name in reductions:
+        if name != 'plain':
+            methods.setdefault(name.split(' (')[0].rstrip('0123456789. '), []).append(name)
+    for method, names in methods.items():
         before = None
         for least in FASTER:
-            fast = [
-                name
-                for name in reductions
-                if faster.get(name, 0) >= least and name.split(' (')[0].rstrip('0123456789. ') == method
-            ]
-            best = max(fast, key=lambda name: miou(found['training'][name]), default=None)
+            fast = [name for name in names if faster.get(name, 0) >= least]
+            best = max(fast, key=training.get, default=None)
             if best not in (None, before):
-                difference, low, high = interval(found['validation'][best], plain)
+                found = measured('validation', best)
+                difference, low, high = interval(found, plain)
                 print(
-                    f'| {method} | {faster[best]:.2f}x | {best.removeprefix(method).strip()} | '
-                    f'{miou(found["training"][best]):.2f} | {miou(found["validation"][best]):.2f} | '
-                    f'{difference:+.2f} ({low:+.2f} to {high:+.2f}) |'
+                    f'| {method} | {faster[best]:.2f}x | {best.removeprefix(method).strip()} | {training[best]:.2f} | '
+                    f'{miou(found):.2f} | {difference:+.2f} ({low:+.2f} to {high:+.2f}) |',
+                    flush=True,
                 )
             before = best
 

@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def runner(cfg, loaders, folders=()):
     start_processes(cfg)
     built = None
     clean = _cleaner(cfg, [cfg.work_dir, *folders])
+    _wait_for_a_name(cfg.work_dir)
     try:
         with in_words_of(cfg):
             built = RecordingRunner.from_cfg(cfg)
@@ -183,6 +185,12 @@ def runner(cfg, loaders, folders=()):
         raise
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _wait_for_a_name(work_dir):
+    """mmengine names the folder of a run by the second, and would empty the log of another that began then."""
+    while osp.exists(osp.join(work_dir, time.strftime('%Y%m%d_%H%M%S'))):
+        time.sleep(0.05)
 
 
 def _cleaner(cfg, folders):

@@ -307,6 +307,10 @@ def test_a_folder_keeps_the_record_of_its_training(config, tool, tmp_path):
     checkpoint = read_checkpoint(work / 'iter_2.pth')
     checkpoint['meta']['iter'] = 10**9
     torch.save(checkpoint, work / 'iter_2.pth')
+    for second in range(2):  # other runs that began at the same time
+        log = work / time.strftime('%Y%m%d_%H%M%S', time.localtime(time.time() + second))
+        log.mkdir(exist_ok=True)
+        (log / f'{log.name}.log').write_text('of another run')
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
     for options in (
         ['--resume', work / 'iter_2.pth'],
