@@ -7,9 +7,11 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmtr.errors import UserError
-from mmtr.models.backbones.common.twins import make_twin, replace_with_twins
+from mmtr.models.backbones.common.backbone import TunableBackbone
+from mmtr.models.backbones.common.twins import backbones_in_words, make_twin, replace_with_twins
 from mmtr.ops.attention import check_backend
 from mmtr.peft.freezing import table
+from mmtr.registry import MODELS
 
 
 def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], attn_backend: str = 'auto') -> nn.Module:
@@ -85,10 +87,10 @@ def _reducible(model, attn_backend, failure):
     if not backbones:
         found = type(getattr(model, 'backbone', model))
         # Several libraries have a VisionTransformer.
+        own = [kind for kind in MODELS.module_dict.values() if issubclass(kind, TunableBackbone)]
         raise UserError(
             f'{failure} in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
-            'the backbone VisionTransformer of mmseg or mmtr, SwinTransformer of mmseg, mmdet or mmtr, mmtr.DINOv2 or '
-            'mmtr.EVA02.'
+            f'a backbone of these: {backbones_in_words(own)}.'
         )
     return model, backbones
 

@@ -74,7 +74,7 @@ class Tokens:
             return self.index
         return torch.arange(self.grid[0] * self.grid[1], device=self.x.device).expand(self.x.shape[0], -1)
 
-    def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Tensor, restore: str) -> 'Tokens':
+    def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Optional[Tensor], restore: str) -> 'Tokens':
         """After the patch tokens were reduced to ``x`` (B, M, C).
 
         Args:

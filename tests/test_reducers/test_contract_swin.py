@@ -31,7 +31,7 @@ CASES = [
     dict(type=name, **settings)
     for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
     if method.within_windows
-    for settings in [{}, *MORE[name]]
+    for settings in [{}, *MORE.get(name, [])]
 ]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 SMALL = dict(embed_dims=16, depths=(2, 4), num_heads=(2, 4), strides=(4, 2), out_indices=(0, 1), window_size=6)

@@ -6,7 +6,6 @@ from mmseg.models.backbones import vit
 from torch import Tensor
 
 from mmtr.errors import UserError
-from mmtr.ops.attention import check_backend
 from mmtr.registry import MODELS
 from mmtr.settings import Whole
 from mmtr.tokens import Tokens
@@ -15,7 +14,7 @@ from .common.arguments import ATTN_BACKEND, HEADS, STOCK, check_heads, check_pat
 from .common.attention import TokenAttention
 from .common.layer import FFN, Projection, ReducibleLayer
 from .common.plain import ReducibleBackbone
-from .common.twins import share, twin_of
+from .common.twins import backbone_twin, share, twin_of
 
 
 class MultiheadAttention(TokenAttention, mmcv_transformer.MultiheadAttention):
@@ -108,12 +107,9 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
             raise UserError('output_cls_token=True needs the class token: set with_cls_token=True.')
         kwargs['out_indices'] = which_layers('out_indices', kwargs['out_indices'], kwargs['num_layers'])
         super().__init__(*args, **kwargs)
-        self._make_reducible(attn_backend)
-        self.set_token_reduction(token_reduction)
-        self.set_peft(peft)
+        self.make_tunable(attn_backend, token_reduction, peft)
 
     def _make_reducible(self, attn_backend):
-        check_backend(attn_backend)
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
     def _add_positions(self, x, grid):
@@ -127,10 +123,4 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
         return self.norm1(x) if self.final_norm else x
 
 
-@twin_of(vit.VisionTransformer)
-def _twin(module, attn_backend):
-    twin = share(VisionTransformer, module)
-    twin._make_reducible(attn_backend)
-    twin.set_token_reduction(None)
-    twin.set_peft(None)
-    return twin
+twin_of(vit.VisionTransformer)(backbone_twin(VisionTransformer))

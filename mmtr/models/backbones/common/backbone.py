@@ -12,6 +12,7 @@ from mmtr.checkpoints.fit import part_of, prefix_in, start_from
 from mmtr.checkpoints.tuned import complete, weights_in
 from mmtr.declared import Declared
 from mmtr.errors import UserError
+from mmtr.ops.attention import check_backend
 from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneInfo
@@ -44,6 +45,16 @@ class TunableBackbone(Declared):
     def shape(self) -> BackboneInfo:
         """What its PEFT is told of it."""
         raise NotImplementedError
+
+    def make_tunable(self, attn_backend: str, token_reduction=None, peft=None) -> None:
+        """Last, when a backbone is built of stock layers: turn these into ours, then set both keys."""
+        check_backend(attn_backend)
+        self._make_reducible(attn_backend)
+        self.set_token_reduction(token_reduction)
+        self.set_peft(peft)
+
+    def _make_reducible(self, attn_backend):
+        """Put twins in the place of stock layers."""
 
     def set_token_reduction(self, token_reduction) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None; a line in the log says what it does."""

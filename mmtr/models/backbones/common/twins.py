@@ -4,6 +4,7 @@ A twin is an instance of a subclass with the stock instance's own content: no pa
 key of the ``state_dict`` changes, and the stock instance stays what it was.
 """
 
+from collections.abc import Iterable
 from typing import Callable, Optional, Union
 
 from torch import nn
@@ -27,6 +28,26 @@ def twin_of(stock: Union[type, str]):
         return make
 
     return register
+
+
+def backbone_twin(cls: type) -> Callable:
+    """The function of (module, attn_backend) that makes a ``TunableBackbone`` of a stock backbone."""
+
+    def make(module, attn_backend):
+        twin = share(cls, module)
+        twin.make_tunable(attn_backend)
+        return twin
+
+    return make
+
+
+def backbones_in_words(own: Iterable[type]) -> str:
+    """Which backbones have a twin, and which are ``own``: ``VisionTransformer of mmseg or mmtr, ...``."""
+    libraries: dict[str, list[str]] = {}
+    stock = (name.split('.') for name in _TWINS if '.backbones.' in name)
+    for library, *_, name in (*stock, *(('mmtr', cls.__name__) for cls in own)):
+        libraries.setdefault(name, []).append(library)
+    return ', '.join(f'{name} of {" or ".join(found)}' for name, found in libraries.items())
 
 
 def share(cls: type, module: nn.Module) -> nn.Module:

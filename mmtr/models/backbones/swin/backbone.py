@@ -19,8 +19,7 @@ from mmtr.models.backbones.common.arguments import (
     check_start,
 )
 from mmtr.models.backbones.common.backbone import TunableBackbone
-from mmtr.models.backbones.common.twins import share, twin_of
-from mmtr.ops.attention import check_backend
+from mmtr.models.backbones.common.twins import backbone_twin, twin_of
 from mmtr.ops.resize import resize_relative_positions
 from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
 from mmtr.reducers.base import NOTHING
@@ -79,12 +78,9 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         _check_stages(**kwargs)
         super().__init__(*args, **kwargs)
-        self._make_reducible(attn_backend)
-        self.set_token_reduction(token_reduction)
-        self.set_peft(peft)
+        self.make_tunable(attn_backend, token_reduction, peft)
 
     def _make_reducible(self, attn_backend):
-        check_backend(attn_backend)
         self.stages = ModuleList(reducible_stage(stage, attn_backend) for stage in self.stages)
 
     @property
@@ -216,11 +212,5 @@ def _check_stages(
     check_patches(pretrain_img_size, patch_size)
 
 
-@twin_of('mmseg.models.backbones.swin.SwinTransformer')
-@twin_of('mmdet.models.backbones.swin.SwinTransformer')
-def _twin(module, attn_backend):
-    twin = share(SwinTransformer, module)
-    twin._make_reducible(attn_backend)
-    twin.set_token_reduction(None)
-    twin.set_peft(None)
-    return twin
+for _library in ('mmseg', 'mmdet'):
+    twin_of(f'{_library}.models.backbones.swin.SwinTransformer')(backbone_twin(SwinTransformer))
