@@ -112,9 +112,7 @@ class ALGM(TokenReducer):
         else:
             return tokens
         x, size, kept, slots = merge_into(x, into, tokens.size, order)
-        tokens = tokens.reduced(
-            x, Merged(slots), tokens.positions.gather(1, kept), size, self.restoration == 'residual'
-        )
+        tokens = tokens.reduced(x, Merged(slots), tokens.positions.gather(1, kept), size, self.restoration)
         padding = size == 0
         # Without padding attention needs no bias, and more kernels can run it.
         bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
