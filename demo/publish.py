@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError, command
+from mmtr.weights.files import read_checkpoint
 
 
 @command

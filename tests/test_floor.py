@@ -23,7 +23,7 @@ OURS = {'.index'}
 # Names of later releases, with the file where the code around them asks for the release first.
 LATER = {
     'torch.compiler.is_compiling': 'mmtr/models/segmentors/encoder_decoder.py',
-    'torch.serialization.add_safe_globals': 'mmtr/checkpoints/safe_load.py',
+    'torch.serialization.add_safe_globals': 'mmtr/weights/safe_load.py',
     'torch.nn.attention.SDPBackend': 'mmtr/export/onnx.py',
     'torch.nn.attention.SDPBackend.MATH': 'mmtr/export/onnx.py',
     'torch.nn.attention.sdpa_kernel': 'mmtr/export/onnx.py',

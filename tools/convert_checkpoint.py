@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmtr.checkpoints.files import SUFFIXES, write_checkpoint
 from mmtr.converters import SOURCES
 from mmtr.errors import UserError, command
+from mmtr.weights.files import SUFFIXES, write_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # What mmseg's classes and ours take where a config says nothing.

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from mmengine import Config
 
-from mmtr.checkpoints.files import SUFFIXES, read_checkpoint, write_checkpoint
 from mmtr.config.files import add_options, read_config
 from mmtr.config.types import is_type
 from mmtr.errors import UserError, command
 from mmtr.inference.model import build_model, has_peft, image_channels, load_weights, without_pretrained
+from mmtr.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 
 # What merging a weight may change of a feature, as a share of the largest.
 TOLERANCE = 1e-4

@@ -6,11 +6,11 @@ import os.path as osp
 from mmengine.registry import HOOKS, METRICS
 
 import mmtr  # noqa: F401
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.cli import launch
 from mmtr.config.types import is_type
 from mmtr.errors import UserError, command
 from mmtr.inference.tta import use_tta
+from mmtr.weights.files import read_checkpoint
 
 
 def accepts(registry, cfg, argument):

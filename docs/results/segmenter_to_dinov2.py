@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.ops.resize import resize_patches, resize_positions
+from mmtr.weights.files import read_checkpoint
 
 source, target = sys.argv[1:]
 state = read_checkpoint(source)['state_dict']

@@ -13,8 +13,8 @@ from typing import Optional
 
 import torch
 
-from mmtr.checkpoints.safe_load import load_data
 from mmtr.errors import UserError
+from mmtr.weights.safe_load import load_data
 
 from .speed import machine
 

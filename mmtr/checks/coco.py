@@ -157,7 +157,7 @@ def _check_categories(path, objects, categories, classes, panoptic):
         raise UserError(
             f"The data set's classes are not those of '{path}', which {which}: set "
             f"metainfo=dict(classes=...) of the data set, and the model's number of classes; the file has "
-            f'{some(map(repr, names.values(), 5))}.'
+            f'{some(map(repr, names.values()), 5)}.'
         )
     return names
 

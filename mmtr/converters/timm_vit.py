@@ -1,6 +1,6 @@
 """A timm (or DeiT) ViT classifier -> the stock backbone, to start training from."""
 
-from mmtr.checkpoints.files import read_checkpoint
+from mmtr.weights.files import read_checkpoint
 
 from .vit import backbone_notes, fold_patch_bias, rename, vit_table
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError
+from mmtr.weights.files import read_checkpoint
 
 # (embed_dims, num_layers) -> the letter in the names of our configs, num_heads.
 SIZES = {(192, 12): ('t', 3), (384, 12): ('s', 6), (768, 12): ('b', 12), (1024, 24): ('l', 16)}

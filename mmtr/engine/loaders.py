@@ -1,6 +1,6 @@
 """The loaders of mmengine's ``CheckpointLoader``: ours read data alone. Importing this module puts them in force.
 
-They take the place of mmengine's, some of which unpickle anything; see ``mmtr/checkpoints/``.
+They take the place of mmengine's, some of which unpickle anything; see ``mmtr/weights/``.
 """
 
 import os
@@ -13,8 +13,8 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.fileio import get_file_backend
 
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.errors import UserError
+from mmtr.weights.files import read_checkpoint
 
 
 def load_from_local(filename, map_location=None):

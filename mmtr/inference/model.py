@@ -11,9 +11,6 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
-from mmtr.checkpoints.files import read_checkpoint
-from mmtr.checkpoints.fit import uncovered
-from mmtr.checkpoints.tuned import put_in_frozen, weights_in
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.config.files import load_config, merge_options
@@ -22,6 +19,9 @@ from mmtr.config.types import type_name
 from mmtr.engine.hooks.token_reduction import hooks_of
 from mmtr.errors import UserError
 from mmtr.operators import check_operators
+from mmtr.weights.files import read_checkpoint
+from mmtr.weights.fit import uncovered
+from mmtr.weights.tuned import put_in_frozen, weights_in
 
 from .inferencers import dataset_meta, reads_images
 

@@ -17,11 +17,11 @@ from mmengine.runner import checkpoint as stock
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 
-import mmtr.checkpoints.files
 import mmtr.engine.loaders
-from mmtr.checkpoints import safe_load
-from mmtr.checkpoints.files import read_checkpoint
+import mmtr.weights.files
 from mmtr.errors import UserError
+from mmtr.weights import safe_load
+from mmtr.weights.files import read_checkpoint
 
 HISTORY = b'cmmengine.logging.history_buffer\nHistoryBuffer\n'
 
@@ -241,7 +241,7 @@ def test_weights_that_are_none_are_said_in_words(tmp_path, held, words):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_weights_that_are_no_numbers_are_said_once(tmp_path, monkeypatch, dtype):
     said = []
-    monkeypatch.setattr(mmtr.checkpoints.files, 'print_log', lambda text, **kwargs: said.append(text))
+    monkeypatch.setattr(mmtr.weights.files, 'print_log', lambda text, **kwargs: said.append(text))
     large = torch.ones(100, dtype=dtype) * torch.finfo(dtype).max  # whose sum is infinite
     weights = dict(large=large, count=torch.tensor(3), nan=large.clone(), inf=large.clone(), none=large[:0])
     torch.save(dict(state_dict=dict(large=large)), tmp_path / 'good.pth')

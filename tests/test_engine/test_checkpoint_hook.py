@@ -11,9 +11,9 @@ import pytest
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.engine.hooks.checkpoint import AtomicBackend, last_checkpoint
 from mmtr.errors import UserError
+from mmtr.weights.files import read_checkpoint
 
 
 @METRICS.register_module(force=True)

@@ -63,7 +63,7 @@ def test_a_bias_joins_in(host):
     count = x.shape[1]
     close(attn.attend(q, k, v, torch.zeros(1, 1, 1, count)), attn.branch(x))
     # Each token hears itself alone: what comes out is its own value.
-    alone = torch.full((1, 1, count, count), -torch.inf).masked_fill(torch.eye(count, dtype=torch.bool), 0.0)
+    alone = torch.full((1, 1, count, count), -torch.inf).masked_fill(torch.eye(count).bool(), 0.0)
     close(attn.attend(q, k, v, alone), attn.project(v.transpose(1, 2).flatten(2)))
     # A key that the first image hides does not matter there; in the second it does.
     hidden = torch.zeros(2, 1, 1, count)

@@ -10,10 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmtr import UserError
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.inference.model import build_model, load_weights
 from mmtr.models.backbones import VisionTransformer
 from mmtr.models.segmentors.distillation import Distillation
+from mmtr.weights.files import read_checkpoint
 
 from ..conftest import TOOLS
 

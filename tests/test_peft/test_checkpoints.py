@@ -10,10 +10,10 @@ import torch
 from mmengine.config import Config
 
 from mmtr import UserError
-from mmtr.checkpoints.files import read_checkpoint
-from mmtr.checkpoints.tuned import META
 from mmtr.inference.model import build_model, load_weights
 from mmtr.models.backbones import VisionTransformer
+from mmtr.weights.files import read_checkpoint
+from mmtr.weights.tuned import META
 
 from ..conftest import TOOLS
 
@@ -148,7 +148,7 @@ def test_checkpoint_holds_what_was_tuned_and_loads_with_its_base(tuned, make_run
 
 
 def test_size_of_a_checkpoint_of_vit_b_is_that_of_what_was_tuned(tmp_path):
-    from mmtr.checkpoints.tuned import take_out_frozen
+    from mmtr.weights.tuned import take_out_frozen
 
     model = VisionTransformer(
         img_size=224,
@@ -276,7 +276,7 @@ def test_training_needs_something_to_freeze(config, tool):
 
 
 def test_another_rounding_is_the_same_base_and_a_finetuned_one_is_not(tuned, tmp_path):
-    from mmtr.checkpoints.tuned import put_in_frozen, take_out_frozen
+    from mmtr.weights.tuned import put_in_frozen, take_out_frozen
 
     model = build_model(tuned)
     model.backbone.init_weights()
@@ -294,7 +294,7 @@ def test_another_rounding_is_the_same_base_and_a_finetuned_one_is_not(tuned, tmp
 
 
 def test_files_with_the_fingerprint_in_meta_load_too(tuned, tmp_path):
-    from mmtr.checkpoints.tuned import fingerprint, take_out_frozen
+    from mmtr.weights.tuned import fingerprint, take_out_frozen
 
     model = build_model(tuned)
     model.backbone.init_weights()

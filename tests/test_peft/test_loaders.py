@@ -10,7 +10,7 @@ from mmseg.apis import init_model
 from torch import nn
 
 from mmtr import UserError
-from mmtr.checkpoints.tuned import take_out_frozen
+from mmtr.weights.tuned import take_out_frozen
 
 from .test_checkpoints import base_file, tuned  # noqa: F401
 

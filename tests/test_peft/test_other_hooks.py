@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
-from mmtr.checkpoints.files import read_checkpoint
 from mmtr.registry import HOOKS
+from mmtr.weights.files import read_checkpoint
 
 from .test_checkpoints import TUNED, tuned  # noqa: F401
 

@@ -8,11 +8,11 @@ from mmengine.hub import get_config
 from mmseg.models.backbones import SwinTransformer as Stock
 
 from mmtr import UserError, apply_token_reduction
-from mmtr.checkpoints.files import read_checkpoint
-from mmtr.checkpoints.tuned import check_pretrained, take_out_frozen
 from mmtr.inference.model import build_model, load_weights
 from mmtr.models.backbones import SwinTransformer
 from mmtr.peft.freezing import table
+from mmtr.weights.files import read_checkpoint
+from mmtr.weights.tuned import check_pretrained, take_out_frozen
 
 from ..test_reducers.test_contract import filled
 from ..test_reducers.test_contract_swin import CASES, SMALL, images, swin
@@ -387,7 +387,11 @@ def test_tools_train_resume_test_and_refuse_another_base(config, tool, tmp_path)
     setting = 'model = dict(backbone=dict(init_cfg=dict(checkpoint={!r})))'
     for name, text, words in (
         ('other', setting.format(other), f"the pretrained file '{other}' is not the one that it was tuned with: "),
-        ('partly', setting.format(partly), f"Checkpoint '{partly}' is not of this Swin: it differs in 1 weights "),
+        (
+            'partly',
+            setting.format(partly),
+            f"Checkpoint '{partly}' is not of this SwinTransformer: it differs in 1 weights ",
+        ),
         ('none', 'model = dict(backbone=dict(init_cfg=None))', 'does not say where the frozen weights are'),
         ('rank', 'model = dict(backbone=dict(peft=dict(rank=2)))', 'was tuned with another peft'),
     ):

@@ -20,7 +20,7 @@ from mmengine.registry import HOOKS
 from PIL import Image
 
 from mmtr import apply_token_reduction
-from mmtr.checkpoints.files import read_checkpoint
+from mmtr.weights.files import read_checkpoint
 from tests.conftest import CLASSES, TOOLS
 
 

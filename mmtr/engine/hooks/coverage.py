@@ -7,10 +7,10 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 
-from mmtr.checkpoints.fit import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, start_from, uncovered
-from mmtr.checkpoints.tuned import put_in_frozen, weights_in
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
+from mmtr.weights.fit import Fit, PretrainedWatch, backbones, left_random, part_of, prefix_in, start_from, uncovered
+from mmtr.weights.tuned import put_in_frozen, weights_in
 from mmtr.words import some
 
 from .order import put_last

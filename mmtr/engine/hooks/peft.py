@@ -3,10 +3,10 @@
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
-from mmtr.checkpoints.tuned import check_pretrained, check_same_frozen, put_in_frozen, take_out_frozen
 from mmtr.errors import UserError
 from mmtr.peft.freezing import frozen_backbones, table
 from mmtr.registry import HOOKS
+from mmtr.weights.tuned import check_pretrained, check_same_frozen, put_in_frozen, take_out_frozen
 
 from .coverage import unwrap
 from .order import put_first, put_last

@@ -20,11 +20,11 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
 
-from mmtr.checkpoints.fit import Fit, uncovered
-from mmtr.checkpoints.tuned import META, weights_in
 from mmtr.errors import UserError
 from mmtr.peft.freezing import frozen_state
 from mmtr.registry import HOOKS
+from mmtr.weights.fit import Fit, uncovered
+from mmtr.weights.tuned import META, weights_in
 from mmtr.words import some
 
 from .coverage import unwrap

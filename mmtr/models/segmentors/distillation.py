@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmtr.checkpoints.fit import PretrainedWatch
 from mmtr.declared import Declared
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Kind, Number, Whole
+from mmtr.weights.fit import PretrainedWatch
 
 from .encoder_decoder import EncoderDecoder
 

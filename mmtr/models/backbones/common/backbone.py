@@ -8,8 +8,6 @@ from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from mmtr.checkpoints.fit import part_of, prefix_in, start_from
-from mmtr.checkpoints.tuned import complete, weights_in
 from mmtr.declared import Declared
 from mmtr.errors import UserError
 from mmtr.ops.attention import check_backend
@@ -17,6 +15,8 @@ from mmtr.peft import build_peft
 from mmtr.peft.freezing import freeze, frozen_modules
 from mmtr.reducers import BackboneInfo
 from mmtr.reducers.words import in_words
+from mmtr.weights.fit import part_of, prefix_in, start_from
+from mmtr.weights.tuned import complete, weights_in
 from mmtr.words import some
 
 from .arguments import STOCK

@@ -5,7 +5,6 @@ import math
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
 
-from mmtr.checkpoints.fit import part_of
 from mmtr.converters import swin as official
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import (
@@ -26,9 +25,12 @@ from mmtr.reducers.base import NOTHING
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Maybe, Number, Whole
+from mmtr.weights.fit import part_of
 
 from .layer import reducible_stage
 
+# How the names of what the model computes itself end.
+COMPUTED = ('attn_mask', 'position_index')
 # Values for each stage.
 _STAGES = dict(least=1, most=8)
 
@@ -180,7 +182,11 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         if official.is_official(state):
             state, _ = official.convert(state)
         own = self.state_dict()
-        state = {name: value for name, value in state.items() if name in own or not self.not_in_files(name)}
+        state = {
+            name: value
+            for name, value in state.items()
+            if (name in own or not self.not_in_files(name)) and not name.endswith(COMPUTED)
+        }
         for name in [name for name in state if name.endswith('relative_position_bias_table') and name in own]:
             sides = ((math.isqrt(len(table)) + 1) // 2 for table in (state[name], own[name]))
             state[name] = resize_relative_positions(state[name], *((side, side) for side in sides))
@@ -188,7 +194,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
 
     def not_in_files(self, name):
         """See ``TunableBackbone``; a classifier, norms of stages that are no output, and what the model computes."""
-        return name.startswith(('head.', 'norm')) or name.endswith(('attn_mask', 'position_index'))
+        return name.startswith(('head.', 'norm')) or name.endswith(COMPUTED)
 
 
 def _check_stages(
