@@ -1,4 +1,4 @@
-"""What is built from settings: checked by what ``mmtr/settings.py`` declares, and found by the ``type`` of a key."""
+"""What is built from settings: checked by what ``mmtr/settings/`` declares, and found by the ``type`` of a key."""
 
 import functools
 import inspect

@@ -11,17 +11,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmtr.analysis.compare import (
-    by_speed,
-    compare_on_test_data,
-    front_beyond_plain,
-    main_metric,
-    records,
-    table,
-    trade_offs,
-)
+from mmtr.analysis.compare import compare_on_test_data
 from mmtr.analysis.journal import Journal, made_with
 from mmtr.analysis.speed import machine
+from mmtr.analysis.trade_offs import by_speed, front_beyond_plain, main_metric, records, table, trade_offs
 from mmtr.cli import measuring
 from mmtr.config.files import read_reductions
 from mmtr.errors import UserError, command

@@ -6,10 +6,10 @@ from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 
 import mmtr  # noqa: F401
+from mmtr.checks.run_state import check_state
 from mmtr.cli import launch
 from mmtr.config.types import is_type
 from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_failure
-from mmtr.engine.hooks.resume import check_state
 from mmtr.errors import UserError, command, in_chain
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.journal import made_with
+from mmtr.analysis.judging import SPEED_OF, Judge
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tuning import SPEED_OF, Judge, Target, finished, fronts, import_optuna, open_study, ranked, search
+from mmtr.analysis.tuning import Target, finished, fronts, import_optuna, open_study, ranked, search
 from mmtr.cli import measuring
 from mmtr.config.files import inherited, with_reduction
 from mmtr.errors import UserError, command

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from mmengine.config import Config
 from mmengine.registry.build_functions import build_from_cfg
 
+from mmtr.checks.model_config import type_of
 from mmtr.errors import UserError
 from mmtr.words import some
 
-from .config import nearest, type_of
+from .config import nearest
 
 _UNEXPECTED = re.compile(r"got an unexpected keyword argument '(\w+)'")
 _MISSING = re.compile(r'(?:(\w+)\.)?\w+\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)')

@@ -3,10 +3,9 @@
 import json
 import os.path as osp
 
+from mmtr.config.types import type_name
 from mmtr.errors import UserError
 from mmtr.words import some
-
-from .config import type_name
 
 
 def check_coco(kind, settings, path, folders, listed):

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmtr.config.types import type_name
+from mmtr.checks.model_config import check_head, check_sizes, check_test_cfg, inner_model, segmentation_heads, type_of
 from mmtr.errors import UserError
 from mmtr.settings import closest
 
@@ -46,12 +46,6 @@ OLD_LOADER_KEYS = dict(samples_per_gpu='batch_size', workers_per_gpu='num_worker
 # mmsegmentation 0.x and mmdetection 2.x.
 OLD_KEYS = ('data', 'runner', 'lr_config', 'optimizer_config', 'checkpoint_config', 'log_config', 'evaluation')
 IOU_METRICS = dict(mIoU=('mIoU', 'mAcc'), mDice=('mDice', 'mAcc'), mFscore=('mFscore', 'mPrecision', 'mRecall'))
-#: What to write in place of a head's ``num_classes=1``.
-TWO_CLASSES = (
-    'background and foreground are two classes: set num_classes=2, out_channels=1 and '
-    "loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True), which has the same weights, and "
-    "metainfo=dict(classes=('background', ...)) of the data sets"
-)
 COCO_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
@@ -81,30 +75,11 @@ def check_config(cfg, loaders):
         _check_annotations(cfg, name)
     model = inner_model(cfg.get('model'))
     for key, head in segmentation_heads(model):
-        _check_head(key, head, model)
+        check_head(key, head, model)
     if model.get('decode_head'):
-        _check_test_cfg(model)
+        check_test_cfg(model)
     if 'train_dataloader' in loaders and type_of(model.get('data_preprocessor')) == 'SegDataPreProcessor':
-        _check_sizes(model['data_preprocessor'])
-
-
-def type_of(cfg) -> str:
-    """The name of the class of a config, or of None: ''."""
-    return type_name(cfg['type']) if isinstance(cfg, dict) and cfg.get('type') else ''
-
-
-def inner_model(model) -> dict:
-    """The model within test-time augmentation, or as it is."""
-    return (model or {}).get('module') or model or {}
-
-
-def segmentation_heads(model):
-    """(key, config) of each head of a segmentor."""
-    for key in ('decode_head', 'auxiliary_head'):
-        heads = model.get(key)
-        for i, head in enumerate(heads if isinstance(heads, (list, tuple)) else [heads]):
-            if isinstance(head, dict):
-                yield f'model.{key}.{i}' if isinstance(heads, (list, tuple)) else f'model.{key}', head
+        check_sizes(model['data_preprocessor'])
 
 
 def nearest(name, known) -> str:
@@ -266,64 +241,3 @@ def _check_annotations(cfg, name):
                 f'{evaluator} is an IoUMetric, and {name}.dataset.pipeline loads no label maps: put '
                 "dict(type='LoadAnnotations') after Resize, or set format_only=True."
             )
-
-
-def _check_head(key, head, model):
-    count, out = head.get('num_classes'), head.get('out_channels')
-    if not count or 'channels' not in head:  # one of another making, such as Mask2Former's or of depth
-        return
-    if count == 1:
-        raise UserError(f'{key}.num_classes=1, but {TWO_CLASSES}.')
-    if out not in (None, 1, count):
-        raise UserError(f'{key}.out_channels={out} must be num_classes={count}, or 1 for background and foreground.')
-    losses = head.get('loss_decode') or {}
-    for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
-        if type_of(loss) != 'CrossEntropyLoss':
-            continue
-        weights, sigmoid = loss.get('class_weight'), loss.get('use_sigmoid', False)
-        if out == 1 and not sigmoid:
-            raise UserError(f'{key}.out_channels=1 needs loss_decode.use_sigmoid=True.')
-        if isinstance(weights, (list, tuple)) and not sigmoid and len(weights) != count:
-            raise UserError(
-                f'{key}.loss_decode.class_weight has {len(weights)} weights for num_classes={count}: give one a class.'
-            )
-        if isinstance(weights, (list, tuple)) and sigmoid and len(weights) > 1:
-            raise UserError(
-                f'{key}.loss_decode has use_sigmoid=True and {len(weights)} weights in class_weight, which '
-                'mmsegmentation takes for weights of the columns of a picture: set use_sigmoid=False.'
-            )
-    ignored = head.get('ignore_index', 255)
-    preprocessor = model.get('data_preprocessor') or {}
-    if type_of(preprocessor) == 'SegDataPreProcessor' and preprocessor.get('seg_pad_val', 255) != ignored:
-        raise UserError(
-            f'model.data_preprocessor.seg_pad_val={preprocessor.get("seg_pad_val", 255)} pads label maps '
-            f'with what {key}.ignore_index={ignored} does not ignore: set both to one value.'
-        )
-
-
-def _check_test_cfg(model):
-    test = model.get('test_cfg') or {}
-    mode = test.get('mode')
-    if mode not in ('whole', 'slide'):
-        raise UserError(f"model.test_cfg.mode={mode!r} must be 'whole', or 'slide' with crop_size and stride.")
-    if mode == 'whole':
-        return
-    for key in ('crop_size', 'stride'):
-        if not isinstance(test.get(key), (list, tuple)) or len(test[key]) != 2:
-            raise UserError(
-                f"model.test_cfg.mode='slide' needs {key}=(height, width) in pixels, not {test.get(key)!r}."
-            )
-    if any(step > size for step, size in zip(test['stride'], test['crop_size'])):
-        raise UserError(
-            f'model.test_cfg.stride={tuple(test["stride"])} is larger than crop_size='
-            f'{tuple(test["crop_size"])}, which leaves pixels out: make it smaller, such as two thirds.'
-        )
-
-
-def _check_sizes(preprocessor):
-    size, divisor = preprocessor.get('size'), preprocessor.get('size_divisor')
-    if (size is None) == (divisor is None):
-        raise UserError(
-            f'model.data_preprocessor has size={size} and size_divisor={divisor}: training needs one of '
-            'them, size as the crop_size of the training pipeline.'
-        )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS
 
+from mmtr.checks.model_config import inner_model
 from mmtr.config.types import type_name
 from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
 from mmtr.errors import UserError
 
 from .building import in_words_of
 from .coco import check_classes, check_coco
-from .config import inner_model
 from .masks import check_masks, check_reduction
 
 PAGE = 'docs/datasets.md'

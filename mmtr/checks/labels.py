@@ -1,8 +1,7 @@
 """Labels must be classes."""
 
+from mmtr.checks.model_config import TWO_CLASSES
 from mmtr.errors import UserError
-
-from .config import TWO_CLASSES
 
 #: What an image of so many channels is.
 CHANNELS = {2: 'grey with alpha', 3: 'colour', 4: 'colour with alpha'}

@@ -6,9 +6,9 @@ from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
 
+from mmtr.checks.model_config import segmentation_heads, type_of
 from mmtr.errors import UserError
 
-from .config import segmentation_heads, type_of
 from .labels import check_labels, check_shape
 
 # Whose transforms turn no colours into labels.

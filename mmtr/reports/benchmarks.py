@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from mmtr.analysis.compare import main_metric, table
+from mmtr.analysis.trade_offs import main_metric, table
 from mmtr.errors import UserError
 from mmtr.words import markdown_rows
 

@@ -14,9 +14,9 @@ import yaml
 from mmengine.config import Config
 from torch import nn
 
-from mmtr.analysis.compare import main_metric
 from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.shapes import ShapesOnly
+from mmtr.analysis.trade_offs import main_metric
 from mmtr.config.files import load_config
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model

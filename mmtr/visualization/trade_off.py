@@ -9,7 +9,7 @@ from matplotlib.markers import CARETDOWN
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
-from mmtr.analysis.compare import front_beyond_plain, pareto_front, trade_offs
+from mmtr.analysis.trade_offs import front_beyond_plain, pareto_front, trade_offs
 
 #: One colour and one marker a method: told apart in grey as well. Okabe and Ito's colours, then darker ones.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F4F24', '#5B3A9E', '#8A8D00')

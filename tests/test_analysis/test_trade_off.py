@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmtr.analysis.compare import by_speed, front_beyond_plain, pareto_front, table, trade_offs
+from mmtr.analysis.trade_offs import by_speed, front_beyond_plain, pareto_front, table, trade_offs
 from mmtr.visualization import trade_off
 from mmtr.visualization.trade_off import draw_trade_off
 

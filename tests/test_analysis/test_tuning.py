@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from mmtr.analysis import tuning
-from mmtr.analysis.tuning import Images, Outcome, Target, finished, fronts, open_study, ranked, search
+from mmtr.analysis.judging import Images, Outcome
+from mmtr.analysis.tuning import Target, finished, fronts, open_study, ranked, search
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneInfo
 

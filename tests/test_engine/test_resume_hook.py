@@ -12,8 +12,9 @@ from mmengine.optim import OptimWrapper, PolyLR
 from mmengine.runner import Runner
 from torch.optim import SGD, AdamW
 
+from mmtr.checks.run_state import check_state
 from mmtr.engine.hooks import CheckpointHook, resume
-from mmtr.engine.hooks.resume import check_fits, check_state
+from mmtr.engine.hooks.resume import check_fits
 from mmtr.errors import UserError
 from mmtr.weights.files import check_checkpoint, read_checkpoint
 from tests.conftest import RUNS, draw_data, segmenter_cfg

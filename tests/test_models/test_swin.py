@@ -201,9 +201,7 @@ def test_weights_of_another_swin_are_refused(tmp_path):
     del state['stages.1.blocks.0.norm1.weight']
     torch.save(state, tmp_path / 'swin.pth')
     model = SwinTransformer(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth')))
-    with pytest.raises(
-        UserError, match=r"swin.pth' is not of this SwinTransformer: it differs in \d+ weights .*norm1.weight"
-    ):
+    with pytest.raises(UserError, match=r'is not of this SwinTransformer: it differs in \d+ weights .*norm1.weight'):
         model.init_weights()
 
 

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 import mmtr.analysis.tuning
-from mmtr.analysis.tuning import Judge
+from mmtr.analysis.judging import Judge
 from mmtr.inference.model import build_model
 from tests.conftest import TOOLS, draw_scenes
 

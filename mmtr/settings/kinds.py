@@ -1,50 +1,8 @@
-"""What a setting may be: declared once, as the annotation of its argument.
+"""The kinds of settings: numbers, choices, layers, lists of these."""
 
-``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Maybe(Span()) = None)`` in a ``Declared`` class (see
-``mmtr/declared.py``) is all: values are checked when a thing is built, the tables of the docs are written from it, and
-tests draw from it.
-"""
-
-import difflib
 from numbers import Integral, Real
-from typing import Callable, Optional
 
-from mmengine.registry import Registry
-
-from mmtr.errors import UserError
-
-
-class Unfit(ValueError):
-    """A value is not what was declared."""
-
-
-class Setting:
-    """What a setting may be.
-
-    ``depth`` is the number of layers of what the setting is for, where that is known.
-    """
-
-    def words(self, depth: Optional[int] = None) -> str:
-        """To follow "must be"."""
-        raise NotImplementedError
-
-    def take(self, value, depth: Optional[int] = None):
-        """The value as code gets it: a Python number, a tuple for a list; raises ``Unfit``."""
-        raise NotImplementedError
-
-    def check(self, key: str, value, depth: Optional[int] = None):
-        """As ``take``; raises a ``UserError`` that names ``key``."""
-        try:
-            return self.take(value, depth)
-        except Unfit:
-            raise UserError(f'{key}={shown(value)} must be {self.words(depth)}{self._written(value, depth)}.') from None
-
-    def _written(self, value, depth):
-        """How what was meant is written, for a whole number with a point: 1.0 could also be a share."""
-        try:
-            return f', written {self.take(int(value), depth)}' if isinstance(value, float) and value % 1 == 0 else ''
-        except Unfit:
-            return ''
+from .base import Setting, Unfit
 
 
 class Either(Setting):
@@ -294,76 +252,10 @@ class OneOrMore(Listed):
         return super().take(value, depth) if isinstance(value, (list, tuple)) else self.of.take(value, depth)
 
 
-class Config(Setting):
-    """``dict(type=..., ...)`` of something that ``registry`` knows.
-
-    Args:
-        fits: Of the class that is named.
-        noun: What it is, for words.
-    """
-
-    def __init__(self, registry: Registry, fits: Callable[[type], bool], noun: str):
-        self.registry, self.fits, self.noun = registry, fits, noun
-
-    def words(self, depth=None):
-        """See ``Setting``."""
-        return f"dict(type='...', ...) of {self.noun}"
-
-    def take(self, value, depth=None):
-        """See ``Setting``."""
-        kind = value.get('type') if isinstance(value, dict) else None
-        kind = self.registry.get(kind) if isinstance(kind, str) and kind else kind
-        if not isinstance(kind, type) or not self.fits(kind):
-            raise Unfit
-        return value
-
-
-class Kind(Setting):
-    """An instance of some Python types, which others look into.
-
-    Args:
-        types: Those.
-        noun: What they are, for words.
-    """
-
-    def __init__(self, *types, noun):
-        self.types, self.noun = types, noun
-
-    def words(self, depth=None):
-        """See ``Setting``."""
-        return self.noun
-
-    def take(self, value, depth=None):
-        """See ``Setting``."""
-        if not isinstance(value, self.types):
-            raise Unfit
-        return value
-
-
 SHARE = Number(least=0, below=1, noun='a share')
 PROBABILITY = Number(least=0, below=1, noun='a probability')
 COSINE = Number(least=-1, most=1, noun='a cosine similarity')
 SEED = Whole(0, 2**31 - 1)
-
-
-def nearest(name, names) -> str:
-    """What to say after a misspelt name; nothing where none of ``names`` is like it."""
-    like = closest(name, names)
-    return f', the nearest is {like!r}' if like else ''
-
-
-def closest(name, names) -> Optional[str]:
-    """The one of ``names`` that is most like a misspelt ``name``; None where none is."""
-    return next(iter(difflib.get_close_matches(str(name), list(names), 1)), None)
-
-
-def shown(value) -> str:
-    """A value in a sentence: on one line, and not too long."""
-    try:
-        text = ' '.join(repr(value).split())
-    except ValueError:  # Python writes no number of thousands of digits
-        text = f'a {type(value).__name__}'
-    return text if len(text) <= 80 else f'{text[:77]}...'
 
 
 def _items(value, least, most, of, depth=None):
