@@ -17,7 +17,7 @@ from contextlib import nullcontext
 import torch
 from mmengine import ProgressBar
 
-from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
+from mmtr.analysis.flops import count_flops, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
 from mmtr.cli.measuring import add_machine, check_file, positive, use_machine
 from mmtr.config.files import add_options, add_token_reduction, load_config, merge_options, with_reduction
@@ -26,24 +26,12 @@ from mmtr.errors import UserError, command
 from mmtr.files import write_text
 from mmtr.inference.model import build_model, image_channels, read_weights
 from mmtr.reducers.base import TokenReducer
-from mmtr.words import aligned_rows
+from mmtr.reports.speed import notes, table
 
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
 # The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
 REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore', 'give_back')
-COLUMNS = (
-    'config',
-    'ms/image',
-    'quartiles',
-    'images/s',
-    'GFLOPs',
-    'M params',
-    'peak MB',
-    'speed-up',
-    'x GFLOPs',
-    'x memory',
-)
 
 
 def parse_args():
@@ -227,47 +215,6 @@ def measure(args, names, models, kept):
 def reduces(backbone):
     """Whether ``backbone`` has a reducer that does something."""
     return type(getattr(backbone, 'token_reducer', None)) not in (type(None), TokenReducer)
-
-
-def table(results):
-    """Results of one part as aligned text."""
-    rows = [COLUMNS]
-    for r in results:
-        low, high = r['ms_per_image_quartiles']
-        rows.append(
-            (
-                r['config'],
-                f'{r["ms_per_image"]:.1f}',
-                f'{low:.1f}-{high:.1f}',
-                f'{r["images_per_second"]:.2f}',
-                f'{r["gflops"]:.2f}',
-                f'{r["parameters"] / 1e6:.2f}',
-                f'{r["peak_memory_bytes"] / 1e6:.1f}',
-                f'{r["speed_up"]:.2f}x',
-                f'{r["gflops_ratio"]:.3f}',
-                f'{r["memory_ratio"]:.3f}',
-            )
-        )
-    return aligned_rows(rows)
-
-
-def notes(results):
-    """What a reader must know beside the table of one part, one line each."""
-    for r in results:
-        if r['tokens_per_layer']:
-            yield f'{r["config"]}: tokens per layer {schedule_in_words(r["tokens_per_layer"])}'
-        if r['reducer_share'] is not None:
-            yield f'{r["config"]}: reducer {r["reducer_share"]:.1%} of the forward pass'
-        if r['uncounted']:
-            yield (
-                f'{r["config"]}: not in GFLOPs: '
-                + ', '.join(f'{operator} x{n}' for operator, n in r['uncounted'].items())
-            )
-        if r['own_weights']:
-            yield (
-                f'{r["config"]}: {len(r["own_weights"])} tensors with random weights of its own, such as '
-                f'{r["own_weights"][0]}'
-            )
 
 
 def names_of(specs):
