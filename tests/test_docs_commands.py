@@ -155,7 +155,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, data):
     """What looks like a checkout with data, into which commands may write; configs are read small."""
-    for folder in ('configs', 'tools', 'demo', 'docs', 'docs/results', 'requirements'):
+    for folder in ('configs', 'tools', 'demo', 'docs', 'docs/results', 'experiments', 'requirements'):
         (tmp_path / folder).mkdir()
         for path in (ROOT / folder).iterdir():
             if path.suffix != '.json' and path.name not in ('data', 'results', 'output'):
@@ -230,7 +230,7 @@ class Commands:
             exec(args[args.index('-c') + 1], {})
         elif script == '-m' and args[0] in ('mmtr', 'pytest', 'venv'):
             getattr(self, f'm_{args[0]}')(args[1:], far)
-        elif script.startswith('docs/results/'):
+        elif script.startswith('experiments/'):
             check_imports(Path(script).read_text())
         elif script == 'demo/draw_scenes.py':  # tests/test_demo draws some
             self.monkeypatch.syspath_prepend(str(ROOT / 'demo'))

@@ -2,7 +2,7 @@
 
 python demo/draw_scenes.py --train 200
 python demo/draw_scenes.py --seed 1 --train 0 --val 200 --out demo/data/scenes-1
-python docs/results/demo_choice.py
+python experiments/demo_choice.py
 
 What is chosen is then measured on the demo's own scenes, and on 200 that nobody has seen. In brackets: the difference
 from plain, and its 95 % interval by a paired bootstrap over the images.

@@ -1,6 +1,6 @@
 """Choose each method's setting on training images, and report what is chosen on validation images.
 
-python docs/results/chosen_on_training.py CONFIG CHECKPOINT REDUCTIONS.py SPEEDS.json [--images N]
+python experiments/chosen_on_training.py CONFIG CHECKPOINT REDUCTIONS.py SPEEDS.json [--images N]
 
 REDUCTIONS.py is as of tools/compare.py, whose SPEEDS.json says how much faster each setting makes the encoder. For each
 speed the setting with the best mIoU on N training images (evenly spaced; the config's training folders, without

@@ -1,7 +1,7 @@
 """The whole test step with the labels of mmtr.EncoderDecoder and with mmseg's, in turns in one process; do they differ?
 
-python docs/results/test_step.py CONFIG CHECKPOINT        on the config's test images (--cfg-options says where)
-python docs/results/test_step.py CONFIG --shape 640 640   of random weights, on noise
+python experiments/test_step.py CONFIG CHECKPOINT        on the config's test images (--cfg-options says where)
+python experiments/test_step.py CONFIG --shape 640 640   of random weights, on noise
 """
 
 import argparse

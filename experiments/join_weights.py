@@ -4,7 +4,9 @@ import sys
 
 import torch
 
-weights, heads = (torch.load(path, map_location='cpu', weights_only=False)['state_dict'] for path in sys.argv[1:3])
+from mmtr.weights.files import read_checkpoint
+
+weights, heads = (read_checkpoint(path)['state_dict'] for path in sys.argv[1:3])
 torch.save(
     dict(
         state_dict={

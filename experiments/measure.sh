@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/benchmarks.md reports, in order of importance; what is there already is not measured again.
 # CAMVID: a trained checkpoint of configs/segmenter_vit-t_camvid.py. Two hours on 2 quiet cores.
-cd "$(dirname "$0")/../.." || exit 1
+cd "$(dirname "$0")/.." || exit 1
 CAMVID=${CAMVID:-checkpoints/segmenter_vit-t_camvid.pth}
 PYTHON=${PYTHON:-python}
 R=docs/results

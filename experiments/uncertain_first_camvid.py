@@ -1,6 +1,6 @@
 """See uncertain_first.py."""
 
-_base_ = '../../configs/segmenter_vit-t_finetune_camvid.py'
+_base_ = '../configs/segmenter_vit-t_finetune_camvid.py'
 custom_imports = dict(imports=['mmtr', 'uncertain_first'])
 model = dict(
     type='UncertainFirst',
