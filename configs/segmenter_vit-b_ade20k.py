@@ -1,9 +1,2 @@
-_base_ = ['./_base_/models/segmenter_vit-b.py', 'mmseg::_base_/datasets/ade20k.py', './_base_/segmenter_160k.py']
-crop_size = (512, 512)
-model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(img_size=crop_size),
-    decode_head=dict(num_classes=150),
-    test_cfg=dict(crop_size=crop_size, stride=(480, 480)),
-)
-train_dataloader = dict(batch_size=1)
+_base_ = ['./_base_/models/segmenter_vit-b.py', './_base_/segmenter/ade20k.py']
+model = _base_.segmenter

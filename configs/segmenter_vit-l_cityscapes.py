@@ -1,13 +1,2 @@
-_base_ = [
-    './_base_/models/segmenter_vit-l.py',
-    'mmseg::_base_/datasets/cityscapes_768x768.py',
-    './_base_/segmenter_160k.py',
-]
-crop_size = (768, 768)
-model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(img_size=crop_size),
-    decode_head=dict(num_classes=19),
-    test_cfg=dict(crop_size=crop_size, stride=(512, 512)),
-)
-train_dataloader = dict(batch_size=1)
+_base_ = ['./_base_/models/segmenter_vit-l.py', './_base_/segmenter/cityscapes.py']
+model = _base_.segmenter

@@ -1,13 +1,2 @@
-_base_ = [
-    './_base_/models/segmenter_vit-t.py',
-    'mmseg::_base_/datasets/pascal_context.py',
-    './_base_/segmenter_160k.py',
-]
-crop_size = (480, 480)
-model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(img_size=crop_size),
-    decode_head=dict(num_classes=60),
-    test_cfg=dict(crop_size=crop_size, stride=(320, 320)),
-)
-train_dataloader = dict(batch_size=1)
+_base_ = ['./_base_/models/segmenter_vit-t.py', './_base_/segmenter/pascal-context.py']
+model = _base_.segmenter
