@@ -4,11 +4,13 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmtr import UserError
 from mmtr.reducers import BackboneInfo, build_token_reducer
-from mmtr.registry import PEFTS, TOKEN_REDUCERS
+from mmtr.registry import MODELS, PEFTS, TOKEN_REDUCERS
 
+from .test_models import test_attention_contract as attention_contract
 from .test_reducers import test_contract as contract
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +61,48 @@ def test_the_documented_method_keeps_every_promise(documented_method):
             check(cfg, backbone)
 
 
+@pytest.fixture
+def documented_host(monkeypatch):
+    """Function that builds the host that docs/add_a_host.md adds, in small; it is registered for one test."""
+    names = {}
+    for block in re.findall(r'```python\n(.*?)```', (ROOT / 'docs/add_a_host.md').read_text(), re.S):
+        exec(block, names)
+
+    def build(cfg, patch_size=16, with_cls_token=True, **kwargs):
+        torch.manual_seed(0)
+        small = dict(img_size=(64, 96), embed_dims=32, num_layers=4, num_heads=4, out_indices=(1, 3))
+        more = dict(patch_size=patch_size, with_cls_token=with_cls_token, token_reduction=cfg)
+        return contract.filled(MODELS.build(dict(type='mmtr.SinCosViT', **small, **more, **kwargs)))
+
+    yield build
+    MODELS._module_dict.pop('SinCosViT')
+
+
+@pytest.mark.parametrize('name', sorted(TOKEN_REDUCERS.module_dict))
+def test_every_method_works_on_the_documented_host(documented_host, name):
+    cfg = dict(type=name)
+    contract.test_heads_receive_the_full_grid(cfg, documented_host, 57, 130, 16, True)
+    for check in (
+        contract.test_prefix_tokens_are_never_reduced,
+        contract.test_an_image_does_not_depend_on_its_batch,
+        contract.test_nothing_to_reduce_is_the_plain_model,
+        contract.test_token_schedule_is_what_the_layers_see,
+        contract.test_checkpointing_changes_no_gradient,
+    ):
+        check(cfg, documented_host)
+
+
+def test_the_documented_host_keeps_the_attention_contract(documented_host):
+    for check in (
+        attention_contract.test_a_branch_is_its_parts,
+        attention_contract.test_a_bias_joins_in,
+        attention_contract.test_fewer_tokens_stand_where_they_stood,
+    ):
+        check(documented_host)
+    model = documented_host(None, peft=dict(type='LoRA', targets='.*'))
+    assert {name for layer in model.peft.layers for name in layer} == {'qkv', 'proj', 'fc1', 'fc2'}
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r'\]\((?!https?:)([^)#]+)', page.read_text()):
@@ -67,7 +111,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page):
-    pattern = r'(?:configs|tools|demo|docs|requirements)/[\w./-]+\.(?:py|sh|md|txt|pth)'
+    pattern = r'(?:configs|tools|demo|docs|experiments|requirements)/[\w./-]+\.(?:py|sh|md|txt|pth)'
     for name in re.findall(pattern, page.read_text()):
         assert (ROOT / name).exists() or 'add_a_method' in page.name, name
 

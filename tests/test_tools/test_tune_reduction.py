@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-import mmtr.analysis.tuning
+import mmtr.analysis.judging
 from mmtr.analysis.judging import Judge
 from mmtr.inference.model import build_model
 from tests.conftest import TOOLS, draw_scenes
@@ -37,7 +37,7 @@ def tune(monkeypatch, capsys):
     """Function that runs tools/tune_reduction.py on that clock; gives its exit status, stdout and stderr."""
 
     def run(*args):
-        monkeypatch.setattr(mmtr.analysis.tuning, 'Judge', TokenClock)
+        monkeypatch.setattr(mmtr.analysis.judging, 'Judge', TokenClock)
         monkeypatch.setattr(sys, 'argv', ['tune_reduction.py', *map(str, args)])
         capsys.readouterr()
         status = 0
