@@ -90,7 +90,7 @@ def _reducible(model, attn_backend, failure):
         own = [kind for kind in MODELS.module_dict.values() if issubclass(kind, TunableBackbone)]
         raise UserError(
             f'{failure} in a {found.__name__} of {found.__module__.partition(".")[0]}: use a model with '
-            f'a backbone of these: {backbones_in_words(own)}.'
+            f'the backbone {backbones_in_words(own)}.'
         )
     return model, backbones
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os.path as osp
 import sys
+from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
@@ -88,7 +89,8 @@ def main():
     for line in reductions_in_words(model):
         print(line, file=sys.stderr)
     # The file gets its name when it has passed the check.
-    with written_whole(args.out) as unchecked:
+    with written_whole(args.out) as partial:
+        unchecked = Path(partial)
         export.export_onnx(model, unchecked, shape)
         run = export.session(unchecked).run
         differences = export.compare_with_onnx(model, run, images)
