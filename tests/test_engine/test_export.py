@@ -84,11 +84,8 @@ def images(count=3):
 
 
 @needs_onnx
-@pytest.mark.parametrize(
-    'token_reduction',
-    [pytest.param(cfg, marks=[pytest.mark.slow] * (cfg != dict(type='TokenAdapter'))) for cfg in EXPORTED],
-    ids=str,
-)
+@pytest.mark.slow  # the tool's tests export every day
+@pytest.mark.parametrize('token_reduction', EXPORTED, ids=str)
 def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
     model = segmentor(token_reduction)
     export.export_onnx(model, tmp_path / 'a.onnx', SHAPE)

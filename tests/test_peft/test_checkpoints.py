@@ -314,7 +314,8 @@ def deploy(*args):
     runpy.run_path(str(TOOLS / 'deploy_model.py'))['main'](list(map(str, args)))
 
 
-@pytest.mark.parametrize('peft', [dict(type='LoRA', targets='.*'), pytest.param(DAR, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('peft', [dict(type='LoRA', targets='.*'), DAR], ids=str)
 def test_deployed_file_is_whole_and_needs_no_base(formatted, tuned, tool, tmp_path, peft):
     tuned.model.backbone.peft = peft
     tuned.custom_hooks = []

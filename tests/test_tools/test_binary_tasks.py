@@ -61,6 +61,7 @@ def logged(folder):
     ]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_testing_prints_every_measure(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     losses = [line['loss'] for line in logged(tmp_path / 'work') if 'loss' in line]
