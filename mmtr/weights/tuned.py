@@ -19,10 +19,7 @@ _SAMPLES = 16
 
 def weights_in(checkpoint: dict) -> dict[str, Tensor]:
     """The state dict in a checkpoint, or that it is, without the prefix of data-parallel training."""
-    inside = next(
-        (checkpoint[key] for key in ('state_dict', 'model') if isinstance(checkpoint.get(key), dict)), checkpoint
-    )
-    return {name.removeprefix('module.'): value for name, value in inside.items()}
+    return {name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()}
 
 
 def fingerprint(state: dict[str, Tensor]) -> dict[str, Tensor]:

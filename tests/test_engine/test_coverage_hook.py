@@ -36,6 +36,13 @@ def test_a_checkpoint_of_the_model_passes_also_from_a_parallel_run(model):
     check(model, {f'module.{name}': value for name, value in model.state_dict().items()})
 
 
+def test_weights_that_a_runner_does_not_look_for_cover_nothing(model):
+    # mmengine looks under state_dict, or takes the file as it is: of this one it would load nothing.
+    runner = SimpleNamespace(model=model, _load_from='some.pth')
+    with pytest.raises(UserError, match='does not cover the model'):
+        CheckpointCoverageHook().after_load_checkpoint(runner, {'model': model.state_dict()})
+
+
 def test_counters_of_batch_norm_do_not_matter(model):
     state = {name: value for name, value in model.state_dict().items() if 'num_batches' not in name}
     check(model, state)

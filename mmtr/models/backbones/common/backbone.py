@@ -47,7 +47,7 @@ class TunableBackbone(Declared):
         raise NotImplementedError
 
     def make_tunable(self, attn_backend: str, token_reduction=None, peft=None) -> None:
-        """Last, when a backbone is built of stock layers: turn these into ours, then set both keys."""
+        """Last, when a backbone is built: turn stock layers, if it has any, into ours, then set both keys."""
         check_backend(attn_backend)
         self._make_reducible(attn_backend)
         self.set_token_reduction(token_reduction)
@@ -115,7 +115,10 @@ class TunableBackbone(Declared):
             UserError: The file cannot be read, or would leave something random or unused.
         """
         path, prefix = self.pretrained_file, (self.init_cfg.get('prefix') or '').rstrip('.')
-        whole = weights_in(CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent'))
+        file = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        # Official releases keep their weights under 'model'. No runner looks there, so weights_in does not either.
+        inside = file.get('model')
+        whole = weights_in(inside if 'state_dict' not in file and isinstance(inside, dict) else file)
         state = self._fitted(part_of(whole, prefix), path)
         state = {name: value for name, value in state.items() if not name.startswith('token_reducer.')}
         own = {name: value.shape for name, value in self.state_dict().items()}
