@@ -55,7 +55,8 @@ class Tokens:
 
     def forget(self, *names: str) -> 'Tokens':
         """A copy without these names in its memo."""
-        return self.replace(memo=MappingProxyType({k: v for k, v in self.memo.items() if k not in names}))
+        kept = {name: note for name, note in self.memo.items() if name not in names}
+        return self if len(kept) == len(self.memo) else self.replace(memo=MappingProxyType(kept))
 
     @property
     def prefix(self) -> Tensor:

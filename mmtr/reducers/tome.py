@@ -159,7 +159,7 @@ class ToMe(TokenReducer):
 
     def after_layer(self, i, tokens):
         """Forget the layer's matching."""
-        return tokens.forget('matching') if 'matching' in tokens.memo else tokens
+        return tokens.forget('matching')
 
     def token_schedule(self, grid, depth):
         """See ``TokenReducer``."""

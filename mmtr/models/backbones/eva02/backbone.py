@@ -27,7 +27,6 @@ from mmtr.models.backbones.common.arguments import (
     which_layers,
 )
 from mmtr.models.backbones.common.plain import ReducibleBackbone
-from mmtr.ops.attention import check_backend
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
 from mmtr.settings import PROBABILITY, Flag, Listed, Maybe, OneOrMore, Whole
@@ -111,7 +110,6 @@ class EVA02(ReducibleBackbone, BaseModule):
         window_layers = which_layers('window_layers', window_layers, num_layers)
         _check_windows(window_size, window_layers, with_cls_token)
         rates = _drop_path_rates(drop_path_rate, num_layers)
-        check_backend(attn_backend)
         norm_cfg = dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg
         self.with_cls_token, self.rope_grid = with_cls_token, rope_grid
         self.head_dims = embed_dims // num_heads
@@ -140,8 +138,7 @@ class EVA02(ReducibleBackbone, BaseModule):
             for i, rate in enumerate(rates)
         )
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
-        self.set_token_reduction(token_reduction)
-        self.set_peft(peft)
+        self.make_tunable(attn_backend, token_reduction, peft)
 
     def init_weights(self):
         """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""

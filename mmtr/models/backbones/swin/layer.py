@@ -55,8 +55,8 @@ class WindowAttentionAt(TokenAttention):
     def branch(self, x):
         """See ``TokenAttention``; windows are projected one size at a time, in batches, as stock has it."""
         # Padding is zeros after the norm, as stock has it.
-        x = F.pad(x, (0, 0, 0, 1)) if self.layout.padded else x
-        parts = gather_pieces(x, self.layout.positions)
+        padded = F.pad(x, (0, 0, 0, 1)) if self.layout.padded else x
+        parts = gather_pieces(padded, self.layout.positions)
         groups = [(*self._projected(part), bias) for part, bias in zip(parts, self._biases())]
         return self.within(groups, x.shape[1])
 
