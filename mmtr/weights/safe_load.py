@@ -1,7 +1,7 @@
 """Reading what ``torch.save`` wrote as data: tensors, plain values, and the few classes in mmengine's checkpoints.
 
 Since torch 2.6, ``torch.load(weights_only=True)`` is all that it takes. Before, that knew no class but torch's own and
-ran the code of TorchScript files (CVE-2025-32434); there ``mmtr/engine/unpickler.py`` reads, by the same list.
+ran the code of TorchScript files (CVE-2025-32434); there ``unpickler.py`` reads, by the same list.
 """
 
 from pickle import UnpicklingError
