@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from typing import Callable
+from collections.abc import Collection, Iterable
+from typing import Any, Callable, Union
 
 from mmengine.registry import Registry
 
@@ -44,7 +45,7 @@ class Declared:
         cls.__init__ = checked
 
 
-def declarations(of) -> dict[str, Setting]:
+def declarations(of: Union[type, inspect.Signature]) -> dict[str, Setting]:
     """What each setting of a ``Declared`` class, or of a signature, may be; of those that say so."""
     signature = of if isinstance(of, inspect.Signature) else inspect.signature(of)
     return {
@@ -54,7 +55,7 @@ def declarations(of) -> dict[str, Setting]:
     }
 
 
-def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
+def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given) -> Any:
     """Build what ``cfg``, the value of ``key``, names in ``registry``.
 
     Args:
@@ -82,7 +83,7 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
     return kind(**given, **settings)
 
 
-def refuse_unknown(what: str, names, allowed) -> None:
+def refuse_unknown(what: str, names: Iterable[str], allowed: Collection[str]) -> None:
     """Raise a ``UserError`` that names the nearest setting unless all ``names`` are ``allowed``."""
     for name in names:
         if name not in allowed:

@@ -38,17 +38,17 @@ class Chain(Undo):
     steps: tuple[Undo, ...]
 
     @property
-    def parts(self):
+    def parts(self) -> tuple[Undo, ...]:
         """See ``Undo``."""
         return self.steps
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         for step in reversed(self.steps):
             x = step.expand(x)
         return x
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``."""
         for step in reversed(self.steps):
             index = step.trace(index)
@@ -65,15 +65,15 @@ class Merged(Undo):
 
     slots: Tensor
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         return gather_tokens(x, self.slots)
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``."""
         return index.gather(1, self.slots)
 
-    def then(self, step):
+    def then(self, step: Undo) -> Undo:
         """See ``Undo``; two copies are one."""
         return Merged(step.slots.gather(1, self.slots)) if isinstance(step, Merged) else super().then(step)
 
@@ -88,11 +88,11 @@ class Assigned(Undo):
 
     assignment: Assignment
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         return eject(x, self.assignment)
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``; the token with the largest share."""
         return index.gather(1, self.assignment.slots())
 
@@ -117,12 +117,12 @@ class Dropped(Undo):
         # Behind these is what the others were fused into, if they were.
         return self.order.shape[1] - self.own.shape[1]
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         back = self.own if self.anchors is None else self.own + gather_tokens(x, self.anchors)
         return gather_tokens(torch.cat([x[:, : self._stayed()], back], 1), self.order)
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``; what has a value of its own alone stands for itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
@@ -141,15 +141,15 @@ class Change(Undo):
     residual: Tensor
 
     @property
-    def parts(self):
+    def parts(self) -> tuple[Undo, ...]:
         """Those of ``way``."""
         return self.way.parts
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         return self.way.expand(x) + self.residual
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``."""
         return self.way.trace(index)
 

@@ -1,5 +1,7 @@
 """How the auxiliary losses of a token reducer reach the runner."""
 
+from torch import Tensor
+
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
 from mmtr.reducers.auxiliary import Semantic, auxiliary_outputs
@@ -53,7 +55,7 @@ class ReductionLosses:
         if isinstance(task, Semantic) and getattr(head, 'ignore_index', None) is not None:
             task.ignore_index = head.ignore_index
 
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """As stock, and the reducer's."""
         with auxiliary_outputs() as outputs:
             losses = super().loss(inputs, data_samples)

@@ -8,7 +8,7 @@ from torch import Tensor
 _PRIME = 2**31 - 1
 
 
-def pseudo_random(n: int, seed: int, device) -> Tensor:
+def pseudo_random(n: int, seed: int, device: torch.device) -> Tensor:
     """Numbers from 0 to 1 that depend on position and ``seed`` alone: (n,).
 
     A hash of the position instead of a generator: it can be traced, compiled and exported. In whole numbers,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def cell_centres(grid: tuple[int, int], cells: tuple[int, int], device) -> Tensor:
+def cell_centres(grid: tuple[int, int], cells: tuple[int, int], device: torch.device) -> Tensor:
     """Raster position of the patch in the middle of each of (h, w) cells of an (H, W) grid: (h * w,)."""
     rows, columns = ((torch.arange(n, device=device) * 2 + 1) * size // (2 * n) for n, size in zip(cells, grid))
     return (rows.unsqueeze(1) * grid[1] + columns).flatten()

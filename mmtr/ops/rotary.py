@@ -8,7 +8,11 @@ from torch import Tensor
 
 
 def rotary_table(
-    grid: tuple[int, int], channels: int, reference: int, window: Optional[int] = None, device=None
+    grid: tuple[int, int],
+    channels: int,
+    reference: int,
+    window: Optional[int] = None,
+    device: Optional[torch.device] = None,
 ) -> Tensor:
     """Cosine and sine of the angles by which each position of a grid turns its channel pairs.
 

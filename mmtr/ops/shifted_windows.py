@@ -1,6 +1,7 @@
 """The windows of a grid that its tokens attend within, shifted or not (Swin, Liu et al., ICCV 2021, Sec. 3.2)."""
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,9 @@ def cut(length: int, window: int, shift: int = 0) -> dict[int, list[int]]:
     return pieces
 
 
-def piece_positions(rows: list[int], columns: list[int], size: tuple[int, int], width: int, device=None) -> Tensor:
+def piece_positions(
+    rows: list[int], columns: list[int], size: tuple[int, int], width: int, device: Optional[torch.device] = None
+) -> Tensor:
     """Raster positions of the tokens of all pieces that start at one of ``rows`` and one of ``columns``.
 
     Args:
@@ -45,7 +48,7 @@ def places(positions: Tensor, count: int) -> Tensor:
     return found.scatter(0, positions, torch.arange(len(positions), device=positions.device))[:-1]
 
 
-def relative_positions(window: tuple[int, int], device=None) -> Tensor:
+def relative_positions(window: tuple[int, int], device: Optional[torch.device] = None) -> Tensor:
     """Which entry of its relative position table each query and key of a (h, w) window have: (h, w, h, w).
 
     The table has an entry for each of (2 h - 1) * (2 w - 1) offsets.
@@ -93,7 +96,10 @@ class Windows:
 
 
 def make_windows(
-    grid: tuple[int, int], window: tuple[int, int], device=None, interpolation: str = 'bicubic'
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    device: Optional[torch.device] = None,
+    interpolation: str = 'bicubic',
 ) -> Windows:
     """The windows of a grid, which is padded at the bottom and on the right to a multiple of them.
 

@@ -4,8 +4,10 @@ import torch
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import PEFTS
 from mmtr.settings import PROBABILITY, Choice, Number, Whole
+from mmtr.tokens import Tokens
 
 from .base import PEFT
 
@@ -31,7 +33,7 @@ class Bottleneck(nn.Module):
         dropout: Probability.
     """
 
-    def __init__(self, channels, hidden, norm, dropout):
+    def __init__(self, channels: int, hidden: int, norm: str, dropout: float):
         super().__init__()
         self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
         self.down, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
@@ -56,7 +58,7 @@ class Scale(nn.Module):
         start: Its first value.
     """
 
-    def __init__(self, start):
+    def __init__(self, start: float):
         super().__init__()
         self.start = start
         self.weight = nn.Parameter(torch.empty(()))
@@ -87,7 +89,12 @@ class Adapter(PEFT):
     """
 
     def __init__(
-        self, backbone, bottleneck: HIDDEN = 72, norm: NORM = 'none', dropout: PROBABILITY = 0.0, scale: SCALE = 0.1
+        self,
+        backbone: BackboneInfo,
+        bottleneck: HIDDEN = 72,
+        norm: NORM = 'none',
+        dropout: PROBABILITY = 0.0,
+        scale: SCALE = 0.1,
     ):
         super().__init__(backbone)
         self.adapters = nn.ModuleList(
@@ -95,7 +102,7 @@ class Adapter(PEFT):
         )
         self.scales = nn.ModuleList(Scale(float(scale)) for _ in backbone.layer_dims)
 
-    def add_branch(self, i, x, tokens):
+    def add_branch(self, i: int, x: Tensor, tokens: Tokens) -> Tensor:
         """x + s Adapter(tokens)."""
         return x + self.scales[i](self._branch(i, tokens))
 

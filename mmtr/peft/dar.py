@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import PEFTS
 from mmtr.settings import PROBABILITY, Whole
 
@@ -19,7 +20,7 @@ class Compensator(nn.Module):
         norm: Where a LayerNorm is, ``none | in | out``.
     """
 
-    def __init__(self, channels, hidden, norm):
+    def __init__(self, channels: int, hidden: int, norm: str):
         super().__init__()
         self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
         # A 1x1 convolution is a linear layer of each token, and tokens need not be reordered for it.
@@ -65,7 +66,7 @@ class DAR(Adapter):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         bottleneck: HIDDEN = 72,
         compensator: Whole(1, 2**12) = 48,
         norm: NORM = 'none',

@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import PEFTS
 from mmtr.settings import PROBABILITY, Maybe, Number, OneOrMore, Text, Whole
 
@@ -23,7 +25,7 @@ class LowRank(nn.Module):
         dropout: Probability, of the inputs.
     """
 
-    def __init__(self, weight, rank, alpha, dropout):
+    def __init__(self, weight: Tensor, rank: int, alpha: float, dropout: float):
         super().__init__()
         self.down = nn.Linear(weight.shape[1], rank, bias=False)
         self.up = nn.Linear(rank, weight.shape[0], bias=False)
@@ -62,7 +64,7 @@ class LoRA(PEFT):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         rank: Whole(1, 2**12) = 8,
         alpha: Maybe(Number(above=0)) = None,
         dropout: PROBABILITY = 0.0,
@@ -72,7 +74,7 @@ class LoRA(PEFT):
         self.rank, self.alpha, self.dropout = rank, rank if alpha is None else alpha, dropout
         self.targets = (targets,) if isinstance(targets, str) else targets
 
-    def attach(self, layers):
+    def attach(self, layers: Sequence[nn.Module]) -> None:
         """See ``PEFT``; the layers say what linear ones they have."""
         linears = {(i, name): linear for i, layer in enumerate(layers) for name, linear in layer.linears().items()}
         chosen = set()
@@ -99,7 +101,7 @@ class LoRA(PEFT):
             for name, low_rank in each.items():
                 linears[i, name][0].register_forward_hook(low_rank.add_to)
 
-    def merged_state_dict(self, backbone):
+    def merged_state_dict(self, backbone: nn.Module) -> dict[str, Tensor]:
         """See ``PEFT``."""
         changes = {
             id(linears[name][1]): low_rank.change()

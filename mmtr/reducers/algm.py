@@ -1,7 +1,10 @@
 """ALGM: merge alike tokens, first within small windows, later across the image."""
 
+from typing import Any, Union
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.bipartite import adaptive_matching, threshold_matching
@@ -9,9 +12,10 @@ from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import COSINE, Choice, Layer, Maybe, Number, Whole
+from mmtr.tokens import Tokens
 from mmtr.undo import Merged
 
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
 
 
@@ -47,7 +51,7 @@ class ALGM(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         threshold: COSINE = 0.88,
         local_layer: Maybe(Layer(-1)) = 1,
         global_layer: Maybe(Layer(-1), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
@@ -78,7 +82,7 @@ class ALGM(TokenReducer):
         self.local_layer, self.global_layer = local_layer, global_layer
 
     @classmethod
-    def search_space(cls, trial, backbone):
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
         """See ``TokenReducer``."""
         local = trial.suggest_int('local_layer', 0, max(backbone.depth - 2, 0))
         later = trial.suggest_int('layers between', 1, max(backbone.depth - 1, 1))
@@ -89,11 +93,11 @@ class ALGM(TokenReducer):
             window=trial.suggest_int('window', 2, 4),
         )
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Local merging before layer ``local_layer``, global merging before ``global_layer``, from 0."""
         return tokens if self.released else self._after(i, tokens)
 
-    def between(self, i, tokens):
+    def between(self, i: int, tokens: Tokens) -> Tokens:
         """If released, in these layers counted from 1."""
         return self._after(i + 1, tokens) if self.released else tokens
 
@@ -118,12 +122,12 @@ class ALGM(TokenReducer):
         bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
         return tokens.remember(bias=None if bias is None else bias[:, None, None])
 
-    def attention(self, i, attn, x, tokens):
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """The layer's own, with padding hidden."""
         bias = tokens.memo.get('bias')
         return attn.branch(x) if bias is None else attn.attend(*attn.qkv(x), bias)
 
-    def token_schedule(self, grid, depth):
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """See ``TokenReducer``; the fewest tokens, those of an image of one colour."""
         schedule, n = [], grid[0] * grid[1]
         for i in range(depth):

@@ -1,7 +1,9 @@
 """From a forward pass to auxiliary losses: what a reducer notes, and how it is compared with the annotations."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ _OUTPUTS = ContextVar('auxiliary outputs of reducers', default=None)
 
 
 @contextmanager
-def auxiliary_outputs():
+def auxiliary_outputs() -> Iterator[dict[nn.Module, dict[str, Tensor]]]:
     """Context that yields a dict, filled by the reducers that are trained inside: reducer -> name -> tensor.
 
     So nothing stays on a module, and each thread sees its own.
@@ -55,11 +57,11 @@ class Task:
     field = ''
     loss_name = 'loss_ce'
 
-    def __init__(self, num_classes, grid):
+    def __init__(self, num_classes: int, grid: Optional[tuple[int, int]]):
         self.num_classes, self.grid = num_classes, grid
 
     @property
-    def num_queries(self):
+    def num_queries(self) -> int:
         """M."""
         return 1
 
@@ -94,7 +96,7 @@ class Semantic(Task):
     ignore_index = 255
 
     @property
-    def num_queries(self):
+    def num_queries(self) -> int:
         """M."""
         return self.grid[0] * self.grid[1]
 

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -115,7 +115,7 @@ class TokenReducer(BackbonePart):
         """What is known to speak against these settings in this backbone, in a sentence; mostly nothing."""
         return ''
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> 'TokenReducer':
         """As torch; one that learns says so where it is used before it has learnt."""
         if self.untaught and not mode:
             print_log(
@@ -132,7 +132,7 @@ class TokenReducer(BackbonePart):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
-    def search_space(cls, trial, backbone: BackboneInfo) -> dict:
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
         """Settings to try when they are searched for; any that are drawn must work. Here: the defaults alone.
 
         Args:
@@ -145,7 +145,7 @@ class TokenReducer(BackbonePart):
         """Before layer ``i``."""
         return tokens
 
-    def attention(self, i: int, attn, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """The attention branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
 
         With a dict beside it: what ``between`` finds in ``tokens.memo``.
@@ -229,7 +229,7 @@ class TokenReducer(BackbonePart):
         return group, tokens.undo.trace(tokens.index)
 
 
-def attend(reducer: TokenReducer, i: int, attn, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+def attend(reducer: TokenReducer, i: int, attn: Any, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
     """``reducer.attention``, and ``tokens`` with what it notes for ``between``."""
     found = reducer.attention(i, attn, x, tokens)
     out, notes = found if isinstance(found, tuple) else (found, {})

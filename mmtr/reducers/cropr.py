@@ -1,5 +1,7 @@
 """Token Cropr: tokens are ranked by queries that learn from auxiliary predictions of the task."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -8,8 +10,10 @@ from mmtr.ops.attention import attention
 from mmtr.ops.query_scores import NORM_EPS, query_scores, within_regions
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Flag, Letters, Maybe, Number, Whole
+from mmtr.tokens import Tokens
 
 from .auxiliary import TASKS, note_output
+from .base import BackboneInfo
 from .giving_back import RESTORE_DROPPED
 from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
@@ -27,7 +31,16 @@ class AuxiliaryHead(nn.Module):
         mlp_ratio: Width of the MLP's hidden layer over C; 0: no MLP.
     """
 
-    def __init__(self, channels, num_queries, num_classes, num_heads, projections, pre_norm, mlp_ratio):
+    def __init__(
+        self,
+        channels: int,
+        num_queries: int,
+        num_classes: int,
+        num_heads: int,
+        projections: Sequence[str],
+        pre_norm: bool,
+        mlp_ratio: float,
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.empty(num_queries, channels))
@@ -107,7 +120,7 @@ class Cropr(PruneReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         r: LEAVING = None,
         layers: LAYERS = None,
         multiple_of: MULTIPLE = None,
@@ -158,14 +171,14 @@ class Cropr(PruneReducer):
     def _name(i):
         return f'layer_{i:02}'
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """In training the auxiliary prediction from the tokens as they are; then as ``PruneReducer``."""
         if self.training and not self.deploy and i - 1 in self.layers:
             name = self._name(i - 1)
             note_output(self, name, self.heads[name](tokens.x.detach()))
         return super().before_layer(i, tokens)
 
-    def score(self, i, tokens):
+    def score(self, i: int, tokens: Tokens) -> Tensor:
         """The sum of the attention logits over heads and queries, (B, N), or the rank of that in its region."""
         name = self._name(i)
         scorer = self.scorers[name] if self.deploy else self.heads[name].scorer()
@@ -174,7 +187,7 @@ class Cropr(PruneReducer):
             return scores
         return within_regions(scores, tokens.positions, tokens.grid, self.region)
 
-    def losses(self, outputs, data_samples):
+    def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
         """One loss a module."""
         return (
             {}

@@ -1,16 +1,18 @@
 """DAR: the FFN of each layer runs on some of the tokens; attention sees all."""
 
 import math
+from typing import Callable, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.ops.selection import on_selected, straight_through
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import PROBABILITY, Number
+from mmtr.tokens import Tokens
 
 from .auxiliary import note_output
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -39,7 +41,7 @@ class DAR(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         target: Number(above=0, most=1, noun='a share') = 0.5,
         temperature: Number(least=1e-3) = 5.0,
         budget_weight: Number(least=0) = 2.0,
@@ -50,14 +52,14 @@ class DAR(TokenReducer):
         self.cut = math.log(threshold / (1 - threshold)) if threshold else -math.inf
         self.selectors = nn.ModuleList(nn.Conv2d(backbone.embed_dims, 1, 3, padding=1) for _ in range(backbone.depth))
 
-    def between(self, i, tokens):
+    def between(self, i: int, tokens: Tokens) -> Tokens:
         """Choose; the released code looks at the tokens as they are, not normalised."""
         logits = self.selectors[i](tokens.patches.transpose(1, 2).unflatten(2, tokens.grid)).flatten(1)
         selected = straight_through(logits, self.temperature) if self.training else logits > self.cut
         selected = torch.cat([selected.new_ones(len(logits), tokens.num_prefix), selected], 1)
         return tokens.remember(selected=selected)
 
-    def ffn(self, i, ffn, x, tokens):
+    def ffn(self, i: int, ffn: Callable[[Tensor], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
         """In training of all tokens, times 0 or 1; in evaluation of the chosen ones."""
         selected = tokens.memo['selected']
         if self.training:
@@ -65,13 +67,13 @@ class DAR(TokenReducer):
             return out * selected.to(out.dtype).unsqueeze(-1)
         return on_selected(ffn, x, selected)
 
-    def after_layer(self, i, tokens):
+    def after_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Note the share of each image: here, since ``between`` and ``ffn`` may run a second time, without losses."""
         if self.training:
             note_output(self, f'layer_{i:02}', tokens.memo['selected'][:, tokens.num_prefix :].mean(1))
         return tokens
 
-    def losses(self, outputs, data_samples):
+    def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
         """The budget loss; ``selected``, the share of all patches, is for the log."""
         if not outputs:
             return {}
@@ -82,7 +84,7 @@ class DAR(TokenReducer):
         )
 
     @torch.no_grad()
-    def calibrate(self, forward):
+    def calibrate(self, forward: Callable[[], object]) -> None:
         """Shift each selector's bias so that it chooses ``target`` of these patches, as one trained to its budget."""
         if self.cut == -math.inf:
             return
@@ -100,7 +102,7 @@ class DAR(TokenReducer):
             for hook in hooks:
                 hook.remove()
 
-    def token_map(self, tokens):
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """Chosen patches are unique, the others normal; each stands for itself."""
         if 'selected' not in tokens.memo:
             return None

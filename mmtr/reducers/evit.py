@@ -1,14 +1,18 @@
 """EViT: keep the tokens that the class token attends to, fuse the others."""
 
 import math
+from typing import Any, Union
+
+from torch import Tensor
 
 from mmtr.ops.attention import class_attention
 from mmtr.ops.dropping import fuse_tokens
 from mmtr.ops.matching import gather_tokens
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Flag, Layer, Listed, Maybe, Number
+from mmtr.tokens import Tokens
 
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 from .dropping import drop
 from .giving_back import RESTORE_DROPPED
 
@@ -39,7 +43,7 @@ class EViT(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         keep_rate: Number(above=0, most=1, noun='a share') = 0.8,
         layers: Maybe(Listed(Layer())) = None,
         fuse: Flag() = True,
@@ -52,7 +56,7 @@ class EViT(TokenReducer):
         self.layers = layers
 
     @classmethod
-    def search_space(cls, trial, backbone):
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
         """See ``TokenReducer``."""
         start, count = trial.suggest_int('start', 0, backbone.depth - 1), trial.suggest_int('layers', 1, 4)
         return dict(
@@ -67,14 +71,14 @@ class EViT(TokenReducer):
     def _reduces(self, i):
         return i in self.layers and self.keep_rate < 1
 
-    def attention(self, i, attn, x, tokens):
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """The layer's own; what ``between`` ranks the tokens by is noted."""
         if not self._reduces(i):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         return attn.attend(q, k, v), dict(class_attention=class_attention(q, k)[:, tokens.num_prefix :])
 
-    def between(self, i, tokens):
+    def between(self, i: int, tokens: Tokens) -> Tokens:
         """Keep and fuse (Sec. 3.2 and 3.3)."""
         if not self._reduces(i):
             return tokens
@@ -87,7 +91,7 @@ class EViT(TokenReducer):
         tokens = tokens.forget('class_attention')
         return drop(tokens, order[:, :kept].sort(dim=1).values, self.restoration, fused)
 
-    def token_schedule(self, grid, depth):
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """See ``TokenReducer``; the fused token counts."""
         schedule, count = [], grid[0] * grid[1]
         for i in range(depth):

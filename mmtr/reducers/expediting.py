@@ -1,13 +1,16 @@
 """Expediting: cluster tokens before a layer, reconstruct them after the last one."""
 
+from typing import Any
+
 from mmtr.errors import UserError
 from mmtr.ops.clustering import cluster_tokens, reconstruction
 from mmtr.ops.pooling import cell_centres
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Either, Layer, Maybe, Number, Pair, Whole
+from mmtr.tokens import Tokens
 from mmtr.undo import Assigned
 
-from .base import TokenReducer, default_start
+from .base import BackboneInfo, TokenReducer, default_start
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
 
 
@@ -45,7 +48,7 @@ class Expediting(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         layer: Maybe(Layer()) = None,
         grid: Pair(Either(Number(above=0, most=1, noun='a fraction', fraction=True), Whole(1, 4096))) = 0.7,
         n_iters: Whole(1, 100) = 5,
@@ -70,7 +73,7 @@ class Expediting(TokenReducer):
         self.normalize = normalize or ('l1' if restore == 'residual' else 'l2')
 
     @classmethod
-    def search_space(cls, trial, backbone):
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
         """See ``TokenReducer``."""
         return dict(
             grid=trial.suggest_float('grid', 0.3, 0.95, step=0.05),
@@ -87,7 +90,7 @@ class Expediting(TokenReducer):
             )
         return clusters
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Token clustering layer."""
         if i != self.layer or self._clusters(tokens.grid) == tokens.grid:
             return tokens
@@ -97,7 +100,7 @@ class Expediting(TokenReducer):
         index = cell_centres(tokens.grid, clusters, x.device).expand_as(size)
         return tokens.reduced(centroids, Assigned(assignment), index, size, self.restoration)
 
-    def grid_schedule(self, grid, depth):
+    def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
         """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""
         clusters = self._clusters(grid)
         return [clusters if i >= self.layer else grid for i in range(depth)]

@@ -1,15 +1,18 @@
 """GridPool: average-pool the patch grid before a span of layers, add the upsampled change after it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmtr.ops.pooling import average_pool, cell_centres, upsample
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import SHARE, Maybe, Pair, Span
+from mmtr.tokens import Tokens
 from mmtr.undo import Undo
 
-from .base import TokenReducer, default_span
+from .base import BackboneInfo, TokenReducer, default_span
 from .giving_back import RESTORE
 
 
@@ -25,11 +28,11 @@ class Upsampled(Undo):
     cells: tuple[int, int]
     grid: tuple[int, int]
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         return upsample(x, self.cells, self.grid)
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``; the middle patch of a cell stands for those that are nearest to it."""
         rows, columns = (torch.arange(n, device=index.device) * m // n for n, m in zip(self.grid, self.cells))
         return index[:, (rows.unsqueeze(1) * self.cells[1] + columns).flatten()]
@@ -54,13 +57,19 @@ class GridPool(TokenReducer):
     nothing = dict(ratio=0.0)
     within_windows = True
 
-    def __init__(self, backbone, ratio: Pair(SHARE) = 0.5, layers: Maybe(Span()) = None, restore: RESTORE = 'residual'):
+    def __init__(
+        self,
+        backbone: BackboneInfo,
+        ratio: Pair(SHARE) = 0.5,
+        layers: Maybe(Span()) = None,
+        restore: RESTORE = 'residual',
+    ):
         super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
         self.restoration = restore
 
     @classmethod
-    def search_space(cls, trial, backbone):
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
         """See ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.7, step=0.05),
@@ -70,7 +79,7 @@ class GridPool(TokenReducer):
     def _cells(self, grid):
         return tuple(max(n - round(share * n), 1) for n, share in zip(grid, self.ratio))
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Pool."""
         cells = self._cells(tokens.grid)
         start, stop = self.layers
@@ -81,11 +90,11 @@ class GridPool(TokenReducer):
         size = torch.full(index.shape, tokens.grid[0] * tokens.grid[1] / index.shape[1], device=x.device)
         return tokens.reduced(x, Upsampled(cells, tokens.grid), index, size, self.restoration)
 
-    def after_layer(self, i, tokens):
+    def after_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Upsample."""
         return tokens.restored() if i == self.layers[1] - 1 else tokens
 
-    def grid_schedule(self, grid, depth):
+    def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
         """See ``TokenReducer``."""
         start, stop = self.layers
         return [self._cells(grid) if start <= i < stop else grid for i in range(depth)]

@@ -1,5 +1,6 @@
 """A reducer that looks on while another one works, for tools and pictures."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -30,7 +31,7 @@ class Observer(TokenReducer):
 
 
 @contextmanager
-def reducer_of(backbone: nn.Module, reducer: TokenReducer):
+def reducer_of(backbone: nn.Module, reducer: TokenReducer) -> Iterator[TokenReducer]:
     """Context in which ``backbone`` runs with ``reducer``."""
     kept = backbone.token_reducer
     backbone.token_reducer = reducer

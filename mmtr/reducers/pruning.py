@@ -1,6 +1,7 @@
 """What methods share that rank tokens and drop the lowest, by a schedule."""
 
 from itertools import accumulate
+from typing import Optional, Union
 
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from mmtr.ops.query_scores import highest
 from mmtr.settings import SHARE, Choice, Either, Layer, Listed, Maybe, OneOrMore, Whole
 from mmtr.tokens import Tokens
 
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 from .dropping import drop
 
 #: Token Cropr's share for EVA-02-L: 880 of 1024 patches leave, 40 after each of 22 layers.
@@ -40,7 +41,15 @@ class PruneReducer(TokenReducer):
             where the backbone knows the size of its images: ``r`` leaves no token of the grid.
     """
 
-    def __init__(self, backbone, restore, r, layers, multiple_of, fusion):
+    def __init__(
+        self,
+        backbone: BackboneInfo,
+        restore: str,
+        r: Union[float, tuple[float, ...], None],
+        layers: Optional[tuple[int, ...]],
+        multiple_of: Optional[int],
+        fusion: str,
+    ):
         super().__init__(backbone)
         self.restoration, self.fusion = restore, fusion
         self.layers = self._checked_layers(layers)
@@ -100,14 +109,14 @@ class PruneReducer(TokenReducer):
             )
         return max(left, 1)
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """The tokens that the schedule has for layer ``i``."""
         left, now = self.token_schedule(tokens.grid, i + 1)[i], tokens.patches.shape[1]
         if left > now:
             return tokens.restored()
         return tokens if left == now else drop(tokens, highest(self.score(i - 1, tokens), left), self.restoration)
 
-    def token_schedule(self, grid, depth):
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """See ``TokenReducer``; in training at the present ``rate``."""
         patches, rate = grid[0] * grid[1], self.rate if self.training else 1.0
         gone = {layer + 1: round(rate * n) for layer, n in zip(self.layers, self._gone(patches))}

@@ -1,7 +1,7 @@
 """Token Adapter: merge rows and columns of tokens, restore them after a span of layers."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional, Union
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from mmtr.settings import COSINE, SEED, SHARE, Choice, Maybe, Number, Pair, Span
 from mmtr.tokens import NOTHING, Tokens
 from mmtr.undo import Undo
 
-from .base import TokenReducer, default_span
+from .base import BackboneInfo, TokenReducer, default_span
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Injected(Undo):
     assignment: Optional[Assignment]
     match: Optional[Tensor]
 
-    def expand(self, x):
+    def expand(self, x: Tensor) -> Tensor:
         """See ``Undo``."""
         return eject(x, self.assignment)
 
-    def trace(self, index):
+    def trace(self, index: Tensor) -> Tensor:
         """See ``Undo``; where nothing was matched, the token that each is restored from stands for it."""
         slots = self.assignment.slots() if self.match is None else self.groups.slots(self.match)
         return index.gather(1, slots)
@@ -88,7 +88,7 @@ class TokenAdapter(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         ratio: Maybe(Pair(SHARE)) = None,
         unique: Pair(SHARE) = 0.0,
         layers: Maybe(Span()) = None,
@@ -134,7 +134,7 @@ class TokenAdapter(TokenReducer):
         self.restores, self.restoration = restore != 'none', restore
 
     @classmethod
-    def search_space(cls, trial, backbone):
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
         """See ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.6, step=0.05),
@@ -180,7 +180,7 @@ class TokenAdapter(TokenReducer):
     def _grid(tokens: Tokens) -> tuple[int, int]:
         return tokens.grid if tokens.undo is None else tokens.undo.parts[-1].groups.reduced_grid
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Token Injector."""
         if not self._injects(i):
             return tokens
@@ -197,7 +197,7 @@ class TokenAdapter(TokenReducer):
         index = tokens.positions.gather(1, groups.kept)
         return tokens.reduced(merged, Injected(groups, assignment, match), index, count, self.restoration)
 
-    def attention(self, i, attn, x, tokens):
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """The layer's own; with ``score='attn'`` what the next injection needs is noted."""
         if self.score != 'attn' or not self._injects(i + 1):
             return attn.branch(x)
@@ -205,17 +205,17 @@ class TokenAdapter(TokenReducer):
         received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix :]
         return attn.attend(q, k, v), dict(received=received.unflatten(1, self._grid(tokens)))
 
-    def after_layer(self, i, tokens):
+    def after_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Token Ejector: every injection is undone, the last one first."""
         return tokens.restored() if self.restores and i == self.layers[1] - 1 else tokens
 
-    def restore(self, tokens):
+    def restore(self, tokens: Tokens) -> Tokens:
         """See ``TokenReducer``; with ``restore='none'`` the reduced grid as it is."""
         if self.restores or tokens.undo is None:
             return tokens.restored()
         return tokens.replace(grid=self._grid(tokens), undo=None, memo=NOTHING)
 
-    def grid_schedule(self, grid, depth):
+    def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
         """See ``TokenReducer``; raises ``UserError`` where the grid is too small for the ratio."""
         schedule, current = [], grid
         for i in range(depth):
@@ -226,7 +226,7 @@ class TokenAdapter(TokenReducer):
                 current = grid
         return schedule
 
-    def token_map(self, tokens):
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """See ``TokenReducer``; rows and columns of the last injection are unique."""
         found = super().token_map(tokens)
         if found is None:

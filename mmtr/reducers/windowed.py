@@ -1,6 +1,6 @@
 """A reducer within each window of a grid."""
 
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -37,11 +37,11 @@ class Windowed(TokenReducer):
         self.changes = [i for i in range(depth) if schedule[i] != schedule[i + 1]]
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Of the inner method."""
         return self.inner.name
 
-    def before_layer(self, i, tokens):
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """What the inner reducer does between two layers, where the grid changes."""
         if i not in self.changes:
             return tokens
@@ -52,7 +52,7 @@ class Windowed(TokenReducer):
 
         return self._within_windows(act, tokens, i)
 
-    def restore(self, tokens):
+    def restore(self, tokens: Tokens) -> Tokens:
         """All tokens in raster order."""
         if 'windows' not in tokens.memo:
             return tokens
@@ -113,7 +113,7 @@ class Windowed(TokenReducer):
         positions = positions.repeat(window.x.shape[0] // positions.shape[0], 1)
         return positions if index is None else positions.gather(1, index)
 
-    def token_schedule(self, grid, depth):
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """See ``TokenReducer``; padding is not counted."""
         sizes = [
             (len(rows) * len(columns), self.inner.token_schedule(size, depth))
@@ -121,7 +121,7 @@ class Windowed(TokenReducer):
         ]
         return [sum(count * schedule[i] for count, schedule in sizes) for i in range(depth)]
 
-    def token_map(self, tokens):
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """See ``TokenReducer``."""
         if 'windows' not in tokens.memo:
             return None

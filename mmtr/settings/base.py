@@ -1,7 +1,8 @@
 """What a setting is: something that has words for what it may be, and takes values that are."""
 
 import difflib
-from typing import Optional
+from collections.abc import Iterable
+from typing import Any, Optional
 
 from mmtr.errors import UserError
 
@@ -20,11 +21,11 @@ class Setting:
         """To follow "must be"."""
         raise NotImplementedError
 
-    def take(self, value, depth: Optional[int] = None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """The value as code gets it: a Python number, a tuple for a list; raises ``Unfit``."""
         raise NotImplementedError
 
-    def check(self, key: str, value, depth: Optional[int] = None):
+    def check(self, key: str, value: Any, depth: Optional[int] = None) -> Any:
         """As ``take``; raises a ``UserError`` that names ``key``."""
         try:
             return self.take(value, depth)
@@ -39,18 +40,18 @@ class Setting:
             return ''
 
 
-def nearest(name, names) -> str:
+def nearest(name: object, names: Iterable) -> str:
     """What to say after a misspelt name; nothing where none of ``names`` is like it."""
     like = closest(name, names)
     return f', the nearest is {like!r}' if like else ''
 
 
-def closest(name, names) -> Optional[str]:
+def closest(name: object, names: Iterable) -> Optional[str]:
     """The one of ``names`` that is most like a misspelt ``name``; None where none is."""
     return next(iter(difflib.get_close_matches(str(name), list(names), 1)), None)
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """A value in a sentence: on one line, and not too long."""
     try:
         text = ' '.join(repr(value).split())

@@ -1,6 +1,7 @@
 """The kinds of settings: numbers, choices, layers, lists of these."""
 
 from numbers import Integral, Real
+from typing import Any, Optional
 
 from .base import Setting, Unfit
 
@@ -11,11 +12,11 @@ class Either(Setting):
     def __init__(self, *options):
         self.options = options
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return ', or '.join(option.words(depth) for option in self.options)
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         for option in self.options:
             try:
@@ -28,11 +29,11 @@ class Either(Setting):
 class Maybe(Either):
     """As ``Either``, or None."""
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'{super().words(depth)}, or None'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         return None if value is None else super().take(value, depth)
 
@@ -45,18 +46,26 @@ class Number(Setting):
         fraction: Whether it must have a point, where a whole number would mean something else.
     """
 
-    def __init__(self, least=None, most=1e6, above=None, below=None, noun='a number', fraction=False):
+    def __init__(
+        self,
+        least: Optional[float] = None,
+        most: float = 1e6,
+        above: Optional[float] = None,
+        below: Optional[float] = None,
+        noun: str = 'a number',
+        fraction: bool = False,
+    ):
         self.least, self.most, self.above, self.below = least, None if below is not None else most, above, below
         self.noun, self.fraction = noun, fraction
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         low = f'above {self.above:.10g}' if self.least is None else f'of at least {self.least:.10g}'
         high = f'below {self.below:.10g}' if self.most is None else f'up to {self.most:.10g}'
         both = self.least is not None and self.most is not None
         return f'{self.noun} ' + (f'from {self.least:.10g} to {self.most:.10g}' if both else f'{low}, {high}')
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if isinstance(value, bool) or not isinstance(value, Real) or self.fraction and isinstance(value, Integral):
             raise Unfit
@@ -72,14 +81,14 @@ class Number(Setting):
 class Whole(Setting):
     """A whole number from ``low`` to ``high``, not written as a float."""
 
-    def __init__(self, low, high, odd=False):
+    def __init__(self, low: int, high: int, odd: bool = False):
         self.low, self.high, self.odd = low, high, odd
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'{"an odd" if self.odd else "a whole"} number from {self.low} to {self.high}'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if (
             isinstance(value, bool)
@@ -94,16 +103,16 @@ class Whole(Setting):
 class Layer(Setting):
     """A layer, counted from 0; none of the last ``spared`` ones. With -1 as many layers, up to all."""
 
-    def __init__(self, spared=0):
+    def __init__(self, spared: int = 0):
         self.spared = spared
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         if depth is None:
             return f'a layer, from 0 to depth{f" - {self.spared + 1}" if self.spared + 1 else ""}'
         return self._range(depth).words()
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         return self._range(depth).take(value)
 
@@ -114,11 +123,11 @@ class Layer(Setting):
 class Span(Setting):
     """Layers a to b - 1, as the pair (a, b)."""
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'a span of layers (a, b), 0 <= a <= b <= {"depth" if depth is None else depth}'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         start, stop = _items(value, 2, 2, Whole(0, depth))
         if start > stop:
@@ -132,11 +141,11 @@ class Choice(Setting):
     def __init__(self, *values):
         self.values = values
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'one of {", ".join(self.values)}'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if not isinstance(value, str) or value not in self.values:
             raise Unfit
@@ -146,14 +155,14 @@ class Choice(Setting):
 class Letters(Setting):
     """Some letters, as a list or a text; code gets a tuple."""
 
-    def __init__(self, letters):
+    def __init__(self, letters: str):
         self.letters = letters
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'some of {", ".join(self.letters)}, as a list or a text'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         return _items(list(value) if isinstance(value, str) else value, 0, len(self.letters), Choice(*self.letters))
 
@@ -161,11 +170,11 @@ class Letters(Setting):
 class Flag(Setting):
     """True or False, and nothing that would count as either."""
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return 'True or False'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if not isinstance(value, bool):
             raise Unfit
@@ -179,14 +188,14 @@ class Text(Setting):
         noun: What kind of text, for words.
     """
 
-    def __init__(self, noun='a text'):
+    def __init__(self, noun: str = 'a text'):
         self.noun = noun
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return self.noun
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if not isinstance(value, str) or not value:
             raise Unfit
@@ -201,14 +210,14 @@ class Pair(Setting):
         axes: Their names.
     """
 
-    def __init__(self, of, axes='(rows, columns)'):
+    def __init__(self, of: Setting, axes: str = '(rows, columns)'):
         self.of, self.axes = of, axes
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'{self.of.words(depth)}, or two for {self.axes}'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if isinstance(value, (list, tuple)):
             return _items(value, 2, 2, self.of, depth)
@@ -224,15 +233,15 @@ class Listed(Setting):
         rising: Whether each must be more than the one before.
     """
 
-    def __init__(self, of, least=0, most=1024, rising=False):
+    def __init__(self, of: Setting, least: int = 0, most: int = 1024, rising: bool = False):
         self.of, self.least, self.most, self.rising = of, least, most, rising
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         count = f' of at least {self.least}' if self.least else ''
         return f'a list{count}{" in rising order" if self.rising else ""}, each {self.of.words(depth)}'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         items = _items(value, self.least, self.most, self.of, depth)
         if self.rising and any(a >= b for a, b in zip(items, items[1:])):
@@ -243,11 +252,11 @@ class Listed(Setting):
 class OneOrMore(Listed):
     """One, or a list or tuple; code gets either."""
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'{self.of.words(depth)}, or a list of these'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         return super().take(value, depth) if isinstance(value, (list, tuple)) else self.of.take(value, depth)
 

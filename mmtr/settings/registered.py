@@ -1,6 +1,6 @@
 """Settings that are built by a registry."""
 
-from typing import Callable
+from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
 
@@ -18,11 +18,11 @@ class Config(Setting):
     def __init__(self, registry: Registry, fits: Callable[[type], bool], noun: str):
         self.registry, self.fits, self.noun = registry, fits, noun
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f"dict(type='...', ...) of {self.noun}"
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         kind = value.get('type') if isinstance(value, dict) else None
         kind = self.registry.get(kind) if isinstance(kind, str) and kind else kind
@@ -39,14 +39,14 @@ class Kind(Setting):
         noun: What they are, for words.
     """
 
-    def __init__(self, *types, noun):
+    def __init__(self, *types, noun: str):
         self.types, self.noun = types, noun
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return self.noun
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if not isinstance(value, self.types):
             raise Unfit

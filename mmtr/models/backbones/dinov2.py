@@ -1,8 +1,10 @@
 """DINOv2: a plain ViT with LayerScale, register tokens and a position table of its own interpolation."""
 
+from typing import Optional
+
 import torch
 from mmcv.cnn.bricks.scale import LayerScale
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import NORM, OUTPUTS, PATCH, PIXELS
@@ -17,12 +19,12 @@ from .vit import MultiheadAttention, VisionTransformer
 class ScaledAttention(MultiheadAttention):
     """Attention that ends with LayerScale, as mmcv's FFN can; made by ``add_layer_scale``."""
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         """As of ``MultiheadAttention``, then scaled."""
         return self.gamma1(super().project(x))
 
 
-def add_layer_scale(layer, init_value):
+def add_layer_scale(layer: nn.Module, init_value: float) -> None:
     """Give a layer of ``VisionTransformer`` what DINOv2's has in addition, in place."""
     layer.attn = share(ScaledAttention, layer.attn)
     layer.attn.gamma1 = LayerScale(layer.attn.embed_dims, scale=init_value)
@@ -73,8 +75,8 @@ class DINOv2(VisionTransformer):
         norm_cfg: Maybe(NORM) = None,
         patch_bias: Flag() = True,
         final_norm: Flag() = True,
-        token_reduction=None,
-        peft=None,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
         **kwargs,
     ):
         super().__init__(
@@ -101,7 +103,7 @@ class DINOv2(VisionTransformer):
         self.set_token_reduction(token_reduction)
         self.set_peft(peft)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
         if self.pretrained_file:
             self.load_pretrained()

@@ -1,9 +1,11 @@
 """mmseg's VisionTransformer: its attention, its layer, and the backbone, with fused attention and token reduction."""
 
+from typing import Callable, Optional
+
 import mmcv.cnn.bricks.transformer as mmcv_transformer
 from mmengine.model import ModuleList
 from mmseg.models.backbones import vit
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -20,7 +22,16 @@ from .common.twins import backbone_twin, share, twin_of
 class MultiheadAttention(TokenAttention, mmcv_transformer.MultiheadAttention):
     """mmcv's ``MultiheadAttention``, self-attention through a fused backend; made by ``replace_with_twins``."""
 
-    def forward(self, query, key=None, value=None, identity=None, *args, branch=None, **kwargs):
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor] = None,
+        value: Optional[Tensor] = None,
+        identity: Optional[Tensor] = None,
+        *args,
+        branch: Optional[Callable[[Tensor], Tensor]] = None,
+        **kwargs,
+    ) -> Tensor:
         """As stock, the attention itself by ``branch`` if given; but plain batch-first self-attention runs as stock."""
         if branch is not None:
             return identity + self.branch_dropout(branch(query))
@@ -35,16 +46,16 @@ class MultiheadAttention(TokenAttention, mmcv_transformer.MultiheadAttention):
         return self
 
     @property
-    def attention_dropout(self):
+    def attention_dropout(self) -> float:
         """See ``TokenAttention``."""
         return self.attn.dropout if self.training else 0.0
 
-    def qkv(self, x, kept=None):
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """See ``TokenAttention``."""
         qkv = self.in_projection(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         """See ``TokenAttention``."""
         return self.attn.out_proj(x)
 
@@ -63,7 +74,7 @@ def _attention_twin(module, attn_backend):
 class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
     """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
 
-    def linears(self):
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """See ``ReducibleLayer``."""
         attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
         return dict(
@@ -99,7 +110,14 @@ class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
     inherited = dict(STOCK, num_heads=HEADS, mlp_ratio=Whole(1, 64))
     final_norm_name = 'ln1'
 
-    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto', **kwargs):
+    def __init__(
+        self,
+        *args,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
+        attn_backend: ATTN_BACKEND = 'auto',
+        **kwargs,
+    ):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         check_heads(kwargs['embed_dims'], kwargs['num_heads'])
         check_patches(kwargs['img_size'], kwargs['patch_size'])

@@ -1,9 +1,13 @@
 """mmseg's Segmenter mask head with fused attention and token reduction."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import ModuleList
 from mmseg.models.decode_heads import segmenter_mask_head as stock
+from torch import Tensor
 
 from mmtr.declared import Declared
 from mmtr.errors import UserError
@@ -30,7 +34,7 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
         UserError: As a backbone; or the method reads a class token, which a head has not.
     """
 
-    def __init__(self, *args, token_reduction=None, attn_backend='auto', **kwargs):
+    def __init__(self, *args, token_reduction: Optional[dict] = None, attn_backend: str = 'auto', **kwargs):
         super().__init__(*args, **kwargs)
         check_backend(attn_backend)
         self.token_reducer = None
@@ -53,7 +57,7 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
             )
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As stock; then the reducer's own weights."""
         super().init_weights()
         if self.token_reducer is not None:
@@ -64,7 +68,7 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
         """See ``mmtr.models.backbones.common.reduced_outputs``."""
         return self.token_reducer is None
 
-    def forward(self, inputs):
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Features of the backbone -> masks (B, classes, H, W); raises ``UserError`` for an empty batch."""
         x = self._transform_inputs(inputs)
         if x.shape[0] == 0:

@@ -1,5 +1,8 @@
 """The light decoder of DAR-TR-PEFT."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
@@ -28,7 +31,12 @@ class SimpleDecoder(Declared, BaseDecodeHead):
     setting_prefix = 'decode_head.'
 
     def __init__(
-        self, in_channels, channels: Whole(1, 2**14) = 256, scale_factor: Whole(1, 64) = 4, norm_cfg=None, **kwargs
+        self,
+        in_channels: int,
+        channels: Whole(1, 2**14) = 256,
+        scale_factor: Whole(1, 64) = 4,
+        norm_cfg: Optional[dict] = None,
+        **kwargs,
     ):
         super().__init__(in_channels, channels, norm_cfg=dict(type='BN') if norm_cfg is None else norm_cfg, **kwargs)
         self.scale_factor = scale_factor
@@ -36,7 +44,7 @@ class SimpleDecoder(Declared, BaseDecodeHead):
         self.conv = ConvModule(in_channels, channels, **cfg)
         self.fusion_conv = ConvModule(channels, channels, **cfg)
 
-    def forward(self, inputs) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Features of the backbone, the last (B, C, H, W) -> logits (B, classes, s * H, s * W)."""
         x = self.conv(self._transform_inputs(inputs))
         size = [self.scale_factor * int(n) for n in x.shape[2:]]

@@ -1,7 +1,12 @@
 """MaskDINO as a detector of mmdet."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 from mmdet.models.detectors import MaskFormer
+from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
+from torch import Tensor
 
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.registry import MODELS
@@ -16,7 +21,7 @@ class MaskDINO(ReductionLosses, MaskFormer):
     losses of a token reducer.
     """
 
-    def __init__(self, backbone, panoptic_head, panoptic_fusion_head=None, **kwargs):
+    def __init__(self, backbone: dict, panoptic_head: dict, panoptic_fusion_head: Optional[dict] = None, **kwargs):
         classes = {
             key: panoptic_head[key] for key in ('num_things_classes', 'num_stuff_classes') if key in panoptic_head
         }
@@ -28,7 +33,9 @@ class MaskDINO(ReductionLosses, MaskFormer):
     def _num_classes(self):
         return self.num_classes
 
-    def predict(self, batch_inputs, batch_data_samples, rescale=True):
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: Sequence[DetDataSample], rescale: bool = True
+    ) -> Sequence[DetDataSample]:
         """The samples with ``pred_instances``, ``pred_panoptic_seg``, ``pred_sem_seg``, as far as they are on."""
         prediction = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
         results = self.panoptic_fusion_head.predict(prediction, batch_data_samples, rescale)

@@ -1,6 +1,7 @@
 """The Dice loss of one foreground channel."""
 
 from mmseg.models.losses import DiceLoss
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -16,7 +17,7 @@ class BinaryDiceLoss(DiceLoss):
         UserError: The head has another number of output channels.
     """
 
-    def forward(self, pred, target, ignore_index=255, **kwargs):
+    def forward(self, pred: Tensor, target: Tensor, ignore_index: int = 255, **kwargs) -> Tensor:
         """Logits (B, 1, H, W) and labels 0, 1 or ``ignore_index`` (B, H, W) -> loss."""
         if pred.shape[1] != 1:
             raise UserError(

@@ -1,12 +1,15 @@
 """MaskDINO's transformer decoder: DINO's, with references of any number of channels."""
 
+from typing import Callable, Optional
+
 from mmdet.models.layers import DinoTransformerDecoder, coordinate_to_encoding, inverse_sigmoid
+from torch import Tensor
 
 from .layers import DeformableAttention
 from .pixel_decoder import deformable_layer, reset_transformer
 
 
-def refine(boxes, deltas):
+def refine(boxes: Tensor, deltas: Tensor) -> Tensor:
     """Boxes (..., 4) as centre and size in 0 ... 1, moved by ``deltas`` in the space before the sigmoid."""
     return (inverse_sigmoid(boxes) + deltas).sigmoid()
 
@@ -14,7 +17,15 @@ def refine(boxes, deltas):
 class MaskDINODecoder(DinoTransformerDecoder):
     """Queries look at each other and at the encoded maps around their boxes, layer by layer (DINO)."""
 
-    def __init__(self, channels, num_levels, num_layers=9, num_heads=8, num_points=4, feedforward_channels=2048):
+    def __init__(
+        self,
+        channels: int,
+        num_levels: int,
+        num_layers: int = 9,
+        num_heads: int = 8,
+        num_points: int = 4,
+        feedforward_channels: int = 2048,
+    ):
         attn, deformable, ffn = deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_points)
         super().__init__(
             num_layers,
@@ -25,11 +36,20 @@ class MaskDINODecoder(DinoTransformerDecoder):
         for layer in self.layers:
             layer.cross_attn = DeformableAttention(**deformable)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As the release."""
         reset_transformer(self)
 
-    def forward(self, query, boxes, memory, shapes, starts, attn_mask, bbox_embed):
+    def forward(
+        self,
+        query: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        shapes: Tensor,
+        starts: Tensor,
+        attn_mask: Optional[Tensor],
+        bbox_embed: Callable[[Tensor], Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Every layer's queries, normed, and what box each starts from.
 
         Positions are conditional: they come from the boxes, which each layer refines for the next. A gradient

@@ -1,11 +1,13 @@
 """Unified denoising (DN-DETR; MaskDINO): the ground truth, disturbed, as further queries that find back to it."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import torch
 from mmdet.models.layers import inverse_sigmoid
 from mmengine.model import BaseModule
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 
 class NoisyQueries(NamedTuple):
@@ -19,19 +21,19 @@ class NoisyQueries(NamedTuple):
     indices: list
 
 
-def noisy_labels(labels, num_classes, noise):
+def noisy_labels(labels: Tensor, num_classes: int, noise: float) -> Tensor:
     """Labels, of which a share of ``noise / 2`` is drawn anew."""
     drawn = torch.rand(labels.shape, device=labels.device) < noise / 2
     return torch.where(drawn, torch.randint_like(labels, num_classes), labels)
 
 
-def noisy_boxes(boxes, noise):
+def noisy_boxes(boxes: Tensor, noise: float) -> Tensor:
     """Boxes (N, 4), centre and size in 0 ... 1, moved by up to ``noise`` of half the size, resized by up to it."""
     most = torch.cat((boxes[:, 2:] / 2, boxes[:, 2:]), 1) * noise
     return (boxes + (torch.rand_like(boxes) * 2 - 1) * most).clamp(0, 1)
 
 
-def group_mask(num_groups, size, num_queries, device=None):
+def group_mask(num_groups: int, size: int, num_queries: int, device: Optional[torch.device] = None) -> Tensor:
     """True where a query must not look: ``num_groups`` groups of ``size`` see themselves and the ``num_queries``
     after them, and those only themselves."""
     group = torch.arange(num_groups, device=device).repeat_interleave(size)
@@ -46,12 +48,12 @@ class Denoising(BaseModule):
     with more of them than slots, there is no denoising.
     """
 
-    def __init__(self, num_classes, channels, num_slots=100, noise=0.4):
+    def __init__(self, num_classes: int, channels: int, num_slots: int = 100, noise: float = 0.4):
         super().__init__()
         self.num_slots, self.noise = num_slots, noise
         self.label_embed = nn.Embedding(num_classes, channels)
 
-    def forward(self, targets, num_queries):
+    def forward(self, targets: Sequence[InstanceData], num_queries: int) -> Optional[NoisyQueries]:
         """``NoisyQueries`` of the targets, before ``num_queries`` others; or None."""
         size = max(len(target.labels) for target in targets)
         num_groups = self.num_slots // size if size else 0

@@ -1,10 +1,15 @@
 """From MaskDINO's predictions to instances, panoptic and semantic maps of the image."""
 
+from collections.abc import Sequence
+from typing import Callable, Optional
+
 import torch
 import torch.nn.functional as F
 from mmdet.models.seg_heads import MaskFormerFusionHead
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -27,7 +32,9 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         UserError: ``test_cfg`` asks for a panoptic map without a temperature, or its ``enlarged`` is neither.
     """
 
-    def __init__(self, num_things_classes=80, num_stuff_classes=0, test_cfg=None, **kwargs):
+    def __init__(
+        self, num_things_classes: int = 80, num_stuff_classes: int = 0, test_cfg: Optional[dict] = None, **kwargs
+    ):
         test_cfg = dict(
             dict(
                 instance_on=True,
@@ -52,7 +59,9 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
             **kwargs,
         )
 
-    def predict(self, prediction, batch_data_samples, rescale=True):
+    def predict(
+        self, prediction: Prediction, batch_data_samples: Sequence[DetDataSample], rescale: bool = True
+    ) -> list[dict]:
         """Of each image a dict with ``ins_results``, ``pan_results``, ``sem_results``, as far as they are on.
 
         Args:
@@ -91,7 +100,9 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
             results['sem_results'] = self.semantic(image, to_input, to_image)
         return results
 
-    def instances(self, image, enlarge, size, shape):
+    def instances(
+        self, image: Prediction, enlarge: Callable[[Tensor], Tensor], size: tuple[float, float], shape: tuple[int, int]
+    ) -> InstanceData:
         """The best pairs of query and class; a score is the class's times the mean of the mask inside itself."""
         scores = image.scores.flatten()
         best, index = scores.topk(min(self.test_cfg['max_per_image'], len(scores)))
@@ -108,14 +119,16 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height) * 2))
         return InstanceData(bboxes=boxes[inverse], labels=labels, scores=best * share[inverse], masks=inside[inverse])
 
-    def panoptic(self, image, enlarge):
+    def panoptic(self, image: Prediction, enlarge: Callable[[Tensor], Tensor]) -> PixelData:
         """mmdet's panoptic map of the queries above the threshold, with sharpened classes."""
         chosen = image.scores.amax(-1) > self.test_cfg['score_thr']
         sharp = image.scores[chosen] / self.test_cfg['temperature']
         nothing = sharp.new_full((len(sharp), 1), -torch.inf)
         return self.panoptic_postprocess(torch.cat((sharp, nothing), 1), enlarge(image.masks[chosen]))
 
-    def semantic(self, image, to_input, to_image):
+    def semantic(
+        self, image: Prediction, to_input: Callable[[Tensor], Tensor], to_image: Callable[[Tensor], Tensor]
+    ) -> PixelData:
         """At every pixel the class with the highest sum over the queries of class times mask."""
         classes, temperature = image.scores, self.test_cfg['temperature']
         if temperature is not None:

@@ -1,19 +1,22 @@
 """MaskDINO's head: from the backbone's maps to classes, boxes and masks, and their losses."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional, Union
 
 import torch
 from mmdet.models.layers import MLP
+from mmdet.structures import DetDataSample
 from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule, bias_init_with_prob
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
 
 from .decoder import MaskDINODecoder, refine
-from .denoising import Denoising
+from .denoising import Denoising, NoisyQueries
 from .losses import MaskDINOLoss
 from .matching import Matcher
 from .pixel_decoder import MaskDINOPixelDecoder, flatten_levels
@@ -29,7 +32,7 @@ class Prediction(NamedTuple):
     masks: torch.Tensor
 
 
-def without_autocast(method):
+def without_autocast(method: Callable) -> Callable:
     """In float32 whatever the run's precision: deformable attention and the sums over points need it."""
 
     @functools.wraps(method)
@@ -62,22 +65,22 @@ class MaskDINOHead(BaseModule):
 
     def __init__(
         self,
-        in_channels,
-        num_things_classes=80,
-        num_stuff_classes=0,
-        channels=256,
-        num_queries=300,
-        two_stage=True,
-        initial_boxes='bitmask',
-        softmax=False,
-        stuff_boxes=False,
-        pixel_decoder=None,
-        decoder=None,
-        denoising=(),
-        loss=None,
-        train_cfg=None,
-        test_cfg=None,
-        init_cfg=None,
+        in_channels: Sequence[int],
+        num_things_classes: int = 80,
+        num_stuff_classes: int = 0,
+        channels: int = 256,
+        num_queries: int = 300,
+        two_stage: bool = True,
+        initial_boxes: str = 'bitmask',
+        softmax: bool = False,
+        stuff_boxes: bool = False,
+        pixel_decoder: Optional[dict] = None,
+        decoder: Optional[dict] = None,
+        denoising: Union[dict, tuple, None] = (),
+        loss: Optional[dict] = None,
+        train_cfg: Optional[dict] = None,
+        test_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg=init_cfg)
         self._check(channels, initial_boxes, two_stage, decoder, pixel_decoder)
@@ -118,7 +121,7 @@ class MaskDINOHead(BaseModule):
                 "learned boxes, initial_boxes='no'."
             )
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As the release, but for the class head, which starts at 1% (focal loss paper, Sec. 4.1)."""
         super().init_weights()
         last = self.bbox_embed.layers[-1]
@@ -147,7 +150,12 @@ class MaskDINOHead(BaseModule):
         return chosen.detach(), boxes.detach(), encoded
 
     @without_autocast
-    def forward(self, x, batch_data_samples=None, targets=None):
+    def forward(
+        self,
+        x: Sequence[Tensor],
+        batch_data_samples: Optional[Sequence[DetDataSample]] = None,
+        targets: Optional[Sequence[InstanceData]] = None,
+    ) -> tuple[list[Prediction], Optional[Prediction], Optional[NoisyQueries]]:
         """Predictions from the backbone's maps, finest first.
 
         Args:
@@ -178,14 +186,14 @@ class MaskDINOHead(BaseModule):
             outputs.insert(0, self._predict(queries, boxes, mask_features))
         return outputs, encoded, noisy
 
-    def predict(self, x, batch_data_samples):
+    def predict(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> Prediction:
         """The last layer's ``Prediction``, with the probabilities of the classes for their logits."""
         scores, boxes, masks = self(x, batch_data_samples)[0][-1]
         softmax = scores.shape[-1] > self.num_classes
         return Prediction(scores.softmax(-1)[..., :-1] if softmax else scores.sigmoid(), boxes, masks)
 
     @without_autocast
-    def loss(self, x, batch_data_samples):
+    def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
         """Dict of losses: ``loss_cls``, ``loss_bbox``, ``loss_giou``, ``loss_mask``, ``loss_dice`` of the last layer.
 
         Those before it are ``d0.`` (of the first queries) to ``d8.``, the encoder's ``enc_``, denoising's ``dn_``.

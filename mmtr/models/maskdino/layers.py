@@ -3,6 +3,7 @@
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers.transformer import DeformableDetrTransformerEncoderLayer
+from torch import Tensor
 
 from mmtr.ops.deformable import deformable_attention
 
@@ -13,7 +14,7 @@ PIECE = 1536
 class DeformableAttention(MultiScaleDeformableAttention):
     """mmcv's weights and outputs; on a CPU, where mmcv samples each map for itself, by ``deformable_attention``."""
 
-    def forward(self, query, **kwargs):
+    def forward(self, query: Tensor, **kwargs) -> Tensor:
         """Queries (B, Q, C), and by name what mmdet's layers give besides -> (B, Q, C)."""
         if query.device.type != 'cpu':
             return super().forward(query, **kwargs)
@@ -22,11 +23,21 @@ class DeformableAttention(MultiScaleDeformableAttention):
         later = query.shape[1] * self.num_heads < value.shape[1]
         return self.look(query, value.unsqueeze(2) if later else self.project(value), later, **kwargs)
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, heads, C / heads)."""
         return self.value_proj(value).unflatten(2, (self.num_heads, -1))
 
-    def look(self, query, rows, later, query_pos, reference_points, spatial_shapes, level_start_index, **_):
+    def look(
+        self,
+        query: Tensor,
+        rows: Tensor,
+        later: bool,
+        query_pos: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        **_,
+    ) -> Tensor:
         """``forward`` over rows of ``project``; with ``later`` over (B, N, 1, C) as they are, projected in the end."""
         asking = query + query_pos
         sizes = self.num_heads, self.num_levels, self.num_points
@@ -54,7 +65,7 @@ class EncoderLayer(DeformableDetrTransformerEncoderLayer):
         super()._init_layers()
         self.self_attn = DeformableAttention(**self.self_attn_cfg)
 
-    def forward(self, query, query_pos, reference_points, **kwargs):
+    def forward(self, query: Tensor, query_pos: Tensor, reference_points: Tensor, **kwargs) -> Tensor:
         """Places (B, N, C), and by name what mmdet's encoder gives besides -> (B, N, C)."""
         if query.device.type != 'cpu':
             return super().forward(query, query_pos, reference_points=reference_points, **kwargs)

@@ -1,11 +1,15 @@
 """The losses of one layer's predictions against the objects that they were matched with."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 import torch
 from mmcv.ops import point_sample
 from mmdet.models.losses import CrossEntropyLoss, DiceLoss, FocalLoss, GIoULoss, L1Loss
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 
@@ -30,14 +34,14 @@ class MaskDINOLoss(nn.Module):
 
     def __init__(
         self,
-        num_classes,
-        softmax=False,
-        num_things=None,
-        weights=None,
-        num_points=12544,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        no_object_weight=0.1,
+        num_classes: int,
+        softmax: bool = False,
+        num_things: Optional[int] = None,
+        weights: Optional[dict[str, float]] = None,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        no_object_weight: float = 0.1,
     ):
         super().__init__()
         unknown = set(weights or ()) - WEIGHTS.keys()
@@ -61,7 +65,13 @@ class MaskDINOLoss(nn.Module):
         self.mask = CrossEntropyLoss(use_sigmoid=True, loss_weight=self.weights['mask'])
         self.dice = DiceLoss(naive_dice=True, eps=1.0, loss_weight=self.weights['dice'])
 
-    def forward(self, prediction, targets, indices, num_objects):
+    def forward(
+        self,
+        prediction: Sequence[Tensor],
+        targets: Sequence[InstanceData],
+        indices: Sequence[tuple[Tensor, Tensor]],
+        num_objects: float,
+    ) -> dict[str, Tensor]:
         """Dict of losses, each a sum over ``num_objects`` (the class loss by softmax: a weighted mean).
 
         Args:

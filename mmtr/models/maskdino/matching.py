@@ -1,5 +1,8 @@
 """Which prediction answers for which object: the cheapest one-to-one assignment by class, box and mask."""
 
+from collections.abc import Sequence
+from typing import Callable, Optional
+
 import torch
 from mmcv.ops import point_sample
 from mmdet.models.task_modules.assigners import (
@@ -12,15 +15,18 @@ from mmdet.models.task_modules.assigners import (
 )
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 
 class ThingsCost:
     """A cost that stuff does not have: there it is the mean of the things' ("Decoupled box prediction")."""
 
-    def __init__(self, cost, num_things):
+    def __init__(self, cost: Callable, num_things: int):
         self.cost, self.num_things = cost, num_things
 
-    def __call__(self, pred_instances, gt_instances, img_meta=None, **kwargs):
+    def __call__(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
+    ) -> Tensor:
         """As mmdet's costs: (predictions, objects)."""
         cost = self.cost(pred_instances, gt_instances, img_meta=img_meta, **kwargs)
         things = gt_instances.labels < self.num_things
@@ -38,7 +44,7 @@ class Matcher:
         num_things: Classes from here on are matched without boxes; None: all have boxes.
     """
 
-    def __init__(self, weights, num_points, num_things=None):
+    def __init__(self, weights: dict[str, float], num_points: int, num_things: Optional[int] = None):
         boxes = [BBoxL1Cost('xywh', weight=weights['bbox']), IoUCost('giou', weight=weights['giou'])]
         if num_things is not None:
             boxes = [ThingsCost(cost, num_things) for cost in boxes]
@@ -52,7 +58,7 @@ class Matcher:
         ]
 
     @torch.no_grad()
-    def __call__(self, prediction, targets):
+    def __call__(self, prediction: Sequence[Tensor], targets: Sequence[InstanceData]) -> list[tuple[Tensor, Tensor]]:
         """Of each image the indices of predictions and, beside them, of their objects."""
         return [self._match(*each) for each in zip(*prediction, targets)]
 

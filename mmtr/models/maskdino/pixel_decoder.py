@@ -1,12 +1,14 @@
 """MaskDINO's pixel decoder: a deformable encoder over several resolutions, and mask features of stride 4."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import DeformableDetrTransformerEncoder, SinePositionalEncoding
 from mmengine.model import BaseModule, ModuleList, caffe2_xavier_init, xavier_init
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 
@@ -16,14 +18,16 @@ from .layers import EncoderLayer
 FEATURE_ORDERS = ('low2high', 'high2low')
 
 
-def flatten_levels(maps):
+def flatten_levels(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (B, C, H, W) as one sequence (B, N, C), with their shapes (L, 2) and where each begins (L, )."""
     x = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
     shapes = torch.tensor([tuple(level.shape[-2:]) for level in maps], device=x.device)
     return x, shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
 
 
-def deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_points):
+def deformable_layer(
+    channels: int, feedforward_channels: int, num_levels: int, num_heads: int, num_points: int
+) -> tuple[dict, dict, dict]:
     """The settings of attention and FFN that mmdet's deformable encoder and decoder layers share."""
     attn = dict(embed_dims=channels, num_heads=num_heads, dropout=0.0, batch_first=True)
     deformable = dict(attn, num_levels=num_levels, num_points=num_points)
@@ -37,7 +41,7 @@ def deformable_layer(channels, feedforward_channels, num_levels, num_heads, num_
     return attn, deformable, ffn
 
 
-def reset_transformer(transformer):
+def reset_transformer(transformer: nn.Module) -> None:
     """Xavier for every matrix, and deformable attention's own start."""
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
@@ -64,15 +68,15 @@ class MaskDINOPixelDecoder(BaseModule):
 
     def __init__(
         self,
-        in_channels,
-        channels=256,
-        num_encoder_levels=3,
-        num_extra_levels=1,
-        num_layers=6,
-        num_heads=8,
-        num_points=4,
-        feedforward_channels=2048,
-        feature_order='low2high',
+        in_channels: Sequence[int],
+        channels: int = 256,
+        num_encoder_levels: int = 3,
+        num_extra_levels: int = 1,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        num_points: int = 4,
+        feedforward_channels: int = 2048,
+        feature_order: str = 'low2high',
     ):
         super().__init__()
         if not 1 <= num_encoder_levels <= len(in_channels):
@@ -107,7 +111,7 @@ class MaskDINOPixelDecoder(BaseModule):
         self.output_convs = ModuleList(conv(channels, 3, padding=1, act_cfg=dict(type='ReLU')) for _ in fused)
         self.mask_feature = nn.Conv2d(channels, channels, 1)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As the release."""
         for module in (*self.input_convs, *self.extra_convs):
             xavier_init(module.conv, distribution='uniform')
@@ -117,7 +121,7 @@ class MaskDINOPixelDecoder(BaseModule):
         reset_transformer(self.encoder)
         nn.init.normal_(self.level_embed)
 
-    def encode(self, maps):
+    def encode(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The coarsest of the backbone's maps -> encoded ones, (B, C, H, W) each, in the encoder's order."""
         maps = maps[-self.num_encoder_levels :]
         levels, coarser = [conv(x) for conv, x in zip(self.input_convs, maps)], maps[-1]
@@ -141,7 +145,7 @@ class MaskDINOPixelDecoder(BaseModule):
         parts = x.transpose(1, 2).split(shapes.prod(1).tolist(), 2)
         return [part.unflatten(2, tuple(level.shape[-2:])) for part, level in zip(parts, levels)]
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The backbone's maps, finest first -> mask features (B, C, H / 4, W / 4) and the maps of ``encode``."""
         encoded = self.encode(maps)
         x = encoded[0 if self.finest_first else -1]

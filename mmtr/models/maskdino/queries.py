@@ -1,15 +1,18 @@
 """Where the decoder starts: the best places of the encoded maps, and the boxes of their masks."""
 
+from collections.abc import Sequence
+from typing import Callable, Optional
+
 import torch
 from mmdet.models.layers import inverse_sigmoid
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
 
 #: What the decoder's boxes start from: 'no' is the box head, the others are the predicted masks.
 INITIAL_BOXES = ('no', 'mask2box', 'bitmask')
 
 
-def grid_proposals(shapes, device=None):
+def grid_proposals(shapes: Sequence[tuple[int, int]], device: Optional[torch.device] = None) -> tuple[Tensor, Tensor]:
     """A box around every place of maps of these shapes: (1, N, 4) before the sigmoid, and (1, N, 1) which are kept.
 
     In level i it is 0.05 * 2^i of the image wide and high; those at the border are not kept.
@@ -29,13 +32,19 @@ def grid_proposals(shapes, device=None):
 class QuerySelection(BaseModule):
     """The places of the encoded maps whose best class scores highest become queries ("Unified query selection")."""
 
-    def __init__(self, channels, num_queries):
+    def __init__(self, channels: int, num_queries: int):
         super().__init__()
         self.num_queries = num_queries
         self.linear = nn.Linear(channels, channels)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, memory, shapes, class_embed, bbox_embed):
+    def forward(
+        self,
+        memory: Tensor,
+        shapes: Tensor,
+        class_embed: Callable[[Tensor], Tensor],
+        bbox_embed: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
         """Memory (B, N, C) of maps of ``shapes`` -> queries (B, Q, C) and boxes (B, Q, 4) before the sigmoid."""
         proposals, kept = grid_proposals(shapes.tolist(), memory.device)
         memory = self.norm(self.linear(memory.masked_fill(~kept, 0.0)))
@@ -45,7 +54,7 @@ class QuerySelection(BaseModule):
         return chosen, bbox_embed(chosen) + proposals[0, best]
 
 
-def boxes_of_masks(logits, kind):
+def boxes_of_masks(logits: Tensor, kind: str) -> Tensor:
     """The boxes (B, Q, 4) of masks (B, Q, H, W) where they are above 0, before the sigmoid ("Mask-enhanced anchor box
     initialization").
 

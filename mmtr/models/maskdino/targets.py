@@ -1,6 +1,9 @@
 """What the predictions are compared with, from the annotations of instance, panoptic and semantic data alike."""
 
+from collections.abc import Sequence
+
 import torch
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmdet.structures.mask import mask2bbox
 from mmengine.structures import InstanceData
@@ -8,7 +11,9 @@ from mmengine.structures import InstanceData
 from mmtr.errors import UserError
 
 
-def targets_of(samples, num_things, num_stuff, device):
+def targets_of(
+    samples: Sequence[DetDataSample], num_things: int, num_stuff: int, device: torch.device
+) -> list[InstanceData]:
     """The objects of each image: ``labels`` (n, ), ``masks`` (n, H, W) of bool, ``bboxes`` (n, 4).
 
     Boxes are centre and size in shares of the padded image. Things are the instances of a sample, stuff the classes

@@ -1,11 +1,13 @@
 """ViTDet's pyramid: maps of several strides from the one map of a plain backbone."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Optional
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule, ModuleList
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -15,7 +17,7 @@ from mmtr.registry import MODELS
 class LN2d(nn.LayerNorm):
     """Layer norm over the channels of a map, (B, C, H, W) -> the same."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """See above."""
         # mmcv's RoIAlign reads a map as contiguous, whatever it is.
         return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
@@ -39,7 +41,13 @@ class SimpleFeaturePyramid(BaseModule):
         UserError: ``in_channels`` is no multiple of 4.
     """
 
-    def __init__(self, in_channels, out_channels=256, norm_cfg=None, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        norm_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(init_cfg)
         if in_channels % 4:
             raise UserError(
@@ -69,7 +77,7 @@ class SimpleFeaturePyramid(BaseModule):
             for width, scale in scales
         )
 
-    def forward(self, inputs):
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Five maps of the last of ``inputs``, each (B, C, H, W)."""
         outs = [stage(inputs[-1]) for stage in self.stages]
         return (*outs, F.max_pool2d(outs[-1], 1, 2))

@@ -1,8 +1,10 @@
 """Data of a sample that are computed when somebody reads them."""
 
 from collections.abc import Mapping
+from typing import Any, Callable, Optional
 
 from mmengine.structures import PixelData
+from torch import Tensor
 
 
 class DeferredPixelData(PixelData):
@@ -13,7 +15,7 @@ class DeferredPixelData(PixelData):
         kwargs: ``PixelData``'s.
     """
 
-    def __init__(self, compute=None, **kwargs):
+    def __init__(self, compute: Optional[Callable[[], Tensor]] = None, **kwargs):
         super().__init__(**kwargs)
         if compute is not None:
             self.__dict__['_compute'] = compute
@@ -32,12 +34,12 @@ class DeferredPixelData(PixelData):
 
     __delitem__ = __delattr__
 
-    def pop(self, *args):
+    def pop(self, *args) -> Any:
         """See ``BaseDataElement``."""
         self.get(args[0])
         return super().pop(*args)
 
-    def to_dict(self):
+    def to_dict(self) -> Mapping:
         """The fields, as stock; metrics of labels are given those of every sample, and read no logits."""
         return _Fields(self)
 

@@ -1,5 +1,7 @@
 """An EncoderDecoder whose backbone is also kept close to a teacher's features while it is trained."""
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -35,7 +37,7 @@ class Distillation(Declared, BaseModule):
 
     def __init__(
         self,
-        student,
+        student: nn.Module,
         teacher: Kind(dict, noun="dict(type='...', ...) of a backbone"),
         channels: Whole(1, 2**14) = 768,
         loss_weight: Number(above=0) = 0.1,
@@ -69,7 +71,7 @@ class Distillation(Declared, BaseModule):
         """The frozen backbone."""
         return self._teacher[0]
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """Load the teacher; raises a ``UserError`` where its file leaves some of it random."""
         if self.teacher.pretrained_file is None:
             raise UserError(
@@ -111,7 +113,7 @@ class DistillationEncoderDecoder(EncoderDecoder):
         UserError: As ``Distillation``.
     """
 
-    def __init__(self, backbone, *args, distillation=None, **kwargs):
+    def __init__(self, backbone: dict, *args, distillation: Optional[dict] = None, **kwargs):
         super().__init__(backbone, *args, **kwargs)
         self.distillation = None
         if distillation is not None:
@@ -127,7 +129,7 @@ class DistillationEncoderDecoder(EncoderDecoder):
                 "model.distillation: set restore_at='before_norm', or distillation=None."
             )
 
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """As stock, and the teacher's."""
         if self.distillation is None:
             return super().loss(inputs, data_samples)

@@ -1,5 +1,8 @@
 """mmseg's EncoderDecoder for backbones whose token reduction is trained, with a faster way to the labels on a CPU."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 import torch
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -7,6 +10,7 @@ from mmseg.models.segmentors import encoder_decoder as stock
 from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs, takes_reduced_tokens
@@ -67,7 +71,7 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
         """What the head says of the backbone's outputs."""
         return x.logits(self.decode_head) if isinstance(x, ReducedOutputs) else self.decode_head.forward(x)
 
-    def encode_decode(self, inputs, batch_img_metas):
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """As stock."""
         x = self.extract_feat(inputs)
         if isinstance(x, ReducedOutputs):
@@ -82,7 +86,9 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
             return super()._decode_head_forward_train(inputs, data_samples)
         return add_prefix(self.decode_head.loss_by_feat(self._logits(inputs), data_samples), 'decode')
 
-    def predict(self, inputs, data_samples=None):
+    def predict(
+        self, inputs: Tensor, data_samples: Optional[Sequence[SegDataSample]] = None
+    ) -> Sequence[SegDataSample]:
         """As stock, see the class."""
         metas = None if data_samples is None else [sample.metainfo for sample in data_samples]
         if not self._can_defer(inputs, metas):

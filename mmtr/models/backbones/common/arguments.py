@@ -1,5 +1,8 @@
 """What the arguments of backbones may be, stock ones included, and how they must fit each other."""
 
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import nn
 
@@ -34,15 +37,15 @@ class Initialisation(Setting):
         of_file: Whether it must name a file of weights.
     """
 
-    def __init__(self, of_file=False):
+    def __init__(self, of_file: bool = False):
         self.of_file = of_file
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         found = "dict(type='Pretrained', checkpoint='...')"
         return found if self.of_file else f"{found}, or dict(type='...', ...) of another one, or a list of these"
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         each = value if isinstance(value, list) and value and not self.of_file else [value]
         if not all(map(self._fits, each)):
@@ -112,7 +115,7 @@ STOCK = dict(
 )
 
 
-def check_start(pretrained, init_cfg) -> None:
+def check_start(pretrained: Optional[str], init_cfg: Optional[dict]) -> None:
     """Raise a ``UserError`` if both say where weights come from."""
     if pretrained is not None and init_cfg is not None:
         raise UserError(
@@ -138,7 +141,7 @@ def check_patches(img_size: tuple[int, int], patch_size: int) -> None:
         )
 
 
-def which_layers(key: str, layers, depth: int) -> tuple[int, ...]:
+def which_layers(key: str, layers: Union[int, Sequence[int]], depth: int) -> tuple[int, ...]:
     """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0.
 
     Raises:

@@ -46,7 +46,9 @@ class TunableBackbone(Declared):
         """What its PEFT is told of it."""
         raise NotImplementedError
 
-    def make_tunable(self, attn_backend: str, token_reduction=None, peft=None) -> None:
+    def make_tunable(
+        self, attn_backend: str, token_reduction: Optional[dict] = None, peft: Optional[dict] = None
+    ) -> None:
         """Last, when a backbone is built: turn stock layers, if it has any, into ours, then set both keys."""
         check_backend(attn_backend)
         self._make_reducible(attn_backend)
@@ -56,7 +58,7 @@ class TunableBackbone(Declared):
     def _make_reducible(self, attn_backend):
         """Put twins in the place of stock layers."""
 
-    def set_token_reduction(self, token_reduction) -> None:
+    def set_token_reduction(self, token_reduction: Optional[dict]) -> None:
         """Use another reducer, ``dict(type=..., **settings)``, or None; a line in the log says what it does."""
         reducer = self.build_reducer(token_reduction)
         if getattr(self, 'peft', None) is not None:
@@ -70,7 +72,7 @@ class TunableBackbone(Declared):
         if reducer.caution:
             print_log(reducer.caution, 'current', logging.WARNING)
 
-    def set_peft(self, peft) -> None:
+    def set_peft(self, peft: Optional[dict]) -> None:
         """Train what ``dict(type=..., **settings)`` says, and freeze all but ``trained_parts``; None: train all.
 
         Once, when the backbone is built and has its reducer.
@@ -83,7 +85,7 @@ class TunableBackbone(Declared):
             self.peft = built
             freeze(self)
 
-    def tune(self, peft) -> None:
+    def tune(self, peft: dict) -> None:
         """``set_peft`` for a backbone that has its weights: they are what is frozen, wherever they are from."""
         self.set_peft(peft)
         like = next(self.parameters())
@@ -91,7 +93,7 @@ class TunableBackbone(Declared):
         self.peft.to(like.device, like.dtype).train(self.training)
         self.has_frozen_weights = self.is_init = True  # mmengine initialises what is not
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> 'TunableBackbone':
         """As stock, but what is frozen stays in eval mode: a fixed function, without dropout and drop path."""
         super().train(mode)
         if self.peft is not None:

@@ -24,7 +24,9 @@ class Projection(nn.Module):
 class FFN(mmcv_transformer.FFN):
     """mmcv's ``FFN``, of which a reducer may compute the branch; made by ``reducible``."""
 
-    def forward(self, x, identity=None, branch=None):
+    def forward(
+        self, x: Tensor, identity: Optional[Tensor] = None, branch: Optional[Callable[[Tensor], Tensor]] = None
+    ) -> Tensor:
         """As stock, the layers by ``branch`` if given."""
         return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
 

@@ -1,8 +1,10 @@
 """What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
 
 import math
+from typing import Optional, Union
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
@@ -35,11 +37,11 @@ class ReducibleBackbone(TunableBackbone):
         """Tokens before those of the patches: class token and registers."""
         return int(self.with_cls_token) + self.num_registers
 
-    def build_reducer(self, token_reduction) -> TokenReducer:
+    def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
         """The reducer of a value of the key ``token_reduction``, for this backbone."""
         return build_token_reducer(token_reduction, self.shape)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds.
 
         So must what is under a prefix, which stock forgets.
@@ -60,7 +62,7 @@ class ReducibleBackbone(TunableBackbone):
             grid=self._training_grid(),
         )
 
-    def token_schedule(self, shape) -> list[int]:
+    def token_schedule(self, shape: tuple[int, int]) -> list[int]:
         """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
         grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
         return self.token_reducer.token_schedule(grid, len(self.layers))
@@ -68,7 +70,7 @@ class ReducibleBackbone(TunableBackbone):
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> Union[tuple, ReducedOutputs]:
         """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``.
 
         With ``restore_at='after_head'``: ``ReducedOutputs``.
@@ -133,6 +135,6 @@ class ReducibleBackbone(TunableBackbone):
             state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
         return state
 
-    def not_in_files(self, name):
+    def not_in_files(self, name: str) -> bool:
         """See ``TunableBackbone``; the norm after the last layer, where this backbone has none."""
         return name.startswith(f'{self.final_norm_name}.') and name not in self.state_dict()

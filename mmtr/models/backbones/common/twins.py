@@ -17,7 +17,7 @@ def _name(cls):
     return f'{cls.__module__}.{cls.__qualname__}'
 
 
-def twin_of(stock: Union[type, str]):
+def twin_of(stock: Union[type, str]) -> Callable:
     """Decorator: the function that makes the twin of exactly this class (a subclass may differ in more).
 
     A class is given by its full name where it is not worth importing what holds it.

@@ -1,6 +1,7 @@
 """EVA-02: a plain ViT with rotary position embedding and SwiGLU."""
 
 import math
+from typing import Optional
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -92,8 +93,8 @@ class EVA02(ReducibleBackbone, BaseModule):
         window_size: Maybe(Whole(1, 2**12)) = None,
         window_layers: Listed(Whole(-256, 255)) = (),
         with_cp: Flag() = False,
-        token_reduction=None,
-        peft=None,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
         attn_backend: ATTN_BACKEND = 'auto',
         pretrained: FILE = None,
         init_cfg: INIT = None,
@@ -140,7 +141,7 @@ class EVA02(ReducibleBackbone, BaseModule):
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
         self.make_tunable(attn_backend, token_reduction, peft)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
         if self.init_cfg is None:
             self._init_as_published()

@@ -1,6 +1,7 @@
 """The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
 
 from dataclasses import dataclass
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.models.backbones.common.attention import Group, TokenAttention
 from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
 from mmtr.ops.rotary import rotate
 from mmtr.ops.windows import bias_within, from_windows, to_windows
@@ -29,7 +30,15 @@ class RotaryAttention(BaseModule):
         backend: See ``mmtr.ops.attention``.
     """
 
-    def __init__(self, embed_dims, num_heads, norm_cfg=None, drop_path=0.0, window=None, backend='auto'):
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        norm_cfg: Optional[dict] = None,
+        drop_path: float = 0.0,
+        window: Optional[int] = None,
+        backend: str = 'auto',
+    ):
         super().__init__()
         self.num_heads, self.window, self.backend = num_heads, window, backend
         self.in_proj = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
@@ -40,7 +49,7 @@ class RotaryAttention(BaseModule):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.branch_dropout = DropPath(drop_path)
 
-    def forward(self, x, identity, branch):
+    def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """``identity`` and the attention that ``branch`` computes of ``x``, (B, N, C) each."""
         return identity + self.branch_dropout(branch(x))
 
@@ -57,11 +66,11 @@ class RotaryAttentionAt(TokenAttention):
     tokens: Tokens
 
     @property
-    def backend(self):
+    def backend(self) -> str:
         """See ``TokenAttention``."""
         return self.module.backend
 
-    def qkv(self, x, kept=None):
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """See ``TokenAttention``."""
         module = self.module
         bias = torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
@@ -70,7 +79,7 @@ class RotaryAttentionAt(TokenAttention):
         turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
         return turned[0], turned[1], qkv[2]
 
-    def split(self, q, k, v, bias, kept):
+    def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
         """See ``TokenAttention``; windows, as long as there is a whole grid."""
         batch, count = q.shape[0], q.shape[2]
         if not self._windowed(count):
@@ -84,13 +93,13 @@ class RotaryAttentionAt(TokenAttention):
             within = given if within is None else given + within
         return [(q, k, v, within)]
 
-    def join(self, outs, count):
+    def join(self, outs: list[Tensor], count: int) -> Tensor:
         """See ``TokenAttention``."""
         if self._windowed(count):
             outs = [from_windows(out, self.tokens.grid, self.module.window) for out in outs]
         return super().join(outs, count)
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         """See ``TokenAttention``."""
         return self.module.proj(self.module.norm(x))
 
@@ -129,14 +138,14 @@ class SwiGLU(BaseModule):
         drop_path: Probability to skip the branch.
     """
 
-    def __init__(self, embed_dims, hidden, norm_cfg=None, drop_path=0.0):
+    def __init__(self, embed_dims: int, hidden: int, norm_cfg: Optional[dict] = None, drop_path: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, 2 * hidden)
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
         self.fc2 = nn.Linear(hidden, embed_dims)
         self.dropout_layer = DropPath(drop_path)
 
-    def forward(self, x, identity, branch):
+    def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """``identity`` and what ``branch`` computes of ``x``, (B, N, C) each."""
         return identity + self.dropout_layer(branch(x))
 
@@ -161,7 +170,17 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
     """
 
     def __init__(
-        self, embed_dims, num_heads, hidden, norm_cfg, ffn_norm, attn_norm, drop_path, window, backend, with_cp
+        self,
+        embed_dims: int,
+        num_heads: int,
+        hidden: int,
+        norm_cfg: dict,
+        ffn_norm: bool,
+        attn_norm: bool,
+        drop_path: float,
+        window: Optional[int],
+        backend: str,
+        with_cp: bool,
     ):
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
@@ -170,7 +189,7 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         self.ffn = SwiGLU(embed_dims, hidden, norm_cfg if ffn_norm else None, drop_path)
         self.with_cp = with_cp
 
-    def linears(self):
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """See ``ReducibleLayer``."""
         attn, ffn = self.attn, self.ffn
         return dict(

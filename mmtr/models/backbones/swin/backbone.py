@@ -1,9 +1,11 @@
 """The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT."""
 
 import math
+from typing import Optional
 
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
+from torch import Tensor, nn
 
 from mmtr.converters import swin as official
 from mmtr.errors import UserError
@@ -71,8 +73,8 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     def __init__(
         self,
         *args,
-        token_reduction=None,
-        peft=None,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
         attn_backend: ATTN_BACKEND = 'auto',
         convert_weights: Flag() = False,
         **kwargs,
@@ -97,12 +99,12 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
 
     @property
-    def all_layers(self):
+    def all_layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
         return [block for stage in self.stages for block in stage.blocks]
 
     @property
-    def trained_parts(self):
+    def trained_parts(self) -> tuple[str, ...]:
         """With the norms of outputs: the weights of a classifier, which one starts from, have none."""
         return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
 
@@ -114,7 +116,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0, widths=widths
         )
 
-    def build_reducer(self, token_reduction) -> TokenReducer:
+    def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
         """The reducer of a value of the key ``token_reduction``, for this backbone."""
         settings, stage = token_reduction, None
         if isinstance(token_reduction, dict):
@@ -137,7 +139,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         )
         return reducer if settings is None else Windowed(reducer)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, height, width) pixels -> list of (B, C, H, W), one for each of ``out_indices``."""
         x, grid = self.patch_embed(x)
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; windows are counted with ints.
@@ -158,7 +160,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             grid, first = next_grid, first + len(stage.blocks)
         return outs
 
-    def token_schedule(self, shape) -> list[int]:
+    def token_schedule(self, shape: tuple[int, int]) -> list[int]:
         """Tokens that each block computes on for an image of ``shape`` (H, W) pixels, padding not counted."""
         grid = tuple(-(-n // self.patch_size) for n in shape)
         schedule = []
@@ -168,7 +170,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             grid = tuple(-(-n // 2) for n in grid)
         return schedule
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As stock; weights to start from may be official ones too, and must be this Swin's."""
         if self.init_cfg is None:
             super().init_weights()
@@ -192,7 +194,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             state[name] = resize_relative_positions(state[name], *((side, side) for side in sides))
         return state
 
-    def not_in_files(self, name):
+    def not_in_files(self, name: str) -> bool:
         """See ``TunableBackbone``; a classifier, norms of stages that are no output, and what the model computes."""
         return name.startswith(('head.', 'norm')) or name.endswith(COMPUTED)
 

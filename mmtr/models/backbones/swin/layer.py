@@ -1,15 +1,15 @@
 """Swin's attention, block and stage with fused attention and the reducer's five moments."""
 
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtr.errors import UserError
-from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.models.backbones.common.attention import Group, TokenAttention
 from mmtr.models.backbones.common.layer import FFN, ReducibleLayer, run_layer
 from mmtr.models.backbones.common.twins import share
 from mmtr.ops.resize import resize_relative_positions
@@ -23,7 +23,9 @@ from mmtr.tokens import Tokens
 class ShiftWindowMSA(swin.ShiftWindowMSA):
     """mmseg's ``ShiftWindowMSA`` on ``Tokens``; made by ``reducible_stage``."""
 
-    def forward(self, query, hw_shape, branch=None):
+    def forward(
+        self, query: Tensor, hw_shape: tuple[int, int], branch: Optional[Callable[[Tensor], Tensor]] = None
+    ) -> Tensor:
         """As stock, the attention within windows by ``branch`` if given."""
         if branch is None:
             return super().forward(query, hw_shape)
@@ -42,17 +44,17 @@ class WindowAttentionAt(TokenAttention):
         self.layout = self.windows.layouts[module.shift_size > 0]
 
     @property
-    def attention_dropout(self):
+    def attention_dropout(self) -> float:
         """See ``TokenAttention``."""
         return self.module.attn_drop.p if self.module.training else 0.0
 
-    def qkv(self, x, kept=None):
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """See ``TokenAttention``; a window needs all of its tokens, so ``kept`` must be None."""
         if kept is not None:
             raise UserError('Attention within windows needs every token of the grid: reduce before or after a layer.')
         return self._projected(x)
 
-    def branch(self, x):
+    def branch(self, x: Tensor) -> Tensor:
         """See ``TokenAttention``; windows are projected one size at a time, in batches, as stock has it."""
         # Padding is zeros after the norm, as stock has it.
         padded = F.pad(x, (0, 0, 0, 1)) if self.layout.padded else x
@@ -60,7 +62,7 @@ class WindowAttentionAt(TokenAttention):
         groups = [(*self._projected(part), bias) for part, bias in zip(parts, self._biases())]
         return self.within(groups, x.shape[1])
 
-    def split(self, q, k, v, bias, kept):
+    def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
         """See ``TokenAttention``; windows, those of one size in one group."""
         module, positions = self.module, self.layout.positions
         if self.layout.padded:
@@ -76,12 +78,12 @@ class WindowAttentionAt(TokenAttention):
             biases = [own + bias_within(bias, each) for own, each in zip(biases, positions)]
         return [(*(t.transpose(1, 2) for t in part), each) for part, each in zip(parts, biases)]
 
-    def join(self, outs, count):
+    def join(self, outs: list[Tensor], count: int) -> Tensor:
         """See ``TokenAttention``."""
         outs = [out.transpose(1, 2).flatten(2) for out in outs]
         return self.project(join_pieces(outs, self.layout.positions, self.layout.place))
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         """See ``TokenAttention``."""
         return self.module.proj(x)
 
@@ -105,7 +107,7 @@ class WindowAttentionAt(TokenAttention):
 class SwinBlock(ReducibleLayer, swin.SwinBlock):
     """mmseg's ``SwinBlock`` on ``Tokens``; made by ``reducible_stage``."""
 
-    def linears(self):
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """See ``ReducibleLayer``."""
         attn, ((fc1, *_), fc2, *_) = self.attn.w_msa, self.ffn.layers
         return {
@@ -122,7 +124,7 @@ class SwinStage(swin.SwinBlockSequence):
 
     def forward(
         self, x: Tensor, grid: tuple[int, int], reducer: TokenReducer, peft: Optional[PEFT] = None, first: int = 0
-    ):
+    ) -> tuple[Tensor, tuple[int, int], Tensor, tuple[int, int]]:
         """(B, H * W, C) -> that of the next stage and its grid; and of this one and its grid.
 
         Args:
