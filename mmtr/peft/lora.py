@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change of some linear layers."""
+"""LoRA: low-rank updates of linear layers."""
 
 import math
 import re
@@ -16,50 +16,52 @@ from .base import PEFT
 
 
 class LowRank(nn.Module):
-    """The change of one linear layer: alpha / rank * B A, B being 0 at first.
+    """The low-rank update of one linear layer, scaling * B A with scaling = alpha / rank; B is initialised to 0.
+
+    ``down`` holds A (rank, inputs), ``up`` holds B (outputs, rank).
 
     Args:
-        weight: (outputs, inputs), that of the layer.
-        rank: Rows of A.
-        alpha: See above.
-        dropout: Probability, of the inputs.
+        weight: (outputs, inputs) frozen weight of the layer.
+        rank: rank of the update.
+        alpha: numerator of the scaling.
+        dropout: dropout probability of the input of A.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float, dropout: float):
         super().__init__()
         self.down = nn.Linear(weight.shape[1], rank, bias=False)
         self.up = nn.Linear(rank, weight.shape[0], bias=False)
-        self.dropout, self.factor = nn.Dropout(dropout), alpha / rank
+        self.dropout, self.scaling = nn.Dropout(dropout), alpha / rank
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As published."""
+        """Initialise as published: Kaiming for A, zeros for B."""
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.up.weight)
 
     def add_to(self, layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        """Forward hook of the linear layer."""
-        return out + self.factor * self.up(self.down(self.dropout(args[0])))
+        """Add the update to the output of the linear layer; a forward hook."""
+        return out + self.scaling * self.up(self.down(self.dropout(args[0])))
 
     def change(self) -> Tensor:
-        """Of the layer's weight, (outputs, inputs)."""
-        return self.factor * self.up.weight.detach() @ self.down.weight.detach()
+        """Return the update of the weight, scaling * B A: (outputs, inputs)."""
+        return self.scaling * self.up.weight.detach() @ self.down.weight.detach()
 
 
 @PEFTS.register_module()
 class LoRA(PEFT):
-    """LoRA (Hu et al., ICLR 2022): W + alpha / rank * B A in place of W; merged into W, it costs nothing.
+    """LoRA (Hu et al., ICLR 2022): W + scaling * B A in place of W; merged into W, it costs nothing.
 
     Args:
-        backbone: See ``PEFT``.
-        rank: Of each change.
-        alpha: See above. None: ``rank``.
-        dropout: Probability, of the input of each change.
-        targets: The linear layers, as a regular expression or a list of them, each for a whole name: ``qkv``,
-            ``proj``, ``fc1``, ``fc2``, in all layers, or ``3.qkv`` in layer 3.
+        backbone: layers and channels of the backbone.
+        rank: rank of each update.
+        alpha: numerator of scaling = alpha / rank. None: ``rank``, so that scaling is 1.
+        dropout: dropout probability of the input of A.
+        targets: linear layers with an update: a regular expression, or a list of them, each matched with a whole
+            name: ``qkv``, ``proj``, ``fc1``, ``fc2`` in all layers, or ``3.qkv`` in layer 3.
 
     Raises:
-        UserError: A setting cannot work, or one of ``targets`` is no linear layer.
+        UserError: A setting has a value that is not allowed, or one of ``targets`` matches no linear layer.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class LoRA(PEFT):
         self.targets = (targets,) if isinstance(targets, str) else targets
 
     def attach(self, layers: Sequence[nn.Module]) -> None:
-        """See ``PEFT``; the layers say what linear ones they have."""
+        """Add an update to each linear layer that ``targets`` matches, with a forward hook."""
         linears = {(i, name): linear for i, layer in enumerate(layers) for name, linear in layer.linears().items()}
         chosen = set()
         for target in self.targets:

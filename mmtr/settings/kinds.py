@@ -1,4 +1,4 @@
-"""The kinds of settings: numbers, choices, layers, lists of these."""
+"""Declarations of numbers, choices, layers, texts, and lists of these."""
 
 from numbers import Integral, Real
 from typing import Any, Optional
@@ -7,7 +7,11 @@ from .base import Setting, Unfit
 
 
 class Either(Setting):
-    """The first of several that takes the value."""
+    """Any of several declarations; the first one that fits converts the value.
+
+    Args:
+        options: declarations.
+    """
 
     def __init__(self, *options):
         self.options = options
@@ -27,7 +31,7 @@ class Either(Setting):
 
 
 class Maybe(Either):
-    """As ``Either``, or None."""
+    """None, or any of several declarations."""
 
     def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
@@ -39,11 +43,15 @@ class Maybe(Either):
 
 
 class Number(Setting):
-    """A finite number within bounds; of ``above`` and ``least``, and of ``below`` and ``most``, one.
+    """A finite number within bounds.
 
     Args:
-        noun: What kind of number, for words.
-        fraction: Whether it must have a point, where a whole number would mean something else.
+        least: smallest allowed number; None: ``above`` is the lower bound.
+        most: largest allowed number, unless ``below`` is given.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        noun: what the number is, for error messages and tables, such as ``a share``.
+        fraction: whether it must be a float, since an int would mean something else.
     """
 
     def __init__(
@@ -79,7 +87,13 @@ class Number(Setting):
 
 
 class Whole(Setting):
-    """A whole number from ``low`` to ``high``, not written as a float."""
+    """An int within bounds; floats are refused.
+
+    Args:
+        low: smallest allowed number.
+        high: largest allowed number.
+        odd: whether it must be odd.
+    """
 
     def __init__(self, low: int, high: int, odd: bool = False):
         self.low, self.high, self.odd = low, high, odd
@@ -101,7 +115,11 @@ class Whole(Setting):
 
 
 class Layer(Setting):
-    """A layer, counted from 0; none of the last ``spared`` ones. With -1 as many layers, up to all."""
+    """The index of a layer, counted from 0.
+
+    Args:
+        spared: number of last layers that are not allowed. -1 also allows the index behind the last layer.
+    """
 
     def __init__(self, spared: int = 0):
         self.spared = spared
@@ -121,7 +139,7 @@ class Layer(Setting):
 
 
 class Span(Setting):
-    """Layers a to b - 1, as the pair (a, b)."""
+    """A span of layers, as the pair (a, b) of its first layer and the one after its last."""
 
     def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
@@ -136,7 +154,11 @@ class Span(Setting):
 
 
 class Choice(Setting):
-    """One of some words."""
+    """One of several words.
+
+    Args:
+        values: allowed words.
+    """
 
     def __init__(self, *values):
         self.values = values
@@ -153,7 +175,11 @@ class Choice(Setting):
 
 
 class Letters(Setting):
-    """Some letters, as a list or a text; code gets a tuple."""
+    """Any of several letters, as a list or one string; code gets a tuple.
+
+    Args:
+        letters: allowed letters, as one string.
+    """
 
     def __init__(self, letters: str):
         self.letters = letters
@@ -168,7 +194,7 @@ class Letters(Setting):
 
 
 class Flag(Setting):
-    """True or False, and nothing that would count as either."""
+    """True or False; other values, such as 0 or 1, are refused."""
 
     def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
@@ -182,10 +208,10 @@ class Flag(Setting):
 
 
 class Text(Setting):
-    """A text that is not empty.
+    """A string that is not empty.
 
     Args:
-        noun: What kind of text, for words.
+        noun: what the string is, for error messages and tables.
     """
 
     def __init__(self, noun: str = 'a text'):
@@ -203,11 +229,11 @@ class Text(Setting):
 
 
 class Pair(Setting):
-    """One value for both axes, or a pair; code gets the pair.
+    """One value for both axes, or a pair of values; code gets the pair.
 
     Args:
-        of: What each may be.
-        axes: Their names.
+        of: declaration of each value.
+        axes: names of the axes, for error messages and tables.
     """
 
     def __init__(self, of: Setting, axes: str = '(rows, columns)'):
@@ -228,9 +254,10 @@ class Listed(Setting):
     """A list or tuple; code gets a tuple.
 
     Args:
-        of: What each may be.
-        least, most: How many there may be.
-        rising: Whether each must be more than the one before.
+        of: declaration of each item.
+        least: smallest allowed number of items.
+        most: largest allowed number of items.
+        rising: whether each item must be larger than the one before.
     """
 
     def __init__(self, of: Setting, least: int = 0, most: int = 1024, rising: bool = False):
@@ -250,7 +277,7 @@ class Listed(Setting):
 
 
 class OneOrMore(Listed):
-    """One, or a list or tuple; code gets either."""
+    """A single value, or a list or tuple of values; code gets the value, or a tuple."""
 
     def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""

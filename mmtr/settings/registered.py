@@ -1,4 +1,4 @@
-"""Settings that are built by a registry."""
+"""Declarations of configs that a registry builds, and of instances."""
 
 from typing import Any, Callable, Optional
 
@@ -8,11 +8,12 @@ from .base import Setting, Unfit
 
 
 class Config(Setting):
-    """``dict(type=..., ...)`` of something that ``registry`` knows.
+    """A config, ``dict(type=..., ...)``, of a class in a registry.
 
     Args:
-        fits: Of the class that is named.
-        noun: What it is, for words.
+        registry: registry that holds the class.
+        fits: says whether a class is allowed.
+        noun: what the class is, for error messages and tables.
     """
 
     def __init__(self, registry: Registry, fits: Callable[[type], bool], noun: str):
@@ -32,11 +33,11 @@ class Config(Setting):
 
 
 class Kind(Setting):
-    """An instance of some Python types, which others look into.
+    """An instance of any of several Python types; what it holds is checked elsewhere.
 
     Args:
-        types: Those.
-        noun: What they are, for words.
+        types: allowed types.
+        noun: what the instance is, for error messages and tables.
     """
 
     def __init__(self, *types, noun: str):
