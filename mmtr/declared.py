@@ -60,11 +60,11 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
     """Build an object from the config of a key.
 
     Args:
-        key: name of the key, for error messages.
-        registry: registry that holds the type.
+        key: Name of the key, for error messages.
+        registry: Registry that holds the type.
         cfg: ``dict(type=..., **settings)``.
-        check: called with the class before its settings are checked; it may raise.
-        given: further arguments of the class, which are no settings.
+        check: Called with the class before its settings are checked; it may raise.
+        given: Further arguments of the class, which are no settings.
 
     Returns:
         An instance of the class that ``type`` names.
@@ -94,12 +94,12 @@ def refuse_unknown(what: str, names: Iterable[str], allowed: Collection[str]) ->
     """Refuse unknown settings.
 
     Args:
-        what: the thing that has the settings, for the error message.
-        names: names of settings that were given.
-        allowed: names of settings that exist.
+        what: The thing that has the settings, for the error message.
+        names: Names of settings that were given.
+        allowed: Names of settings that exist.
 
     Raises:
-        UserError: one of ``names`` is not in ``allowed``; the message names the most similar one.
+        UserError: One of ``names`` is not in ``allowed``; the message names the most similar one.
     """
     for name in names:
         if name not in allowed:

@@ -23,16 +23,16 @@ class Tokens:
     Args:
         x: (B, P + N, C) tokens, prefix tokens (class, registers) first, then patch tokens.
         grid: (H, W) of the full patch grid, in patches.
-        num_prefix: number of prefix tokens, P.
+        num_prefix: Number of prefix tokens, P.
         index: (B, N) raster position of each patch token in the full grid, H * W for a token without a position;
             None: every patch has its token, in raster order.
         size: (B, N) number of patches that each patch token represents, 0 for padding; None: one each.
-        undo: undo steps that restore a token for every patch; None: no token was reduced.
-        memo: notes of a reducer for later layers of this forward pass. Read-only, since activation checkpointing
+        undo: Undo steps that restore a token for every patch; None: no token was reduced.
+        memo: Notes of a reducer for later layers of this forward pass. Read-only, since activation checkpointing
             runs a layer twice on the same memo.
-        rotary: tables of ``mmtr.ops.rotary`` for the full grid: one of the whole grid, and one of windows if the
+        rotary: Tables of ``mmtr.ops.rotary`` for the full grid: one of the whole grid, and one of windows if the
             backbone has windowed layers; empty without rotary position embedding.
-        windows: windows, of the current token grid, within which tokens attend; None: all attend to all.
+        windows: Windows, of the current token grid, within which tokens attend; None: all attend to all.
     """
 
     x: Tensor
@@ -80,10 +80,10 @@ class Tokens:
 
         Args:
             x: (B, M, C) reduced patch tokens.
-            step: undo step of this reduction.
+            step: Undo step of this reduction.
             index: (B, M) raster positions of the reduced tokens.
             size: (B, M) number of patches that each one represents; None: one each.
-            restore: what a patch gets when tokens are restored: ``residual``, its own value plus the change of its
+            restore: What a patch gets when tokens are restored: ``residual``, its own value plus the change of its
                 representative; otherwise a copy of the representative.
         """
         undo = way_back(self.undo, step, self.patches, x, restore == 'residual')

@@ -36,24 +36,24 @@ class Chain(Undo):
     """Several reductions in a row; the last one is undone first.
 
     Args:
-        steps: one undo step a reduction, the first reduction first.
+        steps: One undo step a reduction, the first reduction first.
     """
 
     steps: tuple[Undo, ...]
 
     @property
     def parts(self) -> tuple[Undo, ...]:
-        """See ``Undo``."""
+        """The single steps, see ``Undo``."""
         return self.steps
 
     def expand(self, x: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         for step in reversed(self.steps):
             x = step.expand(x)
         return x
 
     def trace(self, index: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map each token before the reduction to its representative, see ``Undo``."""
         for step in reversed(self.steps):
             index = step.trace(index)
         return index
@@ -70,11 +70,11 @@ class Merged(Undo):
     slots: Tensor
 
     def expand(self, x: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return gather_tokens(x, self.slots)
 
     def trace(self, index: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map each token before the reduction to its representative, see ``Undo``."""
         return index.gather(1, self.slots)
 
     def then(self, step: Undo) -> Undo:
@@ -87,17 +87,17 @@ class Assigned(Undo):
     """Assignment: each token gets a copy of one reduced token, or a weighted sum of several.
 
     Args:
-        assignment: assignment of the N tokens to the M reduced ones.
+        assignment: Assignment of the N tokens to the M reduced ones.
     """
 
     assignment: Assignment
 
     def expand(self, x: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return eject(x, self.assignment)
 
     def trace(self, index: Tensor) -> Tensor:
-        """See ``Undo``; the representative is the reduced token with the largest weight."""
+        """Map each token before the reduction to its representative, the reduced token with the largest weight."""
         return index.gather(1, self.assignment.slots())
 
 
@@ -122,12 +122,12 @@ class Dropped(Undo):
         return self.order.shape[1] - self.own.shape[1]
 
     def expand(self, x: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         back = self.own if self.anchors is None else self.own + gather_tokens(x, self.anchors)
         return gather_tokens(torch.cat([x[:, : self._stayed()], back], 1), self.order)
 
     def trace(self, index: Tensor) -> Tensor:
-        """See ``Undo``; a dropped token without an anchor represents itself."""
+        """Map each token to its representative; a dropped token without an anchor represents itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
 
@@ -137,7 +137,7 @@ class Change(Undo):
     """Residual restoring: each token gets its old value plus the change that ``way`` maps to it.
 
     Args:
-        way: undo steps that map values of the reduced tokens to all tokens.
+        way: Undo steps that map values of the reduced tokens to all tokens.
         residual: (B, N, C) old value of each token minus what ``way`` mapped to it right after the reduction.
     """
 
@@ -150,11 +150,11 @@ class Change(Undo):
         return self.way.parts
 
     def expand(self, x: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return self.way.expand(x) + self.residual
 
     def trace(self, index: Tensor) -> Tensor:
-        """See ``Undo``."""
+        """Map each token before the reduction to its representative, see ``Undo``."""
         return self.way.trace(index)
 
 
@@ -162,11 +162,11 @@ def way_back(undo: Optional[Undo], step: Undo, before: Tensor, after: Tensor, ch
     """Combine the undo steps so far with that of a further reduction; the result holds at most one ``Change``.
 
     Args:
-        undo: undo steps of the tokens ``before``; None: they were not reduced yet.
-        step: undo step of the further reduction.
+        undo: Undo steps of the tokens ``before``; None: they were not reduced yet.
+        step: Undo step of the further reduction.
         before: (B, N, C) patch tokens before it.
         after: (B, M, C) patch tokens after it.
-        change: whether patches keep their value and get the change of their representative (residual), or a copy.
+        change: Whether patches keep their value and get the change of their representative (residual), or a copy.
     """
     way = undo.way if isinstance(undo, Change) else undo
     way = step if way is None else way.then(step)

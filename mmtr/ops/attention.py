@@ -48,10 +48,10 @@ def attention(
         q: (B, heads, N, D) queries.
         k: (B, heads, M, D) keys.
         v: (B, heads, M, D) values.
-        backend: one of ``BACKENDS``: ``'auto'`` and ``'sdpa'`` are torch's fused attention, which picks flash or
+        backend: One of ``BACKENDS``: ``'auto'`` and ``'sdpa'`` are torch's fused attention, which picks flash or
             memory-efficient kernels itself; ``'math'`` builds the attention matrix.
-        dropout: probability to drop an attention weight.
-        bias: added to the logits: (B, 1, 1, M) or another shape that broadcasts to (B, heads, N, M); -inf hides a key.
+        dropout: Probability to drop an attention weight.
+        bias: Added to the logits: (B, 1, 1, M) or another shape that broadcasts to (B, heads, N, M); -inf hides a key.
 
     Returns:
         (B, heads, N, D).

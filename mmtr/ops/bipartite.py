@@ -14,7 +14,7 @@ def best_edges(metric: Tensor, first: int = 0, valid: Optional[Tensor] = None) -
 
     Args:
         metric: (B, N, C) features that are compared, N >= 2.
-        first: position of the first token that is matched, 0 or 1; S = ceil((N - first) / 2) tokens are matched.
+        first: Position of the first token that is matched, 0 or 1; S = ceil((N - first) / 2) tokens are matched.
         valid: (B, N) False for padding, which nothing is matched to; None: there is no padding.
 
     Returns:
@@ -56,8 +56,8 @@ def soft_matching(metric: Tensor, r: int, num_prefix: int = 0) -> Matching:
 
     Args:
         metric: (B, N, C) features of the patch tokens, compared by cosine similarity.
-        r: number of tokens that merge, 1 to N // 2.
-        num_prefix: number of prefix tokens, which come before those of ``metric`` and do not merge.
+        r: Number of tokens that merge, 1 to N // 2.
+        num_prefix: Number of prefix tokens, which come before those of ``metric`` and do not merge.
     """
     first = num_prefix % 2
     best, nearest = best_edges(metric, first)
@@ -75,7 +75,7 @@ def threshold_matching(metric: Tensor, threshold: float, valid: Tensor) -> Tenso
 
     Args:
         metric: (B, N, C) features of the tokens, N >= 2.
-        threshold: smallest cosine similarity at which a pair merges.
+        threshold: Smallest cosine similarity at which a pair merges.
         valid: (B, N) False for padding.
 
     Returns:
@@ -92,9 +92,9 @@ def adaptive_matching(metric: Tensor, layer: int, valid: Tensor, num_prefix: int
 
     Args:
         metric: (B, N, C) patch tokens, N >= 2.
-        layer: layer after whose attention tokens merge, counted from 1.
+        layer: Layer after whose attention tokens merge, counted from 1.
         valid: (B, N) False for padding, which is at the end.
-        num_prefix: number of prefix tokens, which come before those of ``metric``; they do not merge, but places are
+        num_prefix: Number of prefix tokens, which come before those of ``metric``; they do not merge, but places are
             counted in the whole sequence.
     """
     first = num_prefix % 2
@@ -118,7 +118,7 @@ def merge(x: Tensor, matching: Matching, size: Optional[Tensor] = None) -> tuple
 
     Args:
         x: (B, N, C) tokens.
-        matching: matching of the N tokens.
+        matching: Matching of the N tokens.
         size: (B, N) number of patches that each token represents, its weight in the mean; None: one each.
 
     Returns:

@@ -36,10 +36,10 @@ def cluster_tokens(
         x: (B, H * W, C) tokens in raster order.
         grid: (H, W) of the tokens.
         clusters: (h, w) of the centroids, at most ``grid``.
-        n_iters: number of k-means iterations, at least 1.
-        window: side, in cells of the (h, w) grid, of the square around its own cell in which a token is compared
+        n_iters: Number of k-means iterations, at least 1.
+        window: Side, in cells of the (h, w) grid, of the square around its own cell in which a token is compared
             with centroids; odd.
-        temperature: factor of the squared distances.
+        temperature: Factor of the squared distances.
 
     Returns:
         The centroids (B, h * w, C) in raster order, and the sum of the token weights of each (B, h * w), float32.
@@ -85,9 +85,9 @@ def reconstruction(x: Tensor, centroids: Tensor, k: int, temperature: float, nor
     Args:
         x: (B, N, C) tokens before clustering.
         centroids: (B, M, C) centroids right after clustering.
-        k: number of nearest clusters that a token is reconstructed from; all M if there are fewer.
-        temperature: factor of the squared distances.
-        normalize: norm by which the weights of a token are divided: ``l2``, their Euclidean norm, or ``l1``, their sum.
+        k: Number of nearest clusters that a token is reconstructed from; all M if there are fewer.
+        temperature: Factor of the squared distances.
+        normalize: Norm by which the weights of a token are divided: ``l2``, their Euclidean norm, or ``l1``, their sum.
     """
     x, centroids = x.detach().float(), centroids.detach().float()
     centre = x.mean(1, keepdim=True)

@@ -24,8 +24,8 @@ def attention_similarity(q: Tensor, k: Tensor, bias: Optional[Tensor] = None, ch
     Args:
         q: (B, heads, N, D) queries.
         k: (B, heads, M, D) keys.
-        bias: added to the logits, broadcast to (B, heads, N, M); None: nothing is added.
-        chunk: number of queries whose attention maps are in memory at a time; the result does not depend on it.
+        bias: Added to the logits, broadcast to (B, heads, N, M); None: nothing is added.
+        chunk: Number of queries whose attention maps are in memory at a time; the result does not depend on it.
     """
     total = squares = 0.0
     for start in range(0, q.shape[2], chunk):

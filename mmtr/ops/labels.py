@@ -14,9 +14,9 @@ def first_largest(maps: Iterable[tuple[int, Tensor]], num_classes: int) -> Tenso
     """Compute the argmax over the classes of an image; of equal logits, the first class.
 
     Args:
-        maps: pairs of class index and its logits (H, W), in ascending order of classes, without NaN. A class that is
+        maps: Pairs of class index and its logits (H, W), in ascending order of classes, without NaN. A class that is
             nowhere the largest may be left out.
-        num_classes: number of all classes.
+        num_classes: Number of all classes.
 
     Returns:
         Class indices (H, W), int64.
@@ -43,7 +43,7 @@ def can_be_largest(logits: Tensor, reach: int) -> Tensor:
 
     Args:
         logits: (C, h, w) logits before resizing, finite.
-        reach: number of neighbours, in rows and in columns, that a resized pixel is a weighted mean of: 2 for one
+        reach: Number of neighbours, in rows and in columns, that a resized pixel is a weighted mean of: 2 for one
             bilinear resizing.
     """
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))

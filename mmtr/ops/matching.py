@@ -22,7 +22,7 @@ def similarity(a: Tensor, b: Tensor, metric: str) -> Tensor:
     Args:
         a: (B, N, C) tokens.
         b: (B, M, C) tokens.
-        metric: one of ``METRICS``; distances are negated.
+        metric: One of ``METRICS``; distances are negated.
 
     Returns:
         (B, N, M), float32.

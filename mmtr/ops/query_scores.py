@@ -16,7 +16,7 @@ def query_scores(x: Tensor, scorer: Tensor, pre_norm: bool = False) -> Tensor:
     Args:
         x: (B, N, C) tokens.
         scorer: (C,) sum of the queries.
-        pre_norm: whether tokens are normalised first, without weight and bias: the weight of the norm is part of
+        pre_norm: Whether tokens are normalised first, without weight and bias: the weight of the norm is part of
             ``scorer``, and its bias adds the same to all scores.
 
     Returns:
@@ -42,7 +42,7 @@ def within_regions(scores: Tensor, index: Tensor, grid: tuple[int, int], region:
         scores: (B, N) score of each token.
         index: (B, N) raster position of each token.
         grid: (H, W) of the patch grid.
-        region: side of a region, in patches; regions at the right and lower edge may be smaller.
+        region: Side of a region, in patches; regions at the right and lower edge may be smaller.
 
     Returns:
         New scores (B, N), all different.

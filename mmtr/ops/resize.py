@@ -24,9 +24,9 @@ def resize_positions(
         table: (1, P + H * W, C) position table.
         old: (H, W) of its grid.
         new: (H', W') of the other grid.
-        num_prefix: number of prefix tokens, P.
-        antialias: as of ``F.interpolate``.
-        offset: number of patches, below 1, added to the new grid where the scale is computed (DINO, DINOv2).
+        num_prefix: Number of prefix tokens, P.
+        antialias: As of ``F.interpolate``.
+        offset: Number of patches, below 1, added to the new grid where the scale is computed (DINO, DINOv2).
 
     Returns:
         (1, P + H' * W', C).
@@ -69,7 +69,7 @@ def resize_relative_positions(
         table: ((2 H - 1) * (2 W - 1), heads) relative position table.
         old: (H, W) of its window.
         new: (H', W') of the other window.
-        mode: as of ``F.interpolate``; OpenMMLab resizes the tables of pretrained Swins bicubically.
+        mode: As of ``F.interpolate``; OpenMMLab resizes the tables of pretrained Swins bicubically.
 
     Returns:
         ((2 H' - 1) * (2 W' - 1), heads).

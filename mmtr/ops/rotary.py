@@ -21,11 +21,11 @@ def rotary_table(
 
     Args:
         grid: (H, W), in patches.
-        channels: channels of a head, D, a multiple of 4.
-        reference: rows, and columns, of the pretraining grid.
-        window: side of a window, in patches; positions are then those within a window, and each window is scaled to
+        channels: Channels of a head, D, a multiple of 4.
+        reference: Rows, and columns, of the pretraining grid.
+        window: Side of a window, in patches; positions are then those within a window, and each window is scaled to
             ``reference``. None: positions are those in the grid.
-        device: device of the table.
+        device: Device of the table.
 
     Returns:
         Cosines and sines (2, H * W + 1, D / 2), float32; the last position is for tokens without a position, which

@@ -31,12 +31,12 @@ def row_column_scores(
 
     Args:
         x: (B, H, W, C) tokens.
-        score: one of ``SCORES``. ``max``, ``sum`` and ``range`` reduce the channels, then the row or column; ``attn``
+        score: One of ``SCORES``. ``max``, ``sum`` and ``range`` reduce the channels, then the row or column; ``attn``
             takes the maximum of ``attn`` over the row or column; ``random`` depends on the position alone, and is the
             same for every image.
-        normal: number of rows and of columns that will be normal; ``alternating`` spaces them evenly.
+        normal: Number of rows and of columns that will be normal; ``alternating`` spaces them evenly.
         attn: (B, H, W) attention that each token receives, for ``score='attn'``.
-        seed: seed of ``score='random'``.
+        seed: Seed of ``score='random'``.
 
     Returns:
         Scores of the rows (B, H) and of the columns (B, W), float32.
@@ -104,8 +104,8 @@ def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int], u
 
     Args:
         scores: (B, H) scores of rows and (B, W) of columns; ties are ranked by position.
-        normal: number of normal rows and of normal columns.
-        unique: number of unique rows and of unique columns.
+        normal: Number of normal rows and of normal columns.
+        unique: Number of unique rows and of unique columns.
     """
     kept, dropped, representative, sizes = [], [], [], []
     for score, n_normal, n_unique in zip(scores, normal, unique):
@@ -135,8 +135,8 @@ def match_normal(x: Tensor, groups: Groups, metric: str) -> Tensor:
 
     Args:
         x: (B, H * W, C) tokens.
-        groups: groups of the tokens.
-        metric: one of ``mmtr.ops.matching.METRICS``.
+        groups: Groups of the tokens.
+        metric: One of ``mmtr.ops.matching.METRICS``.
     """
     representatives = gather_tokens(x, groups.kept.gather(1, groups.representative))
     nearest = similarity(gather_tokens(x, groups.normal), representatives, metric).argmax(2)
@@ -148,8 +148,8 @@ def inject(x: Tensor, groups: Groups, merge: str, match: Optional[Tensor] = None
 
     Args:
         x: (B, H * W, C) tokens.
-        groups: groups of the tokens.
-        merge: one of ``MERGES`` (Tab. 4d): ``average`` of a representative and all normal tokens that match it;
+        groups: Groups of the tokens.
+        merge: One of ``MERGES`` (Tab. 4d): ``average`` of a representative and all normal tokens that match it;
             ``keep`` drops the normal tokens; ``max_pool``, ``avg_pool`` and ``bilinear`` resize the grid.
         match: (B, N_n) result of ``match_normal``, for ``average``.
 
@@ -190,9 +190,9 @@ def assign(
     Args:
         x: (B, N, C) tokens before the injector.
         merged: (B, M, C) reduced tokens that it returned.
-        groups: groups of the tokens.
-        metric: one of ``mmtr.ops.matching.METRICS``.
-        reference: tokens that ``x`` is compared with, one of ``REFERENCES``.
+        groups: Groups of the tokens.
+        metric: One of ``mmtr.ops.matching.METRICS``.
+        reference: Tokens that ``x`` is compared with, one of ``REFERENCES``.
         tau: None: a token is restored from the most similar reduced token (mode ``max``). A number: from the mean of
             that one and all whose similarity is at least ``tau`` (mode ``m-threshold``).
     """

@@ -24,7 +24,7 @@ def on_selected(function: Callable[[Tensor], Tensor], x: Tensor, selected: Tenso
     The selected tokens of all images are one batch (M, C) without padding; their number may differ between images.
 
     Args:
-        function: maps tokens (M, C) -> (M, C), each on its own.
+        function: Maps tokens (M, C) -> (M, C), each on its own.
         x: (B, N, C) tokens.
         selected: (B, N) bool.
     """

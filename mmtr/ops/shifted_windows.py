@@ -12,9 +12,9 @@ def cut(length: int, window: int, shift: int = 0) -> dict[int, list[int]]:
     """Cut one axis of a grid into pieces of ``window`` tokens, and group their starts by the length of the piece.
 
     Args:
-        length: number of tokens along the axis.
-        window: length of a piece; the last one may be shorter.
-        shift: length of the first piece; 0: ``window``.
+        length: Number of tokens along the axis.
+        window: Length of a piece; the last one may be shorter.
+        shift: Length of the first piece; 0: ``window``.
 
     Returns:
         Length of a piece -> starts of all pieces of that length.
@@ -32,11 +32,11 @@ def piece_positions(
     """Return the raster positions of the tokens of all pieces of one size.
 
     Args:
-        rows: first rows of the pieces.
-        columns: first columns of the pieces; each pair of row and column is one piece.
+        rows: First rows of the pieces.
+        columns: First columns of the pieces; each pair of row and column is one piece.
         size: (h, w) of a piece.
-        width: number of columns of the grid.
-        device: device of the positions.
+        width: Number of columns of the grid.
+        device: Device of the positions.
 
     Returns:
         (pieces, h * w).
@@ -53,7 +53,7 @@ def places(positions: Tensor, count: int) -> Tensor:
 
     Args:
         positions: (M,) each of 0 to ``count`` - 1 once, and ``count`` for padding, any number of times.
-        count: number of positions.
+        count: Number of positions.
 
     Returns:
         Index in ``positions`` of each of 0 to ``count`` - 1: (count,).
@@ -79,9 +79,9 @@ class Layout:
 
     Args:
         sizes: (h, w) of the pieces, each size once.
-        positions: for each size, raster positions of the tokens of its pieces (pieces, h * w); H * W for padding.
+        positions: For each size, raster positions of the tokens of its pieces (pieces, h * w); H * W for padding.
         place: (H * W,) index of each token in the concatenation of all pieces.
-        padded: whether there is padding.
+        padded: Whether there is padding.
     """
 
     sizes: list[tuple[int, int]]
@@ -97,7 +97,7 @@ class Windows:
     Args:
         grid: (H, W) of the tokens.
         window: (h, w) of a window, in tokens.
-        layouts: layouts without and with shift.
+        layouts: Layouts without and with shift.
         relative: (h, w, h, w) indices of ``relative_positions``.
         interpolation: ``bicubic`` or ``bilinear``, the mode that resizes a relative position table to ``window``.
     """
@@ -123,8 +123,8 @@ def make_windows(
     Args:
         grid: (H, W) of the tokens.
         window: (h, w) of a window, in tokens.
-        device: device of the positions.
-        interpolation: see ``Windows``.
+        device: Device of the positions.
+        interpolation: See ``Windows``.
     """
     shifts = ((0, 0), (window[0] // 2, window[1] // 2))
     layouts = tuple(_layout(grid, window, shift, device) for shift in shifts)

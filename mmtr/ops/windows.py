@@ -14,8 +14,8 @@ def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: fl
     Args:
         x: (B, H * W, C) tokens in raster order.
         grid: (H, W) of the tokens.
-        window: side of a window, in tokens.
-        threshold: smallest mean cosine similarity at which a window merges.
+        window: Side of a window, in tokens.
+        threshold: Smallest mean cosine similarity at which a window merges.
 
     Returns:
         Position (B, H * W) of the token that each token merges into, its own if it does not merge; and the mean
@@ -44,8 +44,8 @@ def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.0
     Args:
         x: (B, heads, H * W, D) queries, keys or values.
         grid: (H, W) of the tokens.
-        window: side of a window, in patches.
-        value: value of the padding.
+        window: Side of a window, in patches.
+        value: Value of the padding.
 
     Returns:
         (B * windows, heads, window * window, D).

@@ -27,10 +27,10 @@ class Bottleneck(nn.Module):
     """A bottleneck MLP: linear C -> ``hidden``, ReLU, dropout, linear ``hidden`` -> C, the last initialised to 0.
 
     Args:
-        channels: number of channels of the tokens, C.
-        hidden: number of channels of the hidden layer.
-        norm: place of a LayerNorm: ``in``, before the MLP, ``out``, after it, or ``none``.
-        dropout: dropout probability in the hidden layer.
+        channels: Number of channels of the tokens, C.
+        hidden: Number of channels of the hidden layer.
+        norm: Place of a LayerNorm: ``in``, before the MLP, ``out``, after it, or ``none``.
+        dropout: Dropout probability in the hidden layer.
     """
 
     def __init__(self, channels: int, hidden: int, norm: str, dropout: float):
@@ -55,7 +55,7 @@ class Scale(nn.Module):
     """A learned scalar that multiplies its input.
 
     Args:
-        start: initial value.
+        start: Initial value.
     """
 
     def __init__(self, start: float):
@@ -78,11 +78,11 @@ class Adapter(PEFT):
     """AdaptFormer (Chen et al., NeurIPS 2022): x <- x + FFN(LN x) + s Adapter(x), with s learned.
 
     Args:
-        backbone: layers and channels of the backbone.
-        bottleneck: number of channels of the MLP's hidden layer.
-        norm: place of a LayerNorm: ``in``, before the MLP, ``out``, after it, or ``none``.
-        dropout: dropout probability in the hidden layer.
-        scale: initial value of s.
+        backbone: Layers and channels of the backbone.
+        bottleneck: Number of channels of the MLP's hidden layer.
+        norm: Place of a LayerNorm: ``in``, before the MLP, ``out``, after it, or ``none``.
+        dropout: Dropout probability in the hidden layer.
+        scale: Initial value of s.
 
     Raises:
         UserError: A setting has a value that is not allowed.

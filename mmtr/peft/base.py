@@ -16,7 +16,7 @@ class PEFT(BackbonePart):
     """Base class of fine-tuning methods: parameters that are trained while the backbone's own are frozen.
 
     Args:
-        backbone: layers and channels of the backbone.
+        backbone: Layers and channels of the backbone.
     """
 
     setting_prefix = 'peft.'
@@ -30,9 +30,9 @@ class PEFT(BackbonePart):
         """Add a branch parallel to the FFN to the output of a layer; here: nothing.
 
         Args:
-            i: index of the layer.
+            i: Index of the layer.
             x: (B, P + N, C) output of the layer.
-            tokens: input of the layer's second norm, the one before the FFN.
+            tokens: Input of the layer's second norm, the one before the FFN.
 
         Returns:
             (B, P + N, C).
@@ -60,7 +60,7 @@ def build_peft(cfg: dict, backbone: BackboneInfo) -> PEFT:
 
     Args:
         cfg: ``dict(type=..., **settings)``.
-        backbone: layers and channels of the backbone.
+        backbone: Layers and channels of the backbone.
 
     Raises:
         UserError: The type or one of its settings does not exist, or a setting has a value that is not allowed.

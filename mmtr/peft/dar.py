@@ -12,12 +12,12 @@ from .adapter import HIDDEN, NORM, SCALE, Adapter, norm_at
 
 
 class Compensator(nn.Module):
-    """Convolutions over the patch grid: 1x1 C -> ``hidden``, depthwise 3x3, 1x1, GELU, 1x1 ``hidden`` -> C (0 at first).
+    """Convolutions over the patch grid: 1x1 C -> ``hidden``, depthwise 3x3, 1x1, GELU, 1x1 ``hidden`` -> C, 0 at first.
 
     Args:
-        channels: number of channels of the tokens, C.
-        hidden: number of channels of the hidden layers.
-        norm: place of a LayerNorm: ``in``, before the convolutions, ``out``, after them, or ``none``.
+        channels: Number of channels of the tokens, C.
+        hidden: Number of channels of the hidden layers.
+        norm: Place of a LayerNorm: ``in``, before the convolutions, ``out``, after them, or ``none``.
     """
 
     def __init__(self, channels: int, hidden: int, norm: str):
@@ -54,12 +54,12 @@ class DAR(Adapter):
     It compensates for the FFN where ``token_reduction=dict(type='DAR')`` skips it, and works without a reduction too.
 
     Args:
-        backbone: layers and channels of the backbone.
-        bottleneck: number of channels of the Adapter's hidden layer.
-        compensator: number of channels of the Compensator's hidden layers.
-        norm: place of a LayerNorm in both: ``in``, ``out`` or ``none``.
-        dropout: dropout probability in the Adapter's hidden layer.
-        scale: initial value of s.
+        backbone: Layers and channels of the backbone.
+        bottleneck: Number of channels of the Adapter's hidden layer.
+        compensator: Number of channels of the Compensator's hidden layers.
+        norm: Place of a LayerNorm in both: ``in``, ``out`` or ``none``.
+        dropout: Dropout probability in the Adapter's hidden layer.
+        scale: Initial value of s.
 
     Raises:
         UserError: A setting has a value that is not allowed; or the token reduction removes tokens of the grid.

@@ -22,9 +22,9 @@ class LowRank(nn.Module):
 
     Args:
         weight: (outputs, inputs) frozen weight of the layer.
-        rank: rank of the update.
-        alpha: numerator of the scaling.
-        dropout: dropout probability of the input of A.
+        rank: Rank of the update.
+        alpha: Numerator of the scaling.
+        dropout: Dropout probability of the input of A.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float, dropout: float):
@@ -53,11 +53,11 @@ class LoRA(PEFT):
     """LoRA (Hu et al., ICLR 2022): W + scaling * B A in place of W; merged into W, it costs nothing.
 
     Args:
-        backbone: layers and channels of the backbone.
-        rank: rank of each update.
-        alpha: numerator of scaling = alpha / rank. None: ``rank``, so that scaling is 1.
-        dropout: dropout probability of the input of A.
-        targets: linear layers with an update: a regular expression, or a list of them, each matched with a whole
+        backbone: Layers and channels of the backbone.
+        rank: Rank of each update.
+        alpha: Numerator of scaling = alpha / rank. None: ``rank``, so that scaling is 1.
+        dropout: Dropout probability of the input of A.
+        targets: Linear layers with an update: a regular expression, or a list of them, each matched with a whole
             name: ``qkv``, ``proj``, ``fc1``, ``fc2`` in all layers, or ``3.qkv`` in layer 3.
 
     Raises:
@@ -104,7 +104,7 @@ class LoRA(PEFT):
                 linears[i, name][0].register_forward_hook(low_rank.add_to)
 
     def merged_state_dict(self, backbone: nn.Module) -> dict[str, Tensor]:
-        """See ``PEFT``."""
+        """Merge the trained parameters into the weights, see ``PEFT``."""
         changes = {
             id(linears[name][1]): low_rank.change()
             for each, linears in zip(self.layers, (layer.linears() for layer in backbone.all_layers))

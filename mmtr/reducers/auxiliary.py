@@ -1,4 +1,4 @@
-"""From a forward pass to auxiliary losses: what a reducer notes, and how it is compared with the annotations."""
+"""Auxiliary losses: collecting the outputs of reducers in a forward pass, and comparing them with annotations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ _OUTPUTS = ContextVar('auxiliary outputs of reducers', default=None)
 
 @contextmanager
 def auxiliary_outputs() -> Iterator[dict[nn.Module, dict[str, Tensor]]]:
-    """Context that yields a dict, filled by the reducers that are trained inside: reducer -> name -> tensor.
+    """Collect the auxiliary outputs of reducers in training: a context that yields a dict, reducer -> name -> tensor.
 
-    So nothing stays on a module, and each thread sees its own.
+    Outputs are stored on no module, and each thread has its own dict.
     """
     outputs: dict[nn.Module, dict[str, Tensor]] = {}
     before = _OUTPUTS.set(outputs)
@@ -29,10 +29,15 @@ def auxiliary_outputs() -> Iterator[dict[nn.Module, dict[str, Tensor]]]:
 
 
 def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
-    """Put an output of ``reducer`` into the dict of ``auxiliary_outputs``.
+    """Put an auxiliary output of a reducer into the dict of ``auxiliary_outputs``.
+
+    Args:
+        reducer: Reducer whose output it is.
+        name: Name of the output.
+        value: Output.
 
     Raises:
-        UserError: There is none: the model would never ask for the losses.
+        UserError: No ``auxiliary_outputs`` context is active: the model never computes the losses.
     """
     outputs = _OUTPUTS.get()
     if outputs is None:
@@ -46,11 +51,11 @@ def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
 
 
 class Task:
-    """How auxiliary predictions (B, M, K), M queries and K classes, are compared with annotations.
+    """Base class of auxiliary tasks: the loss of predictions (B, M, K) of M queries and K classes.
 
     Args:
-        num_classes: K.
-        grid: (H, W) of the patch grid of training images; M is its size for dense tasks, else 1.
+        num_classes: Number of classes, K.
+        grid: (H, W) of the patch grid of training images; M is H * W for dense tasks, else 1.
     """
 
     #: The field of a data sample that holds the annotation.
@@ -62,11 +67,19 @@ class Task:
 
     @property
     def num_queries(self) -> int:
-        """M."""
+        """The number of queries, M."""
         return 1
 
     def loss(self, logits: Tensor, data_samples: list) -> Tensor:
-        """Of one module: (B, M, K) -> scalar."""
+        """Compute the loss of one auxiliary head.
+
+        Args:
+            logits: (B, M, K) predictions.
+            data_samples: Data samples of the batch, with annotations in ``field``.
+
+        Raises:
+            UserError: A data sample has no such annotation, or a label that is no class.
+        """
         absent = next((sample for sample in data_samples if self.field not in sample), None)
         if absent is not None:
             raise UserError(
@@ -89,15 +102,15 @@ class Task:
 
 
 class Semantic(Task):
-    """One query a patch of the training grid; cross-entropy with the labels, taken at the corner of each patch."""
+    """Semantic segmentation: one query a patch; cross-entropy with the label at the top left corner of each patch."""
 
     field = 'gt_sem_seg'
-    #: The label that is no class. A model with a head sets that of the head, see ``ReductionLosses``.
+    #: Label of ignored pixels. ``ReductionLosses`` sets it to that of the decode head.
     ignore_index = 255
 
     @property
     def num_queries(self) -> int:
-        """M."""
+        """The number of queries, one for each patch."""
         return self.grid[0] * self.grid[1]
 
     def _loss(self, logits, annotations):
@@ -109,7 +122,7 @@ class Semantic(Task):
 
 
 class MultiLabel(Task):
-    """One query; binary cross-entropy with which classes the boxes of an image have."""
+    """Multi-label classification: one query; binary cross-entropy with the classes of the boxes of an image."""
 
     field = 'gt_instances'
     loss_name = 'loss_bce'
@@ -122,7 +135,7 @@ class MultiLabel(Task):
 
 
 class Classification(Task):
-    """One query; cross-entropy with the label of the image."""
+    """Image classification: one query; cross-entropy with the label of the image."""
 
     field = 'gt_label'
 

@@ -1,4 +1,4 @@
-"""A reducer that looks on while another one works, for tools and pictures."""
+"""Observing a reducer at work, for tools and pictures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,13 @@ from .base import TokenReducer
 
 
 class Observer(TokenReducer):
-    """The reducer ``inner``; a subclass overrides the moments that it looks at, and calls ``inner`` there."""
+    """A reducer that passes every call on to another one.
+
+    A subclass overrides the methods that it observes, and calls those of ``inner`` there.
+
+    Args:
+        inner: Reducer that is observed.
+    """
 
     def __init__(self, inner: TokenReducer):
         super().__init__(inner.backbone)
@@ -32,7 +38,7 @@ class Observer(TokenReducer):
 
 @contextmanager
 def reducer_of(backbone: nn.Module, reducer: TokenReducer) -> Iterator[TokenReducer]:
-    """Context in which ``backbone`` runs with ``reducer``."""
+    """Run ``backbone`` with ``reducer`` in place of its own, inside this context."""
     kept = backbone.token_reducer
     backbone.token_reducer = reducer
     try:

@@ -10,18 +10,18 @@ class Either(Setting):
     """Any of several declarations; the first one that fits converts the value.
 
     Args:
-        options: declarations.
+        options: Declarations.
     """
 
     def __init__(self, *options):
         self.options = options
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return ', or '.join(option.words(depth) for option in self.options)
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         for option in self.options:
             try:
                 return option.take(value, depth)
@@ -34,11 +34,11 @@ class Maybe(Either):
     """None, or any of several declarations."""
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'{super().words(depth)}, or None'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         return None if value is None else super().take(value, depth)
 
 
@@ -46,12 +46,12 @@ class Number(Setting):
     """A finite number within bounds.
 
     Args:
-        least: smallest allowed number; None: ``above`` is the lower bound.
-        most: largest allowed number, unless ``below`` is given.
-        above: exclusive lower bound.
-        below: exclusive upper bound.
-        noun: what the number is, for error messages and tables, such as ``a share``.
-        fraction: whether it must be a float, since an int would mean something else.
+        least: Smallest allowed number; None: ``above`` is the lower bound.
+        most: Largest allowed number, unless ``below`` is given.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
+        noun: What the number is, for error messages and tables, such as ``a share``.
+        fraction: Whether it must be a float, since an int would mean something else.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Number(Setting):
         self.noun, self.fraction = noun, fraction
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         low = f'above {self.above:.10g}' if self.least is None else f'of at least {self.least:.10g}'
         high = f'below {self.below:.10g}' if self.most is None else f'up to {self.most:.10g}'
         both = self.least is not None and self.most is not None
         return f'{self.noun} ' + (f'from {self.least:.10g} to {self.most:.10g}' if both else f'{low}, {high}')
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         if isinstance(value, bool) or not isinstance(value, Real) or self.fraction and isinstance(value, Integral):
             raise Unfit
         value = int(value) if isinstance(value, Integral) else float(value)
@@ -90,20 +90,20 @@ class Whole(Setting):
     """An int within bounds; floats are refused.
 
     Args:
-        low: smallest allowed number.
-        high: largest allowed number.
-        odd: whether it must be odd.
+        low: Smallest allowed number.
+        high: Largest allowed number.
+        odd: Whether it must be odd.
     """
 
     def __init__(self, low: int, high: int, odd: bool = False):
         self.low, self.high, self.odd = low, high, odd
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'{"an odd" if self.odd else "a whole"} number from {self.low} to {self.high}'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         if (
             isinstance(value, bool)
             or not isinstance(value, Integral)
@@ -118,20 +118,20 @@ class Layer(Setting):
     """The index of a layer, counted from 0.
 
     Args:
-        spared: number of last layers that are not allowed. -1 also allows the index behind the last layer.
+        spared: Number of last layers that are not allowed. -1 also allows the index behind the last layer.
     """
 
     def __init__(self, spared: int = 0):
         self.spared = spared
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         if depth is None:
             return f'a layer, from 0 to depth{f" - {self.spared + 1}" if self.spared + 1 else ""}'
         return self._range(depth).words()
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         return self._range(depth).take(value)
 
     def _range(self, depth):
@@ -142,11 +142,11 @@ class Span(Setting):
     """A span of layers, as the pair (a, b) of its first layer and the one after its last."""
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'a span of layers (a, b), 0 <= a <= b <= {"depth" if depth is None else depth}'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         start, stop = _items(value, 2, 2, Whole(0, depth))
         if start > stop:
             raise Unfit
@@ -157,18 +157,18 @@ class Choice(Setting):
     """One of several words.
 
     Args:
-        values: allowed words.
+        values: Allowed words.
     """
 
     def __init__(self, *values):
         self.values = values
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'one of {", ".join(self.values)}'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         if not isinstance(value, str) or value not in self.values:
             raise Unfit
         return str(value)
@@ -178,18 +178,18 @@ class Letters(Setting):
     """Any of several letters, as a list or one string; code gets a tuple.
 
     Args:
-        letters: allowed letters, as one string.
+        letters: Allowed letters, as one string.
     """
 
     def __init__(self, letters: str):
         self.letters = letters
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'some of {", ".join(self.letters)}, as a list or a text'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         return _items(list(value) if isinstance(value, str) else value, 0, len(self.letters), Choice(*self.letters))
 
 
@@ -197,11 +197,11 @@ class Flag(Setting):
     """True or False; other values, such as 0 or 1, are refused."""
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return 'True or False'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         if not isinstance(value, bool):
             raise Unfit
         return value
@@ -211,18 +211,18 @@ class Text(Setting):
     """A string that is not empty.
 
     Args:
-        noun: what the string is, for error messages and tables.
+        noun: What the string is, for error messages and tables.
     """
 
     def __init__(self, noun: str = 'a text'):
         self.noun = noun
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return self.noun
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         if not isinstance(value, str) or not value:
             raise Unfit
         return str(value)
@@ -232,19 +232,19 @@ class Pair(Setting):
     """One value for both axes, or a pair of values; code gets the pair.
 
     Args:
-        of: declaration of each value.
-        axes: names of the axes, for error messages and tables.
+        of: Declaration of each value.
+        axes: Names of the axes, for error messages and tables.
     """
 
     def __init__(self, of: Setting, axes: str = '(rows, columns)'):
         self.of, self.axes = of, axes
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'{self.of.words(depth)}, or two for {self.axes}'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         if isinstance(value, (list, tuple)):
             return _items(value, 2, 2, self.of, depth)
         return (self.of.take(value, depth),) * 2
@@ -254,22 +254,22 @@ class Listed(Setting):
     """A list or tuple; code gets a tuple.
 
     Args:
-        of: declaration of each item.
-        least: smallest allowed number of items.
-        most: largest allowed number of items.
-        rising: whether each item must be larger than the one before.
+        of: Declaration of each item.
+        least: Smallest allowed number of items.
+        most: Largest allowed number of items.
+        rising: Whether each item must be larger than the one before.
     """
 
     def __init__(self, of: Setting, least: int = 0, most: int = 1024, rising: bool = False):
         self.of, self.least, self.most, self.rising = of, least, most, rising
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         count = f' of at least {self.least}' if self.least else ''
         return f'a list{count}{" in rising order" if self.rising else ""}, each {self.of.words(depth)}'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         items = _items(value, self.least, self.most, self.of, depth)
         if self.rising and any(a >= b for a, b in zip(items, items[1:])):
             raise Unfit
@@ -280,11 +280,11 @@ class OneOrMore(Listed):
     """A single value, or a list or tuple of values; code gets the value, or a tuple."""
 
     def words(self, depth: Optional[int] = None) -> str:
-        """See ``Setting``."""
+        """Describe the allowed values, see ``Setting``."""
         return f'{self.of.words(depth)}, or a list of these'
 
     def take(self, value: Any, depth: Optional[int] = None) -> Any:
-        """See ``Setting``."""
+        """Check and convert a value, see ``Setting``."""
         return super().take(value, depth) if isinstance(value, (list, tuple)) else self.of.take(value, depth)
 
 

@@ -1,4 +1,4 @@
-"""MaskDINO's transformer decoder: DINO's, with references of any number of channels."""
+"""MaskDINO's transformer decoder: that of DINO, for any number of channels."""
 
 from typing import Callable, Optional
 
@@ -10,12 +10,21 @@ from .pixel_decoder import deformable_layer, reset_transformer
 
 
 def refine(boxes: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes (..., 4) as centre and size in 0 ... 1, moved by ``deltas`` in the space before the sigmoid."""
+    """Refine boxes (..., 4), centre and size in 0 ... 1, by adding ``deltas`` to their inverse sigmoid."""
     return (inverse_sigmoid(boxes) + deltas).sigmoid()
 
 
 class MaskDINODecoder(DinoTransformerDecoder):
-    """Queries look at each other and at the encoded maps around their boxes, layer by layer (DINO)."""
+    """DINO's decoder: layers of self-attention among queries and deformable attention to the encoded maps.
+
+    Args:
+        channels: Number of channels of queries and maps, C.
+        num_levels: Number of encoded maps.
+        num_layers: Number of layers.
+        num_heads: Number of attention heads.
+        num_points: Number of sampling points for each head and level.
+        feedforward_channels: Number of channels of the FFN's hidden layer.
+    """
 
     def __init__(
         self,
@@ -37,7 +46,7 @@ class MaskDINODecoder(DinoTransformerDecoder):
             layer.cross_attn = DeformableAttention(**deformable)
 
     def init_weights(self) -> None:
-        """As the release."""
+        """Initialise as the released code."""
         reset_transformer(self)
 
     def forward(
@@ -50,20 +59,22 @@ class MaskDINODecoder(DinoTransformerDecoder):
         attn_mask: Optional[Tensor],
         bbox_embed: Callable[[Tensor], Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Every layer's queries, normed, and what box each starts from.
+        """Run the layers; return the normalised queries and the input boxes of each.
 
-        Positions are conditional: they come from the boxes, which each layer refines for the next. A gradient
-        reaches a box from its own layer and the one after it ("look forward twice" in DINO).
+        Position embeddings are computed from the boxes, which each layer refines for the next. A box gets gradients
+        from its own layer and from the next one ("look forward twice" in DINO).
 
         Args:
-            query: (B, Q, C).
-            boxes: (B, Q, 4), centre and size in 0 ... 1.
-            memory: Encoded maps in a row (B, N, C), with their ``shapes`` (L, 2) and ``starts`` (L, ).
-            attn_mask: (Q, Q), True where a query must not look; or None.
-            bbox_embed: Queries -> changes of their boxes.
+            query: (B, Q, C) queries.
+            boxes: (B, Q, 4) boxes, centre and size in 0 ... 1.
+            memory: (B, N, C) encoded maps, flattened one after the other.
+            shapes: (L, 2) height and width of each map.
+            starts: (L, ) index in ``memory`` of the first place of each map.
+            attn_mask: (Q, Q) True where self-attention is masked; None: nowhere.
+            bbox_embed: Box head: queries (B, Q, C) -> changes of their boxes (B, Q, 4), for ``refine``.
 
         Returns:
-            Two lists of one tensor a layer: queries (B, Q, C), and boxes (B, Q, 4) before the layer.
+            Two lists with one tensor for each layer: queries (B, Q, C) after it, and boxes (B, Q, 4) before it.
         """
         states, references = [], []
         for layer in self.layers:
