@@ -11,7 +11,7 @@ from mmtr.ops.rows_columns import Assignment, eject
 
 
 class Undo:
-    """A reduction of N tokens to M, seen from its end: it maps values of the M tokens to the N. Immutable."""
+    """The undo step of a reduction of N tokens to M: it maps values of the M tokens to the N. Immutable."""
 
     @property
     def parts(self) -> tuple['Undo', ...]:

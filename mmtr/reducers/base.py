@@ -59,7 +59,7 @@ class BackbonePart(Declared, BaseModule):
 
     def init_weights(self) -> None:
         """Initialise all weights; the backbone calls it after its own initialisation."""
-        # Children first: a module may initialise its children differently.
+        # Children first: a module may initialise its children again, in its own way.
         for module in reversed([module for module in self.modules() if module is not self]):
             draw = getattr(module, 'init_weights', None) or getattr(module, 'reset_parameters', None)
             if draw is not None:

@@ -16,8 +16,9 @@ from .giving_back import RESTORE, RESTORE_AT, check_after_head
 
 @TOKEN_REDUCERS.register_module()
 class Expediting(TokenReducer):
-    """Token clustering and reconstruction (Liang et al., "Expediting Large-Scale Vision Transformer for Dense
-    Prediction without Fine-tuning").
+    """Expediting: tokens are clustered before a layer, and reconstructed after the last one.
+
+    Liang et al., "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning".
 
     Args:
         backbone: Layers, channels and prefix tokens of the backbone.

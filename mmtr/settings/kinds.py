@@ -7,11 +7,7 @@ from .base import Setting, Unfit
 
 
 class Either(Setting):
-    """Any of several declarations; the first one that fits converts the value.
-
-    Args:
-        options: Declarations.
-    """
+    """Any of several declarations, ``options``; the first one that fits converts the value."""
 
     def __init__(self, *options):
         self.options = options
@@ -154,11 +150,7 @@ class Span(Setting):
 
 
 class Choice(Setting):
-    """One of several words.
-
-    Args:
-        values: Allowed words.
-    """
+    """One of several words, ``values``."""
 
     def __init__(self, *values):
         self.values = values
@@ -175,11 +167,7 @@ class Choice(Setting):
 
 
 class Letters(Setting):
-    """Any of several letters, as a list or one string; code gets a tuple.
-
-    Args:
-        letters: Allowed letters, as one string.
-    """
+    """Any of the letters in a string, ``letters``, as a list or one string; code gets a tuple."""
 
     def __init__(self, letters: str):
         self.letters = letters
@@ -208,11 +196,7 @@ class Flag(Setting):
 
 
 class Text(Setting):
-    """A string that is not empty.
-
-    Args:
-        noun: What the string is, for error messages and tables.
-    """
+    """A string that is not empty; ``noun`` says what it is, for error messages and tables."""
 
     def __init__(self, noun: str = 'a text'):
         self.noun = noun

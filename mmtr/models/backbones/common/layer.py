@@ -37,7 +37,7 @@ class FFN(mmcv_transformer.FFN):
 
 @dataclass
 class Step:
-    """The arguments of a layer besides its input tensor, which forward hooks see as in a stock layer.
+    """The arguments of a layer besides its input tensor; forward hooks see tensors only, as in a stock layer.
 
     Args:
         tokens: Tokens that enter the layer; after the call, tokens that leave it.

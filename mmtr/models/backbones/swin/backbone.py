@@ -104,7 +104,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
 
     @property
     def trained_parts(self) -> tuple[str, ...]:
-        """Names of the children that a ``peft`` does not freeze; with the output norms, which a classifier's weights lack."""
+        """Names of the children that a ``peft`` trains; with the output norms, which weights of a classifier lack."""
         return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
 
     @property
@@ -188,7 +188,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         self._init_parts()
 
     def _fitted(self, state, path):
-        """Convert the weights of a file of a backbone or a model, with official names or not, and of any window size."""
+        """Convert the weights of a backbone or model, with stock or official names, and of any window size."""
         state = part_of(state, 'backbone') or state
         if official.is_official(state):
             state, _ = official.convert(state)
