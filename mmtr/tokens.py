@@ -1,4 +1,4 @@
-"""``Tokens``: the one value that flows through a backbone."""
+"""``Tokens``, the value that a backbone passes from layer to layer."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -48,7 +48,7 @@ class Matching:
 
 
 def soft_matching(metric: Tensor, r: int, num_prefix: int = 0) -> Matching:
-    """Match the r tokens in even places that are most similar to a token in an odd place to it (ToMe, Sec. 3).
+    """Match tokens in even places to the most similar ones in odd places; the r best matches merge (ToMe, Sec. 3).
 
     Places are counted in the whole sequence, prefix tokens first, as in the released code: with a class token, odd
     patches merge into even ones. Sources that do not merge keep their order; without prefix tokens they are sorted by
