@@ -5,6 +5,8 @@ from importlib import import_module
 from mmengine import registry as root
 from mmengine.registry import Registry
 
+from mmtr.optional import import_mmpretrain
+
 #: Models on mmpretrain, which need not be installed, and the modules that register them.
 ON_MMPRETRAIN = dict(
     {
@@ -16,7 +18,7 @@ ON_MMPRETRAIN = dict(
 
 
 class LateRegistry(Registry):
-    """A registry that imports the module of a name when it is asked for it.
+    """A registry that imports mmpretrain, and the module of a name, when it is asked for it.
 
     Args:
         late: Name to module.
@@ -31,6 +33,7 @@ class LateRegistry(Registry):
         """As of mmengine."""
         scope, name = self.split_scope_key(key)
         if name in self.late and scope in (None, self.scope):
+            import_mmpretrain(f'{self.scope}.{name}')
             import_module(self.late[name])
         return super().get(key)
 
