@@ -148,6 +148,8 @@ class MMPretrainBackbone(ReducibleBackbone):
         return self.ln1(x) if self.final_norm else x
 
     def _output(self, tokens):
+        if self.out_type == 'featmap':
+            return super()._output(tokens)
         if self.output != 'mean':
             return self._format_output(tokens.x, tokens.grid)
         x, size = tokens.patches, tokens.size
