@@ -131,7 +131,7 @@ def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
 
 
 def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='featmap'):
-    """mmpretrain's ViT, with the outputs of the others; drawn so that its class token does not look at one side alone."""
+    """mmpretrain's ViT, with the outputs of the others; drawn so that its class token looks at more than one side."""
     torch.manual_seed(3)
     model = MODELS.get('ClsVisionTransformer')(
         arch=dict(embed_dims=32, num_layers=4, num_heads=4, feedforward_channels=128),

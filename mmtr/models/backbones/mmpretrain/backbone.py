@@ -229,9 +229,7 @@ class DistilledVisionTransformer(MMPretrainBackbone, deit.DistilledVisionTransfo
     ``ClsVisionTransformer``."""
 
     inherited = arguments(
-        deit.DistilledVisionTransformer,
-        frozen_stages=Whole(-1, 256),
-        layer_scale_init_value=Number(least=0, most=1000),
+        deit.DistilledVisionTransformer, frozen_stages=Whole(-1, 256), layer_scale_init_value=Number(least=0, most=1000)
     )
 
     def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto', **kwargs):
