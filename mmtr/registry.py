@@ -1,4 +1,4 @@
-"""Child registries of mmengine's, scope ``mmtr``: write ``type='mmtr.Name'`` in a config."""
+"""Registries of mmtr, children of mmengine's with the scope ``mmtr``: write ``type='mmtr.Name'`` in a config."""
 
 from importlib import import_module
 

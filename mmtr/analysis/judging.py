@@ -1,10 +1,11 @@
-"""Accuracy and speed of settings on given images, for a search."""
+"""Measure accuracy and speed of reductions on given images, for a search."""
 
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
@@ -16,13 +17,18 @@ from mmtr.errors import UserError
 from .compare import build_evaluator, build_reducers, compare_reductions
 from .speed import now
 
-#: What a speed-up can be of -> where ``compare_reductions`` has it.
+#: Part of the model that is timed -> key of its time in the results of ``compare_reductions``.
 SPEED_OF = dict(model='total_ms', backbone='encoder_ms')
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A reduction beside the plain model on the same images: the metric, and ms an image."""
+    """Metric and time of a reduction and of the plain model on the same images.
+
+    Args:
+        accuracy, plain_accuracy: The metric, in its points.
+        ms, plain_ms: Time in ms an image.
+    """
 
     accuracy: float
     plain_accuracy: float
@@ -31,26 +37,26 @@ class Outcome:
 
     @property
     def speed_up(self) -> float:
-        """Of the reduction against plain."""
+        """How many times as fast as the plain model the reduced one is."""
         return self.plain_ms / self.ms
 
     @property
     def drop(self) -> float:
-        """Of the metric, in its points."""
+        """How much lower than the plain model's the metric is, in its points."""
         return self.plain_accuracy - self.accuracy
 
 
 class Images:
-    """Images to search and to verify on, read at once, drawn without replacement by ``seed``.
+    """Random images, kept in memory: ``search`` to search on, and ``held_out``, as many others, to verify on.
 
     Args:
-        read: Gives the batch of one image.
-        count: How many images there are.
-        wanted: How many to search on, and as many others to verify on; fewer where there are not so many.
-        seed: Of the draw.
+        read: Returns the batch of one image, given its index.
+        count: Number of images available.
+        wanted: Number of images in each of the two sets; fewer if ``count`` is less than twice that.
+        seed: Seed of the draw, which is without replacement.
 
     Raises:
-        UserError: There are fewer than two.
+        UserError: There are fewer than two images.
     """
 
     def __init__(self, read: Callable[[int], dict], count: int, wanted: int, seed: int):
@@ -62,25 +68,25 @@ class Images:
 
 
 class Judge:
-    """Measures reductions against the plain model of ``model``, by labels or by agreement with its predictions.
+    """Measures reductions against the plain model, by labels or by agreement with the plain model's predictions.
 
     Args:
-        cfg: mmengine ``Config`` of the model, with its test data.
-        model: In eval mode, on its device.
-        folder: Of images without labels; None: the test data of the config, with labels.
+        cfg: Config of the model, with its test data.
+        model: The model, in eval mode, on its device.
+        folder: Folder of images without labels; None: the test data of the config, with labels.
         metric: A metric of ``test_evaluator`` (0 to 100, more is better).
         speed_of: One of ``SPEED_OF``.
-        wanted: See ``Images``.
-        seed: See ``Images``.
-        clock: Gives the time in seconds.
+        wanted, seed: See ``Images``.
+        clock: Returns the time in seconds.
 
     Raises:
-        UserError: There are too few images, or no such metric.
+        UserError: There are too few images or, when it is called, no such metric; or ``folder`` is given and the
+            model is no segmentor.
     """
 
     def __init__(
         self,
-        cfg,
+        cfg: Config,
         model: nn.Module,
         folder: Optional[str],
         metric: str,
@@ -98,7 +104,7 @@ class Judge:
         else:
             if not hasattr(model, 'num_classes'):
                 raise UserError(f'--images needs a segmentor, and the model is a {type(model).__name__}.')
-            # The plain predictions stand for labels, so that what compares with labels compares with them.
+            # The predictions of the plain model are the labels.
             self.evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
             self.metainfo = dict(classes=[str(i) for i in range(model.num_classes)])
             paths, pipeline = images_in(folder, '**/*'), _pipeline(cfg)
@@ -110,7 +116,7 @@ class Judge:
             )
 
     def __call__(self, reduction: Optional[dict], batches: list[dict]) -> Outcome:
-        """How ``reduction`` does on ``batches``, the value of the key ``token_reduction``."""
+        """Measure ``reduction``, a value of the config key ``token_reduction``, on ``batches``."""
         reducers = build_reducers(self.model, dict(plain=None, reduced=reduction))
         evaluators = {name: build_evaluator(self.evaluator, self.metainfo) for name in reducers}
         with torch.inference_mode():
@@ -136,7 +142,7 @@ class Judge:
 
 
 def _pipeline(cfg):
-    """The test pipeline of a config, without what reads annotations."""
+    """The test pipeline of a config without the steps that load annotations; raises ``UserError`` if it has none."""
     steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
     if not steps:
         raise UserError('--images reads images as test_dataloader.dataset.pipeline says, and the config has none.')
@@ -144,7 +150,7 @@ def _pipeline(cfg):
 
 
 class _Named:
-    """An optuna trial that names its parameters after a method, which may share them with no other one."""
+    """An optuna trial that prefixes its parameters by a method, so that methods do not share parameters."""
 
     def __init__(self, trial, method):
         self.trial, self.method = trial, method
