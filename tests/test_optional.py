@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmtr import UserError
+from mmtr.checks.config import check_config
 from mmtr.models import backbones
 from mmtr.registry import MODELS, ON_MMPRETRAIN
 
@@ -58,6 +60,11 @@ def test_a_config_that_needs_mmpretrain_says_so(name, registry, without):
         with pytest.raises(UserError) as found:
             ask(kind)
         assert str(found.value) == f'mmtr.{name} needs mmpretrain, which is not installed: {REMEDY}'
+
+
+def test_a_config_of_its_stock_classes_says_so(without):
+    with pytest.raises(UserError, match="^default_scope='mmpretrain' needs mmpretrain, which is not installed: run"):
+        check_config(Config(dict(default_scope='mmpretrain')), ['test_dataloader'])
 
 
 def test_other_names_do_not_ask_for_it(without):
