@@ -62,5 +62,11 @@ setup(
     # mmcv, mmengine, mmseg and mmdet are left out on purpose: two stacks provide them under the
     # same import names (see requirements/), and pip would build mmcv without its operators.
     install_requires=['torch>=2.1', 'fvcore', 'safetensors', 'tqdm'],
-    extras_require={'onnx': ['onnx', 'onnxscript', 'onnxruntime'], 'tune': ['optuna>=5'], 'xformers': ['xformers']},
+    # torchvision is left out of cls for the same reason: any but the one for the torch that is there would replace it.
+    extras_require={
+        'cls': ['mmpretrain==1.2.0'],
+        'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
+        'tune': ['optuna>=5'],
+        'xformers': ['xformers'],
+    },
 )

@@ -33,6 +33,7 @@ class Tokens:
         rotary: Tables of ``mmtr.ops.rotary`` for the full grid: one of the whole grid, and one of windows if the
             backbone has windowed layers; empty without rotary position embedding.
         windows: Windows, of the current token grid, within which tokens attend; None: all attend to all.
+        gives_back: Whether patches get tokens again; otherwise nothing is computed or kept for that.
     """
 
     x: Tensor
@@ -44,6 +45,7 @@ class Tokens:
     memo: Mapping = field(default_factory=lambda: NOTHING)
     rotary: tuple[Tensor, ...] = ()
     windows: Optional[Windows] = None
+    gives_back: bool = True
 
     def replace(self, **changes) -> 'Tokens':
         """Return a copy with the given fields changed."""
@@ -86,12 +88,12 @@ class Tokens:
             restore: What a patch gets when tokens are restored: ``residual``, its own value plus the change of its
                 representative; otherwise a copy of the representative.
         """
-        undo = way_back(self.undo, step, self.patches, x, restore == 'residual')
+        undo = way_back(self.undo, step, self.patches, x, self.gives_back and restore == 'residual')
         return self.replace(x=torch.cat([self.prefix, x], 1), index=index, size=size, undo=undo)
 
     def restored(self) -> 'Tokens':
-        """Return a token for every patch, in raster order."""
-        if self.undo is None:
+        """Return a token for every patch, in raster order; or the tokens as they are, unless it ``gives_back``."""
+        if self.undo is None or not self.gives_back:
             return self
         x = torch.cat([self.prefix, self.undo.expand(self.patches)], 1)
         return self.replace(x=x, index=None, size=None, undo=None, memo=NOTHING)

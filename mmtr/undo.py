@@ -6,6 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from mmtr.ops.dropping import nearest_kept
 from mmtr.ops.matching import gather_tokens
 from mmtr.ops.rows_columns import Assignment, eject
 
@@ -130,6 +131,23 @@ class Dropped(Undo):
         """Map each token to its representative; a dropped token without an anchor represents itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
+
+
+@dataclass(frozen=True)
+class Forgotten(Undo):
+    """Undo step of tokens that are never restored; for pictures, the nearest one that is left represents each patch.
+
+    Args:
+        index: (B, M) raster positions of the tokens that are left.
+        grid: (H, W) of the patch grid.
+    """
+
+    index: Tensor
+    grid: tuple[int, int]
+
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each patch to the nearest token that is left."""
+        return index.gather(1, nearest_kept(self.index, self.grid))
 
 
 @dataclass(frozen=True)

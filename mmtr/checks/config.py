@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mmtr.checks.model_config import check_head, check_sizes, check_test_cfg, inner_model, segmentation_heads, type_of
 from mmtr.errors import UserError
+from mmtr.optional import import_mmpretrain
 from mmtr.settings import closest
 
 # Keys of a config that a run needs together, or not at all.
@@ -61,6 +62,8 @@ def check_config(cfg: Config, loaders: Sequence[str]) -> None:
     Raises:
         UserError: A setting cannot work, or would have no effect.
     """
+    if cfg.get('default_scope') == 'mmpretrain':
+        import_mmpretrain("default_scope='mmpretrain'")
     _check_names(cfg, loaders)
     if loaders and cfg.get(loaders[0]) is None:
         needed = next(', '.join(keys) for keys in TOGETHER if loaders[0] in keys)

@@ -26,6 +26,8 @@ class BackboneInfo:
             (Swin) that of a window: the batch axis is then B * windows, and windows at the border may be smaller.
         stage: Stage, counted from 1, of a backbone with windowed attention whose blocks are the layers; else None.
         widths: Number of channels of each layer, where layers differ.
+        output: What its outputs are made of: ``patches``, a token for every patch; ``mean``, that of the tokens that
+            are left, weighted by size; ``class_token``, that alone.
     """
 
     depth: int
@@ -34,6 +36,7 @@ class BackboneInfo:
     grid: Optional[tuple[int, int]] = None
     stage: Optional[int] = None
     widths: Optional[tuple[int, ...]] = None
+    output: str = 'patches'
 
     @property
     def in_windows(self) -> bool:
@@ -183,6 +186,18 @@ class TokenReducer(BackbonePart):
     def restore(self, tokens: Tokens) -> Tokens:
         """Restore a token for every patch, for an output of the backbone; the next layer still gets ``tokens``."""
         return tokens.restored()
+
+    @property
+    def restores_late(self) -> bool:
+        """Whether tokens are given back after the head; of outputs that need none, never."""
+        return self.restore_at == 'after_head' and self.backbone.output == 'patches'
+
+    def gives_back(self, grid: tuple[int, int]) -> bool:
+        """Whether patches get tokens again: for outputs of all patches, or between the layers, as the schedule says."""
+        if self.backbone.output == 'patches':
+            return True
+        schedule = self.token_schedule(grid, self.backbone.depth)
+        return any(b > a for a, b in zip(schedule, schedule[1:]))
 
     def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
         """Restore the logits of all patches, with ``restore_at='after_head'``: (B, N, K) -> (B, H * W, K)."""

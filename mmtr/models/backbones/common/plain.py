@@ -30,6 +30,8 @@ class ReducibleBackbone(TunableBackbone):
     output_cls_token = False
     #: Whether the final norm is applied to every output, or only to that of the last layer.
     norm_every_output = False
+    #: What the outputs are made of, see ``BackboneInfo``.
+    output = 'patches'
     #: Name of the final norm in checkpoints. A pretrained file may have one although this backbone has none.
     final_norm_name = 'norm'
 
@@ -59,15 +61,19 @@ class ReducibleBackbone(TunableBackbone):
         """Layers, channels and prefix tokens of the backbone, for its reducer and its PEFT."""
         return BackboneInfo(
             depth=len(self.layers),
-            embed_dims=self.cls_token.shape[-1],
+            embed_dims=self.patch_embed.projection.out_channels,
             num_prefix=self.num_prefix,
             grid=self._training_grid(),
+            output=self.output,
         )
 
     def token_schedule(self, shape: tuple[int, int]) -> list[int]:
         """Count the patch tokens in each layer for an image of ``shape`` (height, width) in pixels."""
-        grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
-        return self.token_reducer.token_schedule(grid, len(self.layers))
+        return self.token_reducer.token_schedule(self._grid_of(shape), len(self.layers))
+
+    def _grid_of(self, shape):
+        """Count the rows and columns of patches of an image of ``shape`` (height, width) in pixels."""
+        return tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
@@ -79,21 +85,21 @@ class ReducibleBackbone(TunableBackbone):
             inputs: (B, channels, height, width) normalised images.
 
         Returns:
-            Tuple of (B, C, H, W), one for each of ``out_indices``; ``ReducedOutputs`` with
-            ``restore_at='after_head'``.
+            Tuple of (B, C, H, W), or what else the host gives, one for each of ``out_indices``; ``ReducedOutputs``
+            with ``restore_at='after_head'``.
 
         Raises:
             UserError: An image is smaller than a patch.
         """
         tokens = self._embed(inputs)
-        late = self.token_reducer.restore_at == 'after_head'
+        dense, late = self.output == 'patches', self.token_reducer.restores_late
         output = (lambda tokens: tokens) if late else self._output
         outs = [output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             tokens = run_layer(layer, tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
-                full = tokens if late else self.token_reducer.restore(tokens)
+                full = self.token_reducer.restore(tokens) if dense and not late else tokens
                 if i == last or self.norm_every_output:
                     full = full.replace(x=self._final_norm(full.x))
                 if i in self.out_indices:
@@ -110,8 +116,13 @@ class ReducibleBackbone(TunableBackbone):
         x, grid = self.patch_embed(inputs)
         # Inside a jit trace, as of fvcore and the ONNX exporter, sizes are tensors; reducers need ints.
         grid = int(grid[0]), int(grid[1])
+        x = self._sequence(x, grid)
+        return Tokens(x, grid, num_prefix=self.num_prefix, gives_back=self.token_reducer.gives_back(grid))
+
+    def _sequence(self, x, grid):
+        """Prefix and patch tokens (B, P + H * W, C), with positions, from patch embeddings (B, H * W, C)."""
         x = self._add_positions(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1), grid)
-        return Tokens(x if self.with_cls_token else x[:, 1:], grid, num_prefix=self.num_prefix)
+        return x if self.with_cls_token else x[:, 1:]
 
     def _add_positions(self, x, grid):
         """Add the position embedding to class and patch tokens (B, 1 + H * W, C), and insert registers between them."""
@@ -134,6 +145,9 @@ class ReducibleBackbone(TunableBackbone):
         state, key = dict(state), 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
+        return self._with_fitted_positions(state, path)
+
+    def _with_fitted_positions(self, state, path):
         positions = state.get('pos_embed')
         if positions is not None and positions.shape != self.pos_embed.shape:
             side = math.isqrt(positions.shape[1] - 1)
