@@ -5,6 +5,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .query_scores import highest
+
 _PRIME = 2**31 - 1
 
 
@@ -21,6 +23,22 @@ def pseudo_random(n: int, seed: int, device: torch.device) -> Tensor:
         square = value * value % _PRIME
         value = square * square % _PRIME * value % _PRIME
     return value / _PRIME
+
+
+def random_rows_columns(grid: tuple[int, int], left: tuple[int, int], seed: int, device: torch.device) -> Tensor:
+    """Choose rows and columns of a grid at random: raster positions of what is left, ascending.
+
+    Args:
+        grid: (H, W) of the grid.
+        left: (rows, columns) that are chosen.
+        seed: Seed of the choice; rows and columns are chosen apart.
+        device: Device of the result.
+    """
+    rows, columns = (
+        highest(pseudo_random(n, seed + axis, device).unsqueeze(0), count)[0]
+        for axis, (n, count) in enumerate(zip(grid, left))
+    )
+    return (rows.unsqueeze(1) * grid[1] + columns).flatten()
 
 
 def others(kept: Tensor, n: int) -> Tensor:
