@@ -15,5 +15,6 @@ def install():
         parent, _, child = name.rpartition('.')
         if parent:
             setattr(sys.modules[parent], child, sys.modules[name])
+    sys.modules['torchvision'].__version__ = '0.0'  # which mmengine logs
     sys.modules['torchvision.transforms'].RandomResizedCrop = type('RandomResizedCrop', (), {})
     sys.modules['torchvision.transforms.transforms'].InterpolationMode = InterpolationMode

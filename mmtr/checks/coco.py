@@ -2,6 +2,7 @@
 
 import json
 import os.path as osp
+from pathlib import Path
 
 from mmtr.config.types import type_name
 from mmtr.errors import UserError
@@ -37,7 +38,11 @@ def check_coco(kind, settings, path, folders, listed):
 
 
 def _classes(kind, settings):
-    return {**getattr(kind, 'METAINFO', {}), **(settings.get('metainfo') or {})}.get('classes') or ()
+    own = settings.get('classes')  # of mmpretrain's: names, or a file of them
+    if isinstance(own, str):
+        own = Path(own).read_text().splitlines() if osp.isfile(own) else None
+    own = dict(classes=own) if own else {}
+    return {**getattr(kind, 'METAINFO', {}), **own, **(settings.get('metainfo') or {})}.get('classes') or ()
 
 
 def check_classes(model, kind, settings):

@@ -17,6 +17,23 @@ def check_shape(shape, path) -> None:
         )
 
 
+def check_classes_of_images(labels, num_classes, where) -> None:
+    """Raise a ``UserError`` if a label of images is no class.
+
+    Args:
+        labels: Tensor or array of any shape.
+        num_classes: Of the model.
+        where: The file of the labels, or of the image.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"'{where}' has the label {int(wrong.max())}, but labels must be 0 to {num_classes - 1}, for the "
+            f'{num_classes} classes of the model: set num_classes of every head, and metainfo=dict(classes=...) of the '
+            'data sets, to the classes that there are.'
+        )
+
+
 def check_labels(labels, num_classes, ignored, path, reduced) -> None:
     """Check that the labels of a map are classes.
 

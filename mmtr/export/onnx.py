@@ -18,6 +18,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmtr.checks.data import check_data, images_in
+from mmtr.config.model import model_of
 from mmtr.errors import UserError
 from mmtr.inference.model import image_channels
 from mmtr.reducers import TokenReducer
@@ -174,7 +175,8 @@ def default_shape(cfg) -> tuple[int, int]:
     Raises:
         UserError: The config says neither.
     """
-    shape = (cfg.model.get('test_cfg') or {}).get('crop_size') or (cfg.model.get('data_preprocessor') or {}).get('size')
+    model = model_of(cfg)
+    shape = (model.get('test_cfg') or {}).get('crop_size') or (model.get('data_preprocessor') or {}).get('size')
     if shape is None:
         raise UserError(
             'The config has neither model.test_cfg.crop_size nor model.data_preprocessor.size: give --shape H W.'
