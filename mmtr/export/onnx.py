@@ -1,4 +1,4 @@
-"""A segmentor as an ONNX file, and whether that file says what the model says."""
+"""A segmentor or classifier as an ONNX file, and whether that file says what the model says."""
 
 import importlib.util
 import logging
@@ -13,7 +13,6 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.registry import DATASETS, DefaultScope
-from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
@@ -22,6 +21,8 @@ from mmtr.config.model import model_of
 from mmtr.errors import UserError
 from mmtr.inference.model import image_channels
 from mmtr.reducers import TokenReducer
+
+from .pixels import PixelSegmentor, of_pixels
 
 PAGE = 'docs/deploy.md'
 
@@ -37,34 +38,6 @@ def check_packages() -> None:
             f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
             f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.'
         )
-
-
-class PixelSegmentor(nn.Module):
-    """A segmentor with the normalisation of its ``data_preprocessor`` before it and the labels after it.
-
-    Args:
-        model: ``EncoderDecoder`` of mmseg, in eval mode.
-    """
-
-    def __init__(self, model: EncoderDecoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, C, H, W), uint8, to logits (B, classes, H, W) and labels (B, H, W), int64.
-
-        Both are as of mmseg's ``predict``: of a single class, the logits are its probability.
-        """
-        prepare = self.model.data_preprocessor
-        # mmseg converts no other number of channels.
-        x = (image.flip(1) if prepare.channel_conversion and image.shape[1] == 3 else image).float()
-        if prepare._enable_normalize:
-            x = (x - prepare.mean) / prepare.std
-        logits = self.model.encode_decode(x, [dict(img_shape=tuple(image.shape[2:]))])
-        if logits.shape[1] > 1:
-            return logits, logits.argmax(1)
-        logits = logits.sigmoid()
-        return logits, (logits > self.model.decode_head.threshold).long().squeeze(1)
 
 
 def _translations():
@@ -88,7 +61,7 @@ def _translations():
 
 
 def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
-    """Write a segmentor as ONNX: ``image`` to ``logits`` and ``labels``, see ``PixelSegmentor``.
+    """Write a model as ONNX: ``image`` to ``logits`` or ``scores`` and ``labels``, see ``of_pixels``.
 
     The size of the batch is open, height and width are fixed.
 
@@ -98,16 +71,13 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         shape: (H, W) in pixels.
 
     Raises:
-        UserError: A package is missing or torch too old, the model is no segmentor, its number of tokens depends on the
+        UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends on the
             image, or it uses an operator that ONNX lacks.
     """
     check_packages()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    if not isinstance(model, EncoderDecoder):
-        raise UserError(
-            f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an EncoderDecoder of mmseg.'
-        )
+    whole = of_pixels(model)
     adaptive = [type(m).__name__ for m in model.modules() if isinstance(m, TokenReducer) and not m.fixed_count]
     if adaptive:
         raise UserError(
@@ -115,19 +85,18 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
             f'shapes in the file are fixed. {PAGE} names the methods that can.'
         )
     pixels = torch.zeros(2, image_channels(model), *shape, dtype=torch.uint8)
-    segmentor = PixelSegmentor(model).eval()
     try:
         # The strides of what a fused kernel gives are not those of what the exporter makes of it.
         with _quiet(), sdpa_kernel(SDPBackend.MATH):
             # A batch of 1 would be taken for a constant, so the example has 2.
             torch.onnx.export(
-                segmentor,
+                whole,
                 (pixels,),
                 str(path),
                 dynamo=True,
                 dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),
                 input_names=['image'],
-                output_names=['logits', 'labels'],
+                output_names=list(whole.outputs),
                 external_data=False,
                 verbose=False,
                 custom_translation_table=_translations(),
@@ -172,11 +141,16 @@ def session(path: str):
 def default_shape(cfg) -> tuple[int, int]:
     """(H, W) that a config's model sees: the window it slides over an image, or the crop it was trained on.
 
+    Of a classifier, the size of its position table.
+
     Raises:
         UserError: The config says neither.
     """
     model = model_of(cfg)
     shape = (model.get('test_cfg') or {}).get('crop_size') or (model.get('data_preprocessor') or {}).get('size')
+    if shape is None and model.get('head'):
+        shape = (model.get('backbone') or {}).get('img_size')
+        shape = (shape, shape) if isinstance(shape, int) else shape
     if shape is None:
         raise UserError(
             'The config has neither model.test_cfg.crop_size nor model.data_preprocessor.size: give --shape H W.'
@@ -223,8 +197,12 @@ def test_images(cfg, count: int, shape: tuple[int, int]) -> list[Tensor]:
     return [_to_shape(image.permute(1, 2, 0).numpy(), shape) for image in images]
 
 
-def predict(model: EncoderDecoder, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (classes, H, W) and labels (H, W) of one image (C, H, W), by mmseg's own test step."""
+def predict(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What ``of_pixels(model)`` gives, of one image (C, H, W), by the model's own test step."""
+    if not isinstance(of_pixels(model), PixelSegmentor):
+        with torch.inference_mode():
+            result = model.test_step(dict(inputs=[image]))[0]
+        return result.pred_score.numpy(), result.pred_label[0].numpy()
     shape = tuple(image.shape[1:])
     sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
     with torch.inference_mode():
@@ -238,9 +216,9 @@ class Difference:
 
     Args:
         batch: Images in each batch that onnxruntime got. PyTorch got them one at a time.
-        largest: The largest absolute difference of a logit.
-        median: The median over the pixels of their largest absolute difference.
-        same_label: The share of pixels with the same label, 0 to 1.
+        largest: The largest absolute difference of a logit or score.
+        median: The median over the pixels, or images, of their largest absolute difference.
+        same_label: The share of them with the same label, 0 to 1.
     """
 
     batch: int
@@ -249,7 +227,7 @@ class Difference:
     same_label: float
 
 
-def compare_with_onnx(model: EncoderDecoder, run, images: Sequence[Tensor]) -> list[Difference]:
+def compare_with_onnx(model: nn.Module, run, images: Sequence[Tensor]) -> list[Difference]:
     """Compare an ONNX file with PyTorch: on one image at a time, and on one batch of all.
 
     Each is compared with what PyTorch says of each image alone, so that an image that depends on its
@@ -287,12 +265,14 @@ def check_difference(
         same_label: The least share of pixels with the same label, 0 to 1.
     """
     reduces = any(isinstance(m, TokenReducer) and type(m) is not TokenReducer for m in model.modules())
+    whole = of_pixels(model)
     for found in differences:
         value, name = (found.median, 'median') if reduces else (found.largest, 'largest')
         # Not NaN either.
         if not (value <= tolerance and found.same_label >= same_label):
             raise UserError(
-                f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the logits is '
-                f'{value:.2g}, and {found.same_label:.2%} of the pixels have the same label; at most {tolerance:g} and '
+                f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the '
+                f'{whole.outputs[0]} is {value:.2g}, and {found.same_label:.2%} of the {whole.unit}s have the same label; '
+                f'at most {tolerance:g} and '
                 f'at least {same_label:.0%} are expected.'
             )

@@ -8,7 +8,7 @@ import numpy as np
 from mmtr.errors import UserError
 
 #: Kinds of prediction; of several, the first one that a sample has is drawn and compared.
-KINDS = ('pred_panoptic_seg', 'pred_instances', 'pred_sem_seg')
+KINDS = ('pred_panoptic_seg', 'pred_instances', 'pred_sem_seg', 'pred_label')
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class Difference:
     """Of two predictions.
 
     Args:
-        pixels: (height, width) bool, where they differ.
-        instances: How many the first has, the second, and both; None for a semantic prediction.
+        pixels: (height, width) bool, where they differ; (1, 1) for the class of a whole image.
+        instances: How many the first has, the second, and both; None for a prediction without instances.
+        unit: What has a class: 'pixels', or 'images'.
     """
 
     pixels: np.ndarray
-    instances: Optional[tuple[int, int, int]]
+    instances: Optional[tuple[int, int, int]] = None
+    unit: str = 'pixels'
 
 
 @dataclass
@@ -43,7 +45,7 @@ def shown(sample) -> str:
 
 
 def difference(first, second, score_thr: float = 0.3) -> Difference:
-    """Where two data samples of one image differ, mmseg's or mmdet's.
+    """Where two data samples of one image differ, mmseg's, mmdet's or mmpretrain's.
 
     An instance of the one is the same as one of the other if both are of one class and their intersection over
     union is above 0.5, as in the panoptic quality. A pixel differs if its class does, or if it is in instances that
@@ -54,6 +56,9 @@ def difference(first, second, score_thr: float = 0.3) -> Difference:
         score_thr: Instances above this score count. One without a mask is its box.
     """
     kind = shown(first)
+    if kind == 'pred_label':
+        differs = sorted(first.pred_label.tolist()) != sorted(second.pred_label.tolist())
+        return Difference(np.array([[differs]]), unit='images')
     see = dict(pred_panoptic_seg=_segments, pred_instances=_instances, pred_sem_seg=_labels)[kind]
     one, other = (see(sample.get(kind).cpu(), sample, score_thr) for sample in (first, second))
     same = np.zeros((len(one.labels) + 1, len(other.labels) + 1), bool)
@@ -62,7 +67,7 @@ def difference(first, second, score_thr: float = 0.3) -> Difference:
         same[1:, 1:] = (_iou(one.masks, other.masks) > 0.5) & np.equal.outer(one.labels, other.labels)
     pixels = (one.classes != other.classes) | ~same[one.numbers, other.numbers]
     if kind == 'pred_sem_seg':
-        return Difference(pixels, None)
+        return Difference(pixels)
     return Difference(pixels, (len(one.labels), len(other.labels), _pairs(same[1:, 1:])))
 
 
