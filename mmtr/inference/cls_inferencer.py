@@ -13,6 +13,7 @@ from torch import nn
 from mmtr.checks.data import datasets_in
 from mmtr.config.types import type_name
 from mmtr.errors import UserError
+from mmtr.visualization.picture import WIDTHS, fitted
 
 
 class ClsInferencer:
@@ -53,7 +54,8 @@ class ClsInferencer:
         return self.model.test_step(batch)
 
     def draw(self, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
-        """The image, (height, width, 3) uint8 RGB, with the name and the score of its class."""
+        """The image, (height, width, 3) uint8 RGB, with the name and the score of its class; a narrow one enlarged."""
+        image = fitted(image) if image.shape[1] < WIDTHS[0] else image
         return self._visualizer.visualize_cls(image, sample, classes=self.classes, draw_gt=False)
 
     def in_words(self, sample) -> str:
