@@ -1,6 +1,9 @@
 from mmtr.operators import stand_in
+from mmtr.optional import settle_torchvision
 
-stand_in()  # before anything imports mmseg
+# Before anything imports mmseg, which imports mmdet, which imports mmpretrain.
+stand_in()
+settle_torchvision()
 
 from mmtr.apis import apply_peft, apply_token_reduction  # noqa: E402
 from mmtr.errors import UserError  # noqa: E402

@@ -100,7 +100,7 @@ def _check_reduction(model, backbones):
     owners = [module for module in model.modules() if hasattr(module, 'check_reduction')]
     for owner in owners:
         owner.check_reduction()
-    if not owners and any(backbone.token_reducer.restore_at == 'after_head' for backbone in backbones):
+    if not owners and any(backbone.token_reducer.restores_late for backbone in backbones):
         raise UserError(
             "token_reduction.restore_at='after_head' needs a segmentor that gives logits back, "
             f"type='mmtr.EncoderDecoder', and this is a {type(model).__name__} of "

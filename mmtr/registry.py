@@ -1,9 +1,44 @@
 """Child registries of mmengine's, scope ``mmtr``: write ``type='mmtr.Name'`` in a config."""
 
+from importlib import import_module
+
 from mmengine import registry as root
 from mmengine.registry import Registry
 
-MODELS = Registry('model', scope='mmtr', parent=root.MODELS, locations=['mmtr.models'])
+from mmtr.optional import import_mmpretrain
+
+#: Models on mmpretrain, which need not be installed, and the modules that register them.
+ON_MMPRETRAIN = dict(
+    {
+        name: 'mmtr.models.backbones.mmpretrain.backbone'
+        for name in ('ClsVisionTransformer', 'DeiT3', 'DistilledVisionTransformer')
+    },
+    ImageClassifier='mmtr.models.classifiers.image_classifier',
+)
+
+
+class LateRegistry(Registry):
+    """A registry that imports mmpretrain, and the module of a name, when it is asked for it.
+
+    Args:
+        late: Name to module.
+        args, kwargs: mmengine's.
+    """
+
+    def __init__(self, *args, late: dict[str, str], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.late = late
+
+    def get(self, key):
+        """As of mmengine."""
+        scope, name = self.split_scope_key(key)
+        if name in self.late and scope in (None, self.scope):
+            import_mmpretrain(f'{self.scope}.{name}')
+            import_module(self.late[name])
+        return super().get(key)
+
+
+MODELS = LateRegistry('model', scope='mmtr', parent=root.MODELS, locations=['mmtr.models'], late=ON_MMPRETRAIN)
 HOOKS = Registry('hook', scope='mmtr', parent=root.HOOKS, locations=['mmtr.engine.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', scope='mmtr', parent=root.OPTIM_WRAPPERS, locations=['mmtr.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

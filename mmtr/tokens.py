@@ -33,6 +33,7 @@ class Tokens:
         rotary: Tables of ``mmtr.ops.rotary`` for the full grid, one for each kind of layer; empty where
             the backbone has no rotary position embedding.
         windows: The windows that the tokens attend within, of the grid that they form now; None: all attend to all.
+        gives_back: Whether patches get tokens again. If not, nothing is computed or kept for it.
     """
 
     x: Tensor
@@ -44,6 +45,7 @@ class Tokens:
     memo: Mapping = field(default_factory=lambda: NOTHING)
     rotary: tuple[Tensor, ...] = ()
     windows: Optional[Windows] = None
+    gives_back: bool = True
 
     def replace(self, **changes) -> 'Tokens':
         """A copy with the given fields changed."""
@@ -83,12 +85,12 @@ class Tokens:
             index, size: Of the M tokens, see the class.
             restore: ``residual``: patches get the change of what stands for them at the end; else copies of it.
         """
-        undo = way_back(self.undo, step, self.patches, x, restore == 'residual')
+        undo = way_back(self.undo, step, self.patches, x, self.gives_back and restore == 'residual')
         return self.replace(x=torch.cat([self.prefix, x], 1), index=index, size=size, undo=undo)
 
     def restored(self) -> 'Tokens':
-        """A token for every patch, in raster order."""
-        if self.undo is None:
+        """A token for every patch, in raster order; as they are, where none ``gives_back``."""
+        if self.undo is None or not self.gives_back:
             return self
         x = torch.cat([self.prefix, self.undo.expand(self.patches)], 1)
         return self.replace(x=x, index=None, size=None, undo=None, memo=NOTHING)

@@ -6,6 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from mmtr.ops.dropping import nearest_kept
 from mmtr.ops.matching import gather_tokens
 from mmtr.ops.rows_columns import Assignment, eject
 
@@ -126,6 +127,23 @@ class Dropped(Undo):
         """See ``Undo``; what has a value of its own alone stands for itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
+
+
+@dataclass(frozen=True)
+class Forgotten(Undo):
+    """Nothing is given back; for pictures the nearest token that is left stands for each patch.
+
+    Args:
+        index: (B, M) raster positions of what is left.
+        grid: (H, W) of the patches.
+    """
+
+    index: Tensor
+    grid: tuple[int, int]
+
+    def trace(self, index):
+        """See ``Undo``."""
+        return index.gather(1, nearest_kept(self.index, self.grid))
 
 
 @dataclass(frozen=True)

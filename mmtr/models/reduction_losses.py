@@ -2,11 +2,11 @@
 
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
-from mmtr.reducers.auxiliary import Semantic, auxiliary_outputs
+from mmtr.reducers.auxiliary import auxiliary_outputs
 
 
 class ReductionLosses:
-    """Mixin for a stock segmentor or detector: ``loss`` has the losses of its token reducers too.
+    """Mixin for a stock segmentor, detector or classifier: ``loss`` has the losses of its token reducers too.
 
     Those of the backbone's are named like ``reducer.layer_03.loss_ce``.
 
@@ -22,7 +22,7 @@ class ReductionLosses:
         """Raise a ``UserError`` if a reducer that it has now has another number of classes, or cannot work with it."""
         for reducer in self._reducers().values():
             found, expected = getattr(reducer, 'num_classes', None), self._num_classes()
-            if found not in (None, expected):
+            if None not in (found, expected) and found != expected:
                 raise UserError(
                     f'token_reduction.num_classes={found}, but the model has {expected} classes: '
                     f'set num_classes={expected}.'
@@ -39,26 +39,27 @@ class ReductionLosses:
         )
 
     def _restores_late(self):
-        return any(reducer.restore_at == 'after_head' for reducer in self._reducers().values())
+        return any(reducer.restores_late for reducer in self._reducers().values())
 
     def _num_classes(self):
+        """That a reducer must have; None: any."""
         raise NotImplementedError
 
     def _reducers(self):
         return {name: module for name, module in self.named_modules() if isinstance(module, TokenReducer)}
 
-    def _ignore_as_the_head(self, reducer):
-        head, task = getattr(self, 'decode_head', None), getattr(reducer, 'task', None)
-        head = head[-1] if hasattr(head, '__getitem__') else head  # a cascade
-        if isinstance(task, Semantic) and getattr(head, 'ignore_index', None) is not None:
-            task.ignore_index = head.ignore_index
+    def _head(self):
+        """The one whose loss those of a reducer resemble, or None."""
+        head = getattr(self, 'decode_head', None)
+        return head[-1] if hasattr(head, '__getitem__') else head  # a cascade
 
     def loss(self, inputs, data_samples):
         """As stock, and the reducer's."""
         with auxiliary_outputs() as outputs:
             losses = super().loss(inputs, data_samples)
         for path, reducer in self._reducers().items():
-            self._ignore_as_the_head(reducer)
+            if hasattr(reducer, 'task'):
+                reducer.task.follow(self._head())
             owner = path.replace('token_reducer', 'reducer').removeprefix('backbone.')
             for name, loss in reducer.losses(outputs.get(reducer, {}), data_samples).items():
                 losses[f'{owner}.{name}'] = loss

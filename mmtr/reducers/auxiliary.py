@@ -37,8 +37,8 @@ def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
         leave = ', or set token_reduction.deploy=True to leave it as it is' if hasattr(reducer, 'deploy') else ''
         raise UserError(
             'The token_reduction of this model learns from losses of its own, which a model of this type '
-            "does not ask for: train it with type='mmtr.EncoderDecoder', 'mmtr.CascadeRCNN' or "
-            f"'mmtr.MaskDINO' in place of the stock type{leave}."
+            "does not ask for: train it with type='mmtr.EncoderDecoder', 'mmtr.CascadeRCNN', 'mmtr.MaskDINO' or "
+            f"'mmtr.ImageClassifier' in place of the stock type{leave}."
         )
     outputs.setdefault(reducer, {})[name] = value
 
@@ -51,8 +51,8 @@ class Task:
         grid: (H, W) of the patch grid of training images; M is its size for dense tasks, else 1.
     """
 
-    #: The field of a data sample that holds the annotation.
-    field = ''
+    #: The fields of a data sample that may hold the annotation; of those that are there, the first one does.
+    fields: tuple[str, ...] = ()
     loss_name = 'loss_ce'
 
     def __init__(self, num_classes, grid):
@@ -63,15 +63,19 @@ class Task:
         """M."""
         return 1
 
+    def follow(self, head: nn.Module) -> None:
+        """Take from the main head, which may be None, what its loss is computed with."""
+
     def loss(self, logits: Tensor, data_samples: list) -> Tensor:
         """Of one module: (B, M, K) -> scalar."""
-        absent = next((sample for sample in data_samples if self.field not in sample), None)
-        if absent is not None:
-            raise UserError(
-                f'token_reduction.task needs {self.field} in the training data, which have '
-                f'{", ".join(absent.keys()) or "no annotation"}: choose the task that fits them.'
-            )
-        return self._loss(logits, [sample.get(self.field) for sample in data_samples])
+        for field in self.fields:
+            if all(field in sample for sample in data_samples):
+                return self._loss(logits, [sample.get(field) for sample in data_samples])
+        absent = next(sample for sample in data_samples if self.fields[-1] not in sample)
+        raise UserError(
+            f'token_reduction.task needs {self.fields[-1]} in the training data, which have '
+            f'{", ".join(absent.keys()) or "no annotation"}: choose the task that fits them.'
+        )
 
     def _checked(self, labels, ignored=()):
         wrong = (labels < 0) | (labels >= self.num_classes)
@@ -89,9 +93,14 @@ class Task:
 class Semantic(Task):
     """One query a patch of the training grid; cross-entropy with the labels, taken at the corner of each patch."""
 
-    field = 'gt_sem_seg'
-    #: The label that is no class. A model with a head sets that of the head, see ``ReductionLosses``.
+    fields = ('gt_sem_seg',)
+    #: The label that is no class.
     ignore_index = 255
+
+    def follow(self, head):
+        """See ``Task``."""
+        if getattr(head, 'ignore_index', None) is not None:
+            self.ignore_index = head.ignore_index
 
     @property
     def num_queries(self):
@@ -109,7 +118,7 @@ class Semantic(Task):
 class MultiLabel(Task):
     """One query; binary cross-entropy with which classes the boxes of an image have."""
 
-    field = 'gt_instances'
+    fields = ('gt_instances',)
     loss_name = 'loss_bce'
 
     def _loss(self, logits, annotations):
@@ -120,13 +129,34 @@ class MultiLabel(Task):
 
 
 class Classification(Task):
-    """One query; cross-entropy with the label of the image."""
+    """One query; the loss of the head with the label of the image, or with its scores, which Mixup and CutMix mix.
 
-    field = 'gt_label'
+    Without a head that has one: cross-entropy.
+    """
+
+    fields = ('gt_score', 'gt_label')
+    loss_module = None
+
+    def follow(self, head):
+        """See ``Task``."""
+        self.loss_module = getattr(head, 'loss_module', None)
 
     def _loss(self, logits, annotations):
-        labels = torch.cat([label.view(1) for label in annotations]).to(logits.device)
-        return F.cross_entropy(logits.squeeze(1), self._checked(labels))
+        logits, target = logits.squeeze(1), self._target(annotations).to(logits.device)
+        if self.loss_module is None:
+            return F.cross_entropy(logits, target)
+        return self.loss_module(logits, target, avg_factor=len(logits))
+
+    def _target(self, annotations):
+        counts = {annotation.numel() for annotation in annotations}
+        if counts == {1}:
+            return self._checked(torch.cat([label.view(1) for label in annotations]))
+        if counts == {self.num_classes}:
+            return torch.stack(annotations)
+        raise UserError(
+            f"token_reduction.task='classification' with num_classes={self.num_classes} needs a label or "
+            f'{self.num_classes} scores for each image, and the training data have {max(counts)}.'
+        )
 
 
 TASKS = dict(semantic=Semantic, multilabel=MultiLabel, classification=Classification)

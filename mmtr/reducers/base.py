@@ -22,6 +22,8 @@ class BackboneInfo:
     1, the layers are those of this stage of a backbone that attends within windows, and ``grid`` is a window's;
     the batch axis of the tokens is then B * windows, and windows at the border of an image may be smaller.
     ``widths`` are the channels of each layer where they differ; ``embed_dims`` are then those of the last output.
+    ``output`` is what its outputs are made of: a token for each of the ``patches``, the ``mean`` of those that are
+    left, weighted by size, or the ``class_token`` alone.
     """
 
     depth: int
@@ -30,6 +32,7 @@ class BackboneInfo:
     grid: Optional[tuple[int, int]] = None
     stage: Optional[int] = None
     widths: Optional[tuple[int, ...]] = None
+    output: str = 'patches'
 
     @property
     def in_windows(self) -> bool:
@@ -178,6 +181,18 @@ class TokenReducer(BackbonePart):
     def restore(self, tokens: Tokens) -> Tokens:
         """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
         return tokens.restored()
+
+    @property
+    def restores_late(self) -> bool:
+        """Whether tokens are given back after the head; of outputs that need none, never."""
+        return self.restore_at == 'after_head' and self.backbone.output == 'patches'
+
+    def gives_back(self, grid: tuple[int, int]) -> bool:
+        """Whether patches get tokens again: for outputs of all patches, or between the layers, as the schedule says."""
+        if self.backbone.output == 'patches':
+            return True
+        schedule = self.token_schedule(grid, self.backbone.depth)
+        return any(b > a for a, b in zip(schedule, schedule[1:]))
 
     def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
         """With ``restore_at='after_head'``: logits (B, N, K) of the patch ``tokens`` of an output -> (B, H * W, K)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmtr.ops.dropping import nearest_kept, others
 from mmtr.ops.matching import gather_tokens
 from mmtr.tokens import Tokens
-from mmtr.undo import Dropped, Merged
+from mmtr.undo import Dropped, Forgotten, Merged
 
 
 def drop(tokens: Tokens, kept: Tensor, restore: str, fused: Optional[Tensor] = None) -> Tokens:
@@ -26,7 +26,9 @@ def drop(tokens: Tokens, kept: Tensor, restore: str, fused: Optional[Tensor] = N
         size = torch.ones(places.shape, dtype=torch.float32, device=places.device)
     total = size.sum(1, keepdim=True)
     left, index, size = gather_tokens(tokens.patches, kept), places.gather(1, kept), size.gather(1, kept)
-    if restore == 'copy':
+    if not tokens.gives_back:
+        undo = Forgotten(index, tokens.grid)
+    elif restore == 'copy':
         # Of all patches, whatever left before.
         undo = Merged(nearest_kept(index, tokens.grid))
     else:

@@ -5,7 +5,7 @@ from mmtr.ops.clustering import cluster_tokens, reconstruction
 from mmtr.ops.pooling import cell_centres
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Either, Layer, Maybe, Number, Pair, Whole
-from mmtr.undo import Assigned
+from mmtr.undo import Assigned, Forgotten
 
 from .base import TokenReducer, default_start
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
@@ -93,9 +93,12 @@ class Expediting(TokenReducer):
             return tokens
         x, clusters = tokens.patches, self._clusters(tokens.grid)
         centroids, size = cluster_tokens(x, tokens.grid, clusters, self.n_iters, self.window, self.temperature)
-        assignment = reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize)
         index = cell_centres(tokens.grid, clusters, x.device).expand_as(size)
-        return tokens.reduced(centroids, Assigned(assignment), index, size, self.restoration)
+        if tokens.gives_back:
+            undo = Assigned(reconstruction(x, centroids, self.k, self.recon_temperature, self.normalize))
+        else:
+            undo = Forgotten(index, tokens.grid)
+        return tokens.reduced(centroids, undo, index, size, self.restoration)
 
     def grid_schedule(self, grid, depth):
         """See ``TokenReducer``; raises ``UserError`` where the patch grid is smaller than ``grid``."""

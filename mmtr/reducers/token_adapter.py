@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.attention import received_attention
+from mmtr.ops.dropping import nearest_kept
 from mmtr.ops.matching import METRICS
 from mmtr.ops.rows_columns import (
     MERGES,
@@ -48,8 +49,13 @@ class Injected(Undo):
         return eject(x, self.assignment)
 
     def trace(self, index):
-        """See ``Undo``; where nothing was matched, the token that each is restored from stands for it."""
-        slots = self.assignment.slots() if self.match is None else self.groups.slots(self.match)
+        """See ``Undo``; where nothing was matched, the token that each is restored from, or else the nearest."""
+        if self.match is not None:
+            slots = self.groups.slots(self.match)
+        elif self.assignment is not None:
+            slots = self.assignment.slots()
+        else:
+            slots = nearest_kept(self.groups.kept, self.groups.grid)
         return index.gather(1, slots)
 
 
@@ -193,7 +199,8 @@ class TokenAdapter(TokenReducer):
         groups = group_rows_columns(scores, normal, unique)
         match = match_normal(x, groups, self.metric) if self.merge == 'average' else None
         merged, count = inject(x, groups, self.merge, match)
-        assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if self.restores else None
+        back = self.restores and tokens.gives_back
+        assignment = assign(x, merged, groups, self.metric, self.reference, self.tau) if back else None
         index = tokens.positions.gather(1, groups.kept)
         return tokens.reduced(merged, Injected(groups, assignment, match), index, count, self.restoration)
 

@@ -25,6 +25,9 @@ def in_words(reducer: TokenReducer) -> str:
     except UserError as error:  # larger images may fit
         return f'{reducer.name}{where}: {error}'
     fewer = [i for i, n in enumerate(schedule) if n < count]
+    if fewer and not acts.gives_back(backbone.grid):
+        reads = 'reads the class token alone' if backbone.output == 'class_token' else 'takes the mean of what is left'
+        where += f'; the head {reads}: nothing is given back'
     if not reducer.fixed_count:
         start = f' from {layer} {fewer[0]}' if fewer else ''
         return f'{reducer.name}: how many of {count} {tokens} are computed on depends on the image{start}{where}'

@@ -6,7 +6,7 @@ import torch
 from mmtr import UserError
 from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.reducers.observer import Observer, reducer_of
-from tests.test_reducers.test_contract import dinov2, eva02, images, vit
+from tests.test_reducers.test_contract import BACKBONES, eva02, images
 from tests.test_reducers.test_contract_swin import swin
 
 
@@ -23,7 +23,7 @@ class Listener(Observer):
         return self.inner.attention(i, attn, x, tokens)
 
 
-HOSTS = (vit, dinov2, eva02, windowed_eva02, swin)
+HOSTS = (*BACKBONES, windowed_eva02, swin)
 
 
 every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)

@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmtr import UserError
 from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.auxiliary import auxiliary_outputs
-from mmtr.registry import TOKEN_REDUCERS
+from mmtr.registry import MODELS, TOKEN_REDUCERS
 
 TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
@@ -129,7 +130,26 @@ def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
     )
 
 
-BACKBONES = (vit, eva02, dinov2)
+def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='featmap'):
+    """mmpretrain's ViT, with the outputs of the others; drawn so that its class token looks at more than one side."""
+    torch.manual_seed(3)
+    model = MODELS.get('ClsVisionTransformer')(
+        arch=dict(embed_dims=32, num_layers=4, num_heads=4, feedforward_channels=128),
+        img_size=(64, 96),
+        patch_size=patch_size,
+        layer_scale_init_value=1.0,
+        out_indices=(1, 3),
+        out_type=out_type,
+        with_cls_token=with_cls_token,
+        token_reduction=cfg,
+    )
+    for layer in model.layers:
+        layer.with_cp = with_cp
+    return filled(model)
+
+
+#: mmpretrain is no part of the environment that tests run in; tests/test_mmpretrain.py runs these in one that has it.
+BACKBONES = (vit, eva02, dinov2, *[cls_vit] * (find_spec('mmpretrain') is not None))
 DEVICE = 'cpu'
 
 
@@ -150,9 +170,10 @@ def filled(model):
 
 def branch_ends(layer):
     """The linear layers that attention and FFN end with."""
-    if hasattr(layer.ffn, 'fc2'):
-        return layer.attn.proj, layer.ffn.fc2
-    return layer.attn.attn.out_proj, layer.ffn.layers[1]
+    return (
+        layer.attn.proj if hasattr(layer.attn, 'proj') else layer.attn.attn.out_proj,
+        layer.ffn.fc2 if hasattr(layer.ffn, 'fc2') else layer.ffn.layers[1],
+    )
 
 
 def images(batch=2, height=80, width=112, seed=1):

@@ -27,6 +27,8 @@ class ReducibleBackbone(TunableBackbone):
     output_cls_token = False
     #: Whether the final norm is on every output, not on that of the last layer alone.
     norm_every_output = False
+    #: What its outputs are made of, see ``BackboneInfo``.
+    output = 'patches'
     #: Name of the final norm, which a pretrained file may have in vain.
     final_norm_name = 'norm'
 
@@ -55,33 +57,37 @@ class ReducibleBackbone(TunableBackbone):
         """What its reducer and its PEFT are told of it."""
         return BackboneInfo(
             depth=len(self.layers),
-            embed_dims=self.cls_token.shape[-1],
+            embed_dims=self.patch_embed.projection.out_channels,
             num_prefix=self.num_prefix,
             grid=self._training_grid(),
+            output=self.output,
         )
 
     def token_schedule(self, shape) -> list[int]:
         """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
-        grid = tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
-        return self.token_reducer.token_schedule(grid, len(self.layers))
+        return self.token_reducer.token_schedule(self._grid_of(shape), len(self.layers))
+
+    def _grid_of(self, shape):
+        """Patches of an image of ``shape`` (H, W) pixels."""
+        return tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
 
     def forward(self, inputs):
-        """(B, 3, height, width) pixels -> tuple of (B, C, H, W), one for each of ``out_indices``.
+        """(B, 3, height, width) pixels -> tuple of outputs, (B, C, H, W), one for each of ``out_indices``.
 
         With ``restore_at='after_head'``: ``ReducedOutputs``.
         """
         tokens = self._embed(inputs)
-        late = self.token_reducer.restore_at == 'after_head'
+        dense, late = self.output == 'patches', self.token_reducer.restores_late
         output = (lambda tokens: tokens) if late else self._output
         outs = [output(tokens)] if self.out_origin else []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             tokens = run_layer(layer, tokens, self.token_reducer, i, self.peft)
             if i in self.out_indices or i == last:
-                full = tokens if late else self.token_reducer.restore(tokens)
+                full = self.token_reducer.restore(tokens) if dense and not late else tokens
                 if i == last or self.norm_every_output:
                     full = full.replace(x=self._final_norm(full.x))
                 if i in self.out_indices:
@@ -98,8 +104,13 @@ class ReducibleBackbone(TunableBackbone):
         x, grid = self.patch_embed(inputs)
         # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; reducers count with ints.
         grid = int(grid[0]), int(grid[1])
+        x = self._sequence(x, grid)
+        return Tokens(x, grid, num_prefix=self.num_prefix, gives_back=self.token_reducer.gives_back(grid))
+
+    def _sequence(self, x, grid):
+        """Prefix and patch tokens (B, P + H * W, C), with positions, from patch embeddings (B, H * W, C)."""
         x = self._add_positions(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1), grid)
-        return Tokens(x if self.with_cls_token else x[:, 1:], grid, num_prefix=self.num_prefix)
+        return x if self.with_cls_token else x[:, 1:]
 
     def _add_positions(self, x, grid):
         """Class and patch tokens (B, 1 + H * W, C) with their position embedding; registers go between them."""
@@ -122,6 +133,9 @@ class ReducibleBackbone(TunableBackbone):
         state, key = dict(state), 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
+        return self._with_fitted_positions(state, path)
+
+    def _with_fitted_positions(self, state, path):
         positions = state.get('pos_embed')
         if positions is not None and positions.shape != self.pos_embed.shape:
             side = math.isqrt(positions.shape[1] - 1)

@@ -1,0 +1,116 @@
+"""The layers of mmpretrain's ViTs on ``Tokens``: attention, FFN, SwiGLU."""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch.nn.functional as F
+from mmpretrain.models.backbones import deit3, vision_transformer
+from mmpretrain.models.utils import MultiheadAttention as StockAttention
+from mmpretrain.models.utils import SwiGLUFFNFused
+from torch import Tensor, nn
+
+from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.models.backbones.common.layer import FFN, ReducibleLayer
+from mmtr.models.backbones.common.twins import share
+from mmtr.tokens import Tokens
+
+
+class MultiheadAttention(StockAttention):
+    """mmpretrain's, whose linear layer ``qkv`` keeps its name: ``at`` has the methods of ``TokenAttention``."""
+
+    backend: str
+
+    def forward(self, x, branch=None):
+        """As stock, without residual; the attention itself by ``branch`` if given."""
+        return super().forward(x) if branch is None else self.out_drop(branch(x))
+
+    def at(self, tokens: Tokens) -> TokenAttention:
+        """What a reducer attends ``tokens`` with."""
+        return AttentionOf(self)
+
+
+@dataclass
+class AttentionOf(TokenAttention):
+    """The contract of attention, kept by a ``MultiheadAttention``."""
+
+    module: MultiheadAttention
+
+    @property
+    def backend(self):
+        """See ``TokenAttention``."""
+        return self.module.backend
+
+    @property
+    def attention_dropout(self):
+        """See ``TokenAttention``."""
+        return self.module.attn_drop if self.module.training else 0.0
+
+    def qkv(self, x, kept=None):
+        """See ``TokenAttention``."""
+        return self.module.qkv(x).unflatten(-1, (3, self.module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project(self, x):
+        """See ``TokenAttention``."""
+        return self.module.gamma1(self.module.proj_drop(self.module.proj(x)))
+
+
+class SwiGLU(SwiGLUFFNFused):
+    """mmpretrain's SwiGLU, of which a reducer may compute the branch."""
+
+    def forward(self, x, identity=None, branch=None):
+        """As stock, the layers by ``branch`` if given."""
+        return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The layers without residual: (..., C) -> (..., C)."""
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.gamma2(self.w3(self.norm(F.silu(gate) * value)))
+
+
+class _Layer(ReducibleLayer):
+    with_cp = False
+
+    def linears(self):
+        """See ``ReducibleLayer``."""
+        if isinstance(self.ffn, SwiGLU):
+            fc1, fc2 = self.ffn.w12, self.ffn.w3
+        else:
+            (fc1, *_), fc2, *_ = self.ffn.layers
+        found = dict(qkv=self.attn.qkv, proj=self.attn.proj, fc1=fc1, fc2=fc2)
+        return {name: (linear, linear.weight) for name, linear in found.items()}
+
+    def _attend(self, x, tokens, branch: Callable):
+        return tokens.x + self.attn(x, branch=branch)
+
+
+class TransformerEncoderLayer(_Layer, vision_transformer.TransformerEncoderLayer):
+    """The layer of mmpretrain's ViT; made by ``reducible``."""
+
+
+class DeiT3TransformerEncoderLayer(_Layer, deit3.DeiT3TransformerEncoderLayer):
+    """The layer of mmpretrain's DeiT3; made by ``reducible``."""
+
+    @property
+    def norm1(self):
+        """Before attention."""
+        return self.ln1
+
+    @property
+    def norm2(self):
+        """Before the FFN; as in mmpretrain the first norm again, and ``ln2`` is never used."""
+        return self.ln1
+
+
+_TWINS = {
+    vision_transformer.TransformerEncoderLayer: TransformerEncoderLayer,
+    deit3.DeiT3TransformerEncoderLayer: DeiT3TransformerEncoderLayer,
+}
+
+
+def reducible(layer: nn.Module, attn_backend: str) -> nn.Module:
+    """The twin of a stock layer that runs on ``Tokens``."""
+    twin = share(_TWINS[type(layer)], layer)
+    twin.attn = share(MultiheadAttention, layer.attn)
+    twin.attn.backend = attn_backend
+    twin.ffn = share(SwiGLU if isinstance(layer.ffn, SwiGLUFFNFused) else FFN, layer.ffn)
+    return twin
