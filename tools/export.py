@@ -1,4 +1,4 @@
-"""Export a segmentor to ONNX, and check the file against PyTorch on real images."""
+"""Export a segmentor or classifier to ONNX, and check the file against PyTorch on real images."""
 
 import argparse
 import logging
@@ -16,6 +16,7 @@ from mmtr.cli.launch import writable
 from mmtr.config.files import add_options, add_token_reduction, read_config
 from mmtr.errors import command
 from mmtr.export import onnx as export
+from mmtr.export.pixels import of_pixels
 from mmtr.files import written_whole
 from mmtr.inference.model import build_model, image_channels, load_weights
 from mmtr.reducers.words import reductions_in_words
@@ -24,7 +25,7 @@ from mmtr.reducers.words import reductions_in_words
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='of a segmentor, with or without token_reduction')
+    parser.add_argument('config', help='of a segmentor or classifier, with or without token_reduction')
     parser.add_argument('checkpoint')
     parser.add_argument('--out', required=True, metavar='F.onnx', help='the file to write')
     parser.add_argument(
@@ -32,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=('H', 'W'),
-        help="pixels; default: the config's sliding window, else its training crop",
+        help="pixels; default: the config's sliding window, else its training crop; of a classifier, its img_size",
     )
     parser.add_argument(
         '--images',
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         '--tolerance',
         type=float,
         default=1e-3,
-        help='how far logits may differ (default 0.001): the farthest, of a reduced model the median',
+        help='how far logits, or scores, may differ (default 0.001): the farthest, of a reduced model the median',
     )
     parser.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5); 0: none')
     parser.add_argument('--threads', type=int, help='CPU threads of torch and onnxruntime')
@@ -55,11 +56,11 @@ def parse_args() -> argparse.Namespace:
 
 def print_speed(model: nn.Module, run: Callable, image: Tensor, repeats: int) -> None:
     """Time PyTorch and onnxruntime in turns on one image (C, H, W), and print both."""
-    segmentor, pixels = export.PixelSegmentor(model), image.unsqueeze(0)
+    whole, pixels = of_pixels(model), image.unsqueeze(0)
 
     def eager():
         with torch.inference_mode():
-            segmentor(pixels)
+            whole(pixels)
 
     times = interleave({'PyTorch': eager, 'onnxruntime': lambda: run(None, {'image': pixels.numpy()})}, repeats)
     eager, onnx = (times[name].median for name in ('PyTorch', 'onnxruntime'))
@@ -82,6 +83,7 @@ def main() -> None:
     cfg = read_config(args)
     shape = tuple(args.shape or export.default_shape(cfg))
     model = build_model(cfg)
+    whole = of_pixels(model)
     channels = image_channels(model)
     images = export.read_images(args.images, shape, channels) if args.images else export.test_images(cfg, 3, shape)
     what = f'{len(images)} images'
@@ -99,13 +101,13 @@ def main() -> None:
         print(f'{what}, onnxruntime against PyTorch, whose batches are of 1:')
         for found in differences:
             print(
-                f'  batches of {found.batch}: logits differ by at most {found.largest:.2g}, in the median pixel '
-                f'by {found.median:.2g}; the same label in {found.same_label:.3%} of the pixels'
+                f'  batches of {found.batch}: {whole.outputs[0]} differ by at most {found.largest:.2g}, in the median '
+                f'{whole.unit} by {found.median:.2g}; the same label in {found.same_label:.3%} of the {whole.unit}s'
             )
         export.check_difference(model, differences, args.tolerance)
         if args.repeats > 0:
             print_speed(model, run, images[0], args.repeats)
-    print(f'Wrote {args.out}: image (batch, {channels}, {shape[0]}, {shape[1]}) uint8 -> logits, labels')
+    print(f'Wrote {args.out}: image (batch, {channels}, {shape[0]}, {shape[1]}) uint8 -> {" and ".join(whole.outputs)}')
 
 
 if __name__ == '__main__':

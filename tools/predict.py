@@ -17,6 +17,7 @@ from mmtr.analysis.speed import machine
 from mmtr.cli.launch import writable
 from mmtr.cli.measuring import add_machine, positive, use_machine
 from mmtr.config.files import add_options, add_token_reduction, read_config
+from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError, command
 from mmtr.inference.inferencers import build_inferencer, dataset_meta, reads_images
 from mmtr.inference.media import open_source
@@ -28,7 +29,7 @@ from mmtr.reducers.words import reductions_in_words
 def parse_args() -> argparse.Namespace:
     """Parse the command line; raises ``UserError`` for --repeats without --compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of a segmentor or detector, with or without token reduction')
+    parser.add_argument('config', help='of a segmentor, detector or classifier, with or without token reduction')
     parser.add_argument('checkpoint', help='.pth or .safetensors file')
     parser.add_argument('input', type=Path, metavar='IMAGE|FOLDER|VIDEO')
     parser.add_argument(
@@ -67,6 +68,8 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module, dict]:
     model = build_model(cfg)
     meta = load_weights(model, args.checkpoint)
     drawn_with, absent = dataset_meta(cfg, meta, model)
+    if derives(type(model), CLASSIFIER):  # whose classes are written
+        absent = [key for key in absent if key == 'classes']
     if absent:
         what = ' and '.join(dict(classes='names', palette='colours')[key] for key in absent)
         print(

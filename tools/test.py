@@ -51,8 +51,11 @@ def paint(cfg: Config, folder: str) -> None:
             '--show-dir needs the hook default_hooks.visualization in the config, e.g. '
             "dict(type='SegVisualizationHook')."
         )
-    hook['draw'] = True
     with HOOKS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
+        if accepts(registry, hook, 'enable'):  # mmpretrain's, which takes any other name too
+            hook.update(enable=True, interval=1, out_dir=osp.abspath(folder))
+            return
+        hook['draw'] = True
         if accepts(registry, hook, 'test_out_dir'):
             hook['test_out_dir'] = osp.abspath(folder)
             return
@@ -74,7 +77,7 @@ def main() -> None:
         help="test-time augmentation: the config's tta_model and "
         'tta_pipeline, or by default flips, and of segmentors sizes',
     )
-    parser.add_argument('--out', help='folder for predictions as PNG label maps (mmdet: a .pkl file)')
+    parser.add_argument('--out', help='folder for predictions as PNG label maps (mmdet, mmpretrain: a .pkl file)')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument(
         '--allow-partial', action='store_true', help='test although the checkpoint does not cover the model'

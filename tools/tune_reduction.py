@@ -52,7 +52,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--method', nargs='+', metavar='NAME', help='methods to try; default all of them')
     parser.add_argument('--images', metavar='FOLDER', help='images without labels; default the test data of the config')
-    parser.add_argument('--metric', default='mIoU', help="of the config's test_evaluator; default mIoU")
+    parser.add_argument(
+        '--metric', help="of the config's test_evaluator; default mIoU, of classifiers top-1 accuracy, else its first"
+    )
     parser.add_argument(
         '--num-images',
         type=measuring.positive,
@@ -88,8 +90,6 @@ def check_settings(args: argparse.Namespace) -> None:
         raise UserError(f'--max-drop {args.max_drop} must be at least 0.')
     if args.seed < 0:
         raise UserError(f'--seed {args.seed} must be at least 0.')
-    if args.images and args.metric != 'mIoU':
-        raise UserError(f'--metric {args.metric} needs labels, and --images has none: with it the metric is mIoU.')
 
 
 def methods_for(names: Optional[list[str]], backbone: BackboneInfo) -> list[str]:
@@ -203,6 +203,12 @@ def main() -> None:
     backbone, target = model.backbone.token_reducer.backbone, Target(args.target_speedup, args.max_drop)
     methods = methods_for(args.method, backbone)
     judge = Judge(cfg, model, args.images, args.metric, args.speed_of, args.num_images, args.seed)
+    args.metric = judge.metric
+    if args.max_drop is not None and judge.plain_accuracy <= min(args.max_drop, 1):
+        raise UserError(
+            f'--max-drop {args.max_drop} lets any setting pass: {judge.metric} of the plain model is '
+            f'{judge.plain_accuracy:.3f}, so give a drop on that scale.'
+        )
     made = made_with(
         cfg,
         args.checkpoint,

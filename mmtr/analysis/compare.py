@@ -25,6 +25,7 @@ from mmtr.reducers import TokenReducer
 from .flops import count_flops, schedule_in_words, token_schedule
 from .journal import Journal
 from .speed import now
+from .top_scores import with_few_scores
 
 
 @contextmanager
@@ -156,6 +157,7 @@ def build_reducers(model: nn.Module, reductions: dict[str, Optional[dict]]) -> d
 def build_evaluator(metrics: Union[dict, list], metainfo: dict) -> Evaluator:
     """Build the ``Evaluator`` of a config's ``test_evaluator`` for a data set with ``metainfo``."""
     evaluator = Evaluator(copy.deepcopy(metrics))
+    evaluator.metrics = [with_few_scores(metric) for metric in evaluator.metrics]
     evaluator.dataset_meta = metainfo
     return evaluator
 

@@ -12,10 +12,12 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from mmtr.checks.data import images_in, loads_annotations
+from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError
 
 from .compare import build_evaluator, build_reducers, compare_reductions
 from .speed import now
+from .trade_offs import main_of
 
 #: Part of the model that is timed -> key of its time in the results of ``compare_reductions``.
 SPEED_OF = dict(model='total_ms', backbone='encoder_ms')
@@ -74,14 +76,17 @@ class Judge:
         cfg: Config of the model, with its test data.
         model: The model, in eval mode, on its device.
         folder: Folder of images without labels; None: the test data of the config, with labels.
-        metric: A metric of ``test_evaluator`` (0 to 100, more is better).
+        metric: A metric of ``test_evaluator`` of which more is better; None: see ``main_of``.
         speed_of: One of ``SPEED_OF``.
         wanted, seed: See ``Images``.
         clock: Returns the time in seconds.
 
+    Attributes:
+        metric: The metric that is measured.
+        plain_accuracy: The metric of the plain model, on the images to search on.
+
     Raises:
-        UserError: There are too few images or, when it is called, no such metric; or ``folder`` is given and the
-            model is no segmentor.
+        UserError: There are too few images, or no such metric; or the metric needs labels, and there are none.
     """
 
     def __init__(
@@ -89,24 +94,27 @@ class Judge:
         cfg: Config,
         model: nn.Module,
         folder: Optional[str],
-        metric: str,
+        metric: Optional[str],
         speed_of: str,
         wanted: int,
         seed: int,
         clock: Callable[[], float] = now,
     ):
-        self.model, self.metric, self.key, self.clock = model, metric, SPEED_OF[speed_of], clock
+        self.model, self.key, self.clock = model, SPEED_OF[speed_of], clock
         if folder is None:
             self.evaluator = cfg.test_evaluator
             loader = Runner.build_dataloader({**cfg.test_dataloader, 'num_workers': 0, 'persistent_workers': False})
             self.metainfo = loader.dataset.metainfo
             self.images = Images(lambda i: loader.collate_fn([loader.dataset[i]]), len(loader.dataset), wanted, seed)
         else:
-            if not hasattr(model, 'num_classes'):
-                raise UserError(f'--images needs a segmentor, and the model is a {type(model).__name__}.')
             # The predictions of the plain model are the labels.
-            self.evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-            self.metainfo = dict(classes=[str(i) for i in range(model.num_classes)])
+            self.evaluator, own, count = _agreement(model)
+            if metric not in (None, own):
+                raise UserError(
+                    f'--metric {metric} needs labels, and --images has none: with it the metric is {own}, leave '
+                    '--metric out.'
+                )
+            self.metainfo = dict(classes=[str(i) for i in range(count)])
             paths, pipeline = images_in(folder, '**/*'), _pipeline(cfg)
             self.images = Images(
                 lambda i: self._labelled(pseudo_collate([pipeline(dict(img_path=str(paths[i])))])),
@@ -114,31 +122,48 @@ class Judge:
                 wanted,
                 seed,
             )
-
-    def __call__(self, reduction: Optional[dict], batches: list[dict]) -> Outcome:
-        """Measure ``reduction``, a value of the config key ``token_reduction``, on ``batches``."""
-        reducers = build_reducers(self.model, dict(plain=None, reduced=reduction))
-        evaluators = {name: build_evaluator(self.evaluator, self.metainfo) for name in reducers}
-        with torch.inference_mode():
-            results = compare_reductions(self.model, reducers, batches, evaluators, clock=self.clock)
-        metrics = results['plain']['metrics']
+        metrics = self._results(dict(plain=None), self.images.search)['plain']['metrics']
+        self.metric = main_of(metrics) if metric is None else metric
         if not isinstance(metrics.get(self.metric), float):
             raise UserError(
                 f"--metric {self.metric} is none of the config's test_evaluator: it gives {', '.join(metrics)}."
             )
+        self.plain_accuracy = metrics[self.metric]
+
+    def __call__(self, reduction: Optional[dict], batches: list[dict]) -> Outcome:
+        """Measure ``reduction``, a value of the config key ``token_reduction``, on ``batches``."""
+        results = self._results(dict(plain=None, reduced=reduction), batches)
         return Outcome(
             results['reduced']['metrics'][self.metric],
-            metrics[self.metric],
+            results['plain']['metrics'][self.metric],
             results['reduced'][self.key],
             results['plain'][self.key],
         )
 
     @torch.inference_mode()
+    def _results(self, reductions, batches):
+        reducers = build_reducers(self.model, reductions)
+        evaluators = {name: build_evaluator(self.evaluator, self.metainfo) for name in reducers}
+        return compare_reductions(self.model, reducers, batches, evaluators, clock=self.clock)
+
+    @torch.inference_mode()
     def _labelled(self, batch):
         build_reducers(self.model, dict(plain=None))
         for sample, predicted in zip(batch['data_samples'], self.model.test_step(batch)):
-            sample.gt_sem_seg = PixelData(data=predicted.pred_sem_seg.data.cpu())
+            if 'pred_label' in predicted:
+                sample.set_gt_label(predicted.pred_label.cpu())
+            else:
+                sample.gt_sem_seg = PixelData(data=predicted.pred_sem_seg.data.cpu())
         return batch
+
+
+def _agreement(model):
+    """Return the config of the metric of agreement for a model, its name, and the number of classes."""
+    if derives(type(model), CLASSIFIER):
+        return dict(type='mmpretrain.Accuracy'), 'accuracy/top1', model.head.num_classes
+    if not hasattr(model, 'num_classes'):
+        raise UserError(f'--images needs a segmentor or classifier, and the model is a {type(model).__name__}.')
+    return dict(type='IoUMetric', iou_metrics=['mIoU']), 'mIoU', model.num_classes
 
 
 def _pipeline(cfg):

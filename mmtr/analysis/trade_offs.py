@@ -3,11 +3,24 @@
 import json
 from collections.abc import Iterator
 
+from mmtr.errors import UserError
+
+
+def main_of(metrics: dict) -> str:
+    """Return the metric to rank by: mIoU if there is one, else top-1 accuracy, else the first number.
+
+    Raises:
+        UserError: No metric is a number.
+    """
+    numbers = [key for key, value in metrics.items() if isinstance(value, float)]
+    if not numbers:
+        raise UserError(f'The test_evaluator gives no number to rank by, but {", ".join(metrics) or "nothing"}.')
+    return next((key for name in ('mIoU', 'top1') for key in numbers if key.rpartition('/')[2] == name), numbers[0])
+
 
 def main_metric(results: dict[str, dict]) -> str:
-    """Return the metric to rank by: mIoU if there is one, else the first number."""
-    numbers = [key for key, value in next(iter(results.values()))['metrics'].items() if isinstance(value, float)]
-    return 'mIoU' if 'mIoU' in numbers else numbers[0]
+    """Return the metric to rank by: ``main_of`` the first of results."""
+    return main_of(next(iter(results.values()))['metrics'])
 
 
 def _base_and_metrics(results):

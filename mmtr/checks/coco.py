@@ -3,6 +3,7 @@
 import json
 import os.path as osp
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Callable, Optional
 
 from mmtr.config.types import type_name
@@ -39,7 +40,11 @@ def check_coco(kind: type, settings: dict, path: str, folders: dict[str, str], l
 
 
 def _classes(kind, settings):
-    return {**getattr(kind, 'METAINFO', {}), **(settings.get('metainfo') or {})}.get('classes') or ()
+    own = settings.get('classes')  # of mmpretrain's: names, or a file of them
+    if isinstance(own, str):
+        own = Path(own).read_text().splitlines() if osp.isfile(own) else None
+    own = dict(classes=own) if own else {}
+    return {**getattr(kind, 'METAINFO', {}), **own, **(settings.get('metainfo') or {})}.get('classes') or ()
 
 
 def check_classes(model: Optional[dict], kind: type, settings: dict) -> None:

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmtr.checks.model_config import check_head, check_sizes, check_test_cfg, inner_model, segmentation_heads, type_of
+from mmtr.config.model import model_of
 from mmtr.errors import UserError
 from mmtr.optional import import_mmpretrain
 from mmtr.settings import closest
@@ -78,7 +79,7 @@ def check_config(cfg: Config, loaders: Sequence[str]) -> None:
         _check_scores(cfg)
     for name in set(loaders) - {'train_dataloader'}:
         _check_annotations(cfg, name)
-    model = inner_model(cfg.get('model'))
+    model = inner_model(model_of(cfg))
     for key, head in segmentation_heads(model):
         check_head(key, head, model)
     if model.get('decode_head'):

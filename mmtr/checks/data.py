@@ -11,12 +11,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmtr.checks.model_config import inner_model
+from mmtr.config.model import model_of
 from mmtr.config.types import type_name
 from mmtr.datasets import BinaryDataset, LoadBinaryAnnotations
 from mmtr.errors import UserError
 
 from .building import in_words_of
 from .coco import check_classes, check_coco
+from .images_of_classes import check_images_of_classes, reads_classes
 from .masks import check_masks, check_reduction
 
 PAGE = 'docs/datasets.md'
@@ -36,13 +38,18 @@ def check_data(cfg: Config, loaders: Iterable[str]) -> None:
         UserError: A folder or annotation file is not there, or images lack annotations: names the path, the layout
             that the data set reads, and the page that tells how to prepare it. Or the data set has no such setting;
             an annotation file is of another task or has other classes than data set and model; or one of the few
-            label maps that are read is no label map, holds a label that is no class, or is not binary where it must be.
+            label maps that are read is no label map, holds a label that is no class, or is not binary where it must be;
+            or class folders are not those of the data set, the model or the other data sets.
     """
+    folders = []
     for loader in loaders:
         for dataset in datasets_in((cfg.get(loader) or {}).get('dataset')):
             scope = dataset.get('_scope_') or cfg.get('default_scope') or 'mmengine'
             with in_words_of(cfg), DATASETS.switch_scope_and_registry(scope) as registry:
-                _check(registry, dataset, inner_model(cfg.get('model')), scope)
+                found = _check(registry, dataset, inner_model(model_of(cfg)), scope)
+                if found:
+                    folders.append((loader, found))
+    _check_same(folders)
 
 
 def datasets_in(cfg: Any) -> Iterator[dict]:
@@ -83,11 +90,15 @@ def _check(registry, cfg, model, scope):
     _check_prefix(kind, settings)
     check_classes(model, kind, settings)
     check_reduction(kind, settings)
-    root = settings.get('data_root') or ''
+    root, prefixes = settings.get('data_root') or '', settings.get('data_prefix')
     remote = (settings.get('backend_args') or {}).get('backend', 'local') != 'local'
-    if remote or '://' in root or not settings.get('data_prefix'):
+    if remote or '://' in root or '://' in str(prefixes):
         return
-    prefixes = settings['data_prefix']
+    if reads_classes(kind, settings):
+        return check_images_of_classes(registry.build({**cfg, 'pipeline': [], 'lazy_init': True}), model)
+    if not prefixes or settings.get('download'):
+        return
+    prefixes = dict(img_path=prefixes) if isinstance(prefixes, str) else prefixes
     folders = {key: osp.join(root, prefix) for key, prefix in prefixes.items() if prefix is not None}
     if not any(map(loads_annotations, settings.get('pipeline') or ())):  # such as a test split without annotations
         folders.pop('seg_map_path', None)
@@ -108,6 +119,17 @@ def _check(registry, cfg, model, scope):
         check_coco(kind, settings, names, folders, lambda path: _is_listed(path, listed))
 
 
+def _check_same(folders):
+    """Raise a ``UserError`` if data sets number other class folders."""
+    for loader, found in folders[1:]:
+        if found != folders[0][1]:
+            other = sorted({*found} ^ {*folders[0][1]})[0]
+            raise UserError(
+                f'The class folders of {loader} are not those of {folders[0][0]}, of which one alone has {other!r}: '
+                'classes are numbered by the sorted names of their folders, so all data sets need the same.'
+            )
+
+
 def _layout(name, folders, names, settings):
     suffix = dict(img_path=settings.get('img_suffix', ''), seg_map_path=settings.get('seg_map_suffix', ''))
     what = dict(img_path='images', img='images', seg_map_path='annotations', seg='annotations')
@@ -121,6 +143,8 @@ def _layout(name, folders, names, settings):
 
 def _check_prefix(kind, settings):
     prefixes = settings.get('data_prefix')
+    if isinstance(prefixes, str) and isinstance(_settings(kind, {}).get('data_prefix'), str):  # mmpretrain's
+        return
     wrong = prefixes is not None and (
         not isinstance(prefixes, dict)
         or not all(isinstance(prefix, str) or prefix is None for prefix in prefixes.values())

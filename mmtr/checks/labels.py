@@ -23,10 +23,27 @@ def check_shape(shape: Sequence[int], path: str) -> None:
         )
 
 
+def check_classes_of_images(labels: Union[Tensor, np.ndarray], num_classes: int, where: str) -> None:
+    """Raise a ``UserError`` if a label of an image is no class.
+
+    Args:
+        labels: Labels of images, of any shape.
+        num_classes: Number of classes of the model.
+        where: The file of the labels, or of the image, for the error.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"'{where}' has the label {int(wrong.max())}, but labels must be 0 to {num_classes - 1}, for the "
+            f'{num_classes} classes of the model: set num_classes of every head, and metainfo=dict(classes=...) of the '
+            'data sets, to the classes that there are.'
+        )
+
+
 def check_labels(
     labels: Union[Tensor, np.ndarray], num_classes: int, ignored: Collection[int], path: str, reduced: bool
 ) -> None:
-    """Check that labels are classes of the model.
+    """Check that the labels of a map are classes of the model.
 
     Args:
         labels: Labels as the model gets them, of any shape.

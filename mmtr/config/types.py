@@ -22,3 +22,12 @@ def is_type(cfg: Any, wanted: str) -> bool:
     kind = full_name(cfg.get('type') if isinstance(cfg, dict) else cfg)
     name = type_name(wanted)
     return type_name(kind) == name and kind.partition('.')[0] in (wanted.partition('.')[0], name)
+
+
+#: What the classifiers of mmpretrain are, which need not be installed.
+CLASSIFIER = 'mmpretrain.BaseClassifier'
+
+
+def derives(kind: type, wanted: str) -> bool:
+    """Whether ``kind`` is or derives from ``wanted``, a ``package.Name``, whose package is not imported for it."""
+    return any(f'{base.__module__.partition(".")[0]}.{base.__name__}' == wanted for base in kind.__mro__)

@@ -1,4 +1,4 @@
-"""Export a segmentor to an ONNX file, and compare the file with the model."""
+"""Export a segmentor or classifier to an ONNX file, and compare the file with the model."""
 
 import importlib.util
 import logging
@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
-from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmtr.checks.data import check_data, images_in
+from mmtr.config.model import model_of
 from mmtr.errors import UserError
 from mmtr.inference.model import image_channels
 from mmtr.reducers import TokenReducer
+
+from .pixels import PixelSegmentor, of_pixels
 
 PAGE = 'docs/deploy.md'
 
@@ -38,34 +40,6 @@ def check_packages() -> None:
             f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
             f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.'
         )
-
-
-class PixelSegmentor(nn.Module):
-    """A segmentor from pixels to labels: the normalisation of its ``data_preprocessor``, the model, the argmax.
-
-    Args:
-        model: ``EncoderDecoder`` of mmseg, in eval mode.
-    """
-
-    def __init__(self, model: EncoderDecoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment pixels (B, C, H, W), uint8: return logits (B, classes, H, W) and labels (B, H, W), int64.
-
-        Both are as of mmseg's ``predict``: with one output channel, the logits are probabilities.
-        """
-        prepare = self.model.data_preprocessor
-        # mmseg converts BGR to RGB only if there are three channels.
-        x = (image.flip(1) if prepare.channel_conversion and image.shape[1] == 3 else image).float()
-        if prepare._enable_normalize:
-            x = (x - prepare.mean) / prepare.std
-        logits = self.model.encode_decode(x, [dict(img_shape=tuple(image.shape[2:]))])
-        if logits.shape[1] > 1:
-            return logits, logits.argmax(1)
-        logits = logits.sigmoid()
-        return logits, (logits > self.model.decode_head.threshold).long().squeeze(1)
 
 
 def _translations():
@@ -89,7 +63,7 @@ def _translations():
 
 
 def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
-    """Write a segmentor as ONNX, from ``image`` to ``logits`` and ``labels``; see ``PixelSegmentor``.
+    """Write a model as ONNX: ``image`` to ``logits`` or ``scores`` and ``labels``, see ``of_pixels``.
 
     The batch size is dynamic; height and width are fixed.
 
@@ -99,16 +73,13 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         shape: (H, W) of the images, in pixels.
 
     Raises:
-        UserError: A package is missing or torch too old, the model is no segmentor, its number of tokens depends on the
+        UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends on the
             image, or it uses an operator that ONNX lacks.
     """
     check_packages()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    if not isinstance(model, EncoderDecoder):
-        raise UserError(
-            f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an EncoderDecoder of mmseg.'
-        )
+    whole = of_pixels(model)
     adaptive = [type(m).__name__ for m in model.modules() if isinstance(m, TokenReducer) and not m.fixed_count]
     if adaptive:
         raise UserError(
@@ -116,19 +87,18 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
             f'shapes in the file are fixed. {PAGE} names the methods that can.'
         )
     pixels = torch.zeros(2, image_channels(model), *shape, dtype=torch.uint8)
-    segmentor = PixelSegmentor(model).eval()
     try:
         # The output of a fused kernel has other strides than the exporter's translation of it.
         with _quiet(), sdpa_kernel(SDPBackend.MATH):
             # The exporter would take a batch of 1 for a constant, so the example has 2 images.
             torch.onnx.export(
-                segmentor,
+                whole,
                 (pixels,),
                 str(path),
                 dynamo=True,
                 dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),
                 input_names=['image'],
-                output_names=['logits', 'labels'],
+                output_names=list(whole.outputs),
                 external_data=False,
                 verbose=False,
                 custom_translation_table=_translations(),
@@ -173,10 +143,16 @@ def session(path: str) -> Any:
 def default_shape(cfg: Config) -> tuple[int, int]:
     """Return the input size (H, W) of a config's model: its sliding window, else its training crop.
 
+    Of a classifier, the size of its position table.
+
     Raises:
         UserError: The config says neither.
     """
-    shape = (cfg.model.get('test_cfg') or {}).get('crop_size') or (cfg.model.get('data_preprocessor') or {}).get('size')
+    model = model_of(cfg)
+    shape = (model.get('test_cfg') or {}).get('crop_size') or (model.get('data_preprocessor') or {}).get('size')
+    if shape is None and model.get('head'):
+        shape = (model.get('backbone') or {}).get('img_size')
+        shape = (shape, shape) if isinstance(shape, int) else shape
     if shape is None:
         raise UserError(
             'The config has neither model.test_cfg.crop_size nor model.data_preprocessor.size: give --shape H W.'
@@ -223,8 +199,12 @@ def test_images(cfg: Config, count: int, shape: tuple[int, int]) -> list[Tensor]
     return [_to_shape(image.permute(1, 2, 0).numpy(), shape) for image in images]
 
 
-def predict(model: EncoderDecoder, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute logits (classes, H, W) and labels (H, W) of one image (C, H, W) by mmseg's test step."""
+def predict(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the outputs of ``of_pixels(model)`` for one image (C, H, W) by the model's own test step."""
+    if not isinstance(of_pixels(model), PixelSegmentor):
+        with torch.inference_mode():
+            result = model.test_step(dict(inputs=[image]))[0]
+        return result.pred_score.numpy(), result.pred_label[0].numpy()
     shape = tuple(image.shape[1:])
     sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
     with torch.inference_mode():
@@ -238,9 +218,9 @@ class Difference:
 
     Args:
         batch: Number of images in each batch of onnxruntime; PyTorch ran them one at a time.
-        largest: Largest absolute difference of a logit.
-        median: Median over the pixels of the largest absolute difference of their logits.
-        same_label: Share of pixels with the same label, 0 to 1.
+        largest: Largest absolute difference of a logit or score.
+        median: Median over the pixels, or images, of the largest absolute difference of their logits or scores.
+        same_label: Share of pixels, or images, with the same label, 0 to 1.
     """
 
     batch: int
@@ -249,7 +229,7 @@ class Difference:
     same_label: float
 
 
-def compare_with_onnx(model: EncoderDecoder, run: Callable, images: Sequence[Tensor]) -> list[Difference]:
+def compare_with_onnx(model: nn.Module, run: Callable, images: Sequence[Tensor]) -> list[Difference]:
     """Compare an ONNX file with PyTorch, on one image at a time and on one batch of all images.
 
     PyTorch runs each image alone, so an output that depends on the other images of its batch shows as a difference.
@@ -287,12 +267,14 @@ def check_difference(
         same_label: Least share of pixels with the same label, 0 to 1.
     """
     reduces = any(isinstance(m, TokenReducer) and type(m) is not TokenReducer for m in model.modules())
+    whole = of_pixels(model)
     for found in differences:
         value, name = (found.median, 'median') if reduces else (found.largest, 'largest')
         # Written so that NaN fails too.
         if not (value <= tolerance and found.same_label >= same_label):
             raise UserError(
-                f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the logits is '
-                f'{value:.2g}, and {found.same_label:.2%} of the pixels have the same label; at most {tolerance:g} and '
+                f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the '
+                f'{whole.outputs[0]} is {value:.2g}, and {found.same_label:.2%} of the {whole.unit}s have the same label; '
+                f'at most {tolerance:g} and '
                 f'at least {same_label:.0%} are expected.'
             )

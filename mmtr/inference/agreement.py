@@ -9,7 +9,7 @@ from mmengine.structures import BaseDataElement
 from mmtr.errors import UserError
 
 #: Kinds of prediction; the first one that a sample has is drawn and compared.
-KINDS = ('pred_panoptic_seg', 'pred_instances', 'pred_sem_seg')
+KINDS = ('pred_panoptic_seg', 'pred_instances', 'pred_sem_seg', 'pred_label')
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,15 @@ class Difference:
     """Difference of two predictions for one image.
 
     Args:
-        pixels: Pixels that differ, (height, width) bool.
-        instances: Numbers of instances in the first prediction, in the second, and in both; None for a semantic
-            prediction.
+        pixels: Pixels that differ, (height, width) bool; (1, 1) for the class of a whole image.
+        instances: Numbers of instances in the first prediction, in the second, and in both; None for a prediction
+            without instances.
+        unit: Plural noun for what has a class: ``pixels`` or ``images``.
     """
 
     pixels: np.ndarray
-    instances: Optional[tuple[int, int, int]]
+    instances: Optional[tuple[int, int, int]] = None
+    unit: str = 'pixels'
 
 
 @dataclass
@@ -52,7 +54,7 @@ def shown(sample: BaseDataElement) -> str:
 
 
 def difference(first: BaseDataElement, second: BaseDataElement, score_thr: float = 0.3) -> Difference:
-    """Compare two data samples, of mmseg or mmdet, of one image.
+    """Compare two data samples, of mmseg, mmdet or mmpretrain, of one image.
 
     Two instances are the same if they have one class and their intersection over union is above 0.5, as in the
     panoptic quality. A pixel differs if its class differs, or if its instances are not the same. Where instances
@@ -63,6 +65,9 @@ def difference(first: BaseDataElement, second: BaseDataElement, score_thr: float
         score_thr: Only instances above this score count. The mask of an instance without one is its box.
     """
     kind = shown(first)
+    if kind == 'pred_label':
+        differs = sorted(first.pred_label.tolist()) != sorted(second.pred_label.tolist())
+        return Difference(np.array([[differs]]), unit='images')
     see = dict(pred_panoptic_seg=_segments, pred_instances=_instances, pred_sem_seg=_labels)[kind]
     one, other = (see(sample.get(kind).cpu(), sample, score_thr) for sample in (first, second))
     same = np.zeros((len(one.labels) + 1, len(other.labels) + 1), bool)
@@ -71,7 +76,7 @@ def difference(first: BaseDataElement, second: BaseDataElement, score_thr: float
         same[1:, 1:] = (_iou(one.masks, other.masks) > 0.5) & np.equal.outer(one.labels, other.labels)
     pixels = (one.classes != other.classes) | ~same[one.numbers, other.numbers]
     if kind == 'pred_sem_seg':
-        return Difference(pixels, None)
+        return Difference(pixels)
     return Difference(pixels, (len(one.labels), len(other.labels), _pairs(same[1:, 1:])))
 
 

@@ -14,6 +14,7 @@ from mmseg.visualization import SegLocalVisualizer
 from torch import nn
 
 from mmtr.checks.data import datasets_in, loads_annotations
+from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError
 
 #: Opacity of the colours of classes over the image.
@@ -74,19 +75,25 @@ class SegInferencer(OfModel, MMSegInferencer):
         return self.visualizer.get_image()
 
 
-def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> BaseInferencer:
-    """Build the stock inferencer for a segmentor of mmseg or a detector of mmdet; arguments as of ``OfModel``.
+def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> Union[BaseInferencer, 'ClsInferencer']:
+    """Build the stock inferencer for a segmentor or detector, or a ``ClsInferencer``; arguments as of ``OfModel``.
 
     Raises:
-        UserError: The model is neither; or see ``OfModel``.
+        UserError: The model is none of these; or see ``OfModel``.
     """
     if isinstance(model, BaseSegmentor):
         return SegInferencer(cfg, model, dataset_meta)
+    if derives(type(model), CLASSIFIER):
+        from .cls_inferencer import ClsInferencer  # mmpretrain need not be there
+
+        return ClsInferencer(cfg, model, dataset_meta)
     from .det_inferencer import BaseDetector, DetInferencer  # mmdet takes long to import
 
     if isinstance(model, BaseDetector):
         return DetInferencer(cfg, model, dataset_meta)
-    raise UserError(f'A {type(model).__name__} is neither a segmentor of mmseg nor a detector of mmdet.')
+    raise UserError(
+        f'{type(model).__name__} is no segmentor of mmseg, no detector of mmdet and no classifier of mmpretrain.'
+    )
 
 
 def dataset_meta(cfg: Config, meta: dict, model: nn.Module) -> tuple[dict, list[str]]:

@@ -14,6 +14,7 @@ from torch import nn
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.config.files import load_config, merge_options
+from mmtr.config.model import model_of
 from mmtr.config.pure_python import with_names
 from mmtr.config.types import type_name
 from mmtr.engine.hooks.token_reduction import hooks_of
@@ -68,7 +69,7 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
     ):
         warnings.simplefilter('ignore')
         # This reads no file. With a peft the keys stay: its checkpoints need the pretrained file later.
-        model = check_operators(MODELS.build(cfg.model if has_peft(cfg) else without_pretrained(cfg.model)))
+        model = check_operators(MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg))))
     for hook in hooks_of(cfg):
         hook.put_into(model)
     model.to(device).eval()

@@ -53,8 +53,12 @@ class Predictor:
 
     def __call__(self, picture: Picture) -> tuple[np.ndarray, str]:
         """Predict and draw: return a picture, (height, width, 3) uint8 RGB, and a line of text about it."""
-        batch = self.inferencer.batch(picture.given)
-        return self.draw(picture, self.inferencer.forward(batch)[0]), ''
+        sample = self.inferencer.forward(self.inferencer.batch(picture.given))[0]
+        return self.draw(picture, sample), self.class_of(sample)
+
+    def class_of(self, sample: BaseDataElement) -> str:
+        """Describe the class of a whole image and its score; '' for another prediction."""
+        return self.inferencer.in_words(sample) if shown(sample) == 'pred_label' else ''
 
     def draw(self, picture: Picture, sample: BaseDataElement) -> np.ndarray:
         """Draw a prediction on its picture, (height, width, 3) uint8 RGB."""
@@ -87,6 +91,7 @@ class SideBySide(Predictor):
         self.milliseconds: dict[str, list[float]] = {name: [] for name in reducers}
         self.sizes: set[tuple[int, ...]] = set()
         self.pixels = self.differing = 0
+        self.unit = 'pixels'
         self.instances: list[tuple[int, int, int]] = []
 
     def __call__(self, picture: Picture) -> tuple[np.ndarray, str]:
@@ -104,15 +109,22 @@ class SideBySide(Predictor):
             self.milliseconds[name].append(each)
         self.pixels += found.pixels.size
         self.differing += int(found.pixels.sum())
+        self.unit = found.unit
         speeds = [f'{name} {each:.1f} ms' for name, each in zip(names, took)]
         speeds[1] += f', {took[0] / took[1]:.2f}x'
-        differs = f'{found.pixels.mean():.2%} of the pixels differ'
+        drawn = [self.draw(picture, samples[name]) for name in names]
+        if found.unit == 'images':
+            classes = [self.class_of(samples[name]) for name in names]
+            speeds = [f'{speed}, {each}' for speed, each in zip(speeds, classes)]
+            differs = 'another class' if found.pixels.any() else 'the same class'
+            panels = list(zip(speeds, drawn))
+        else:
+            differs = f'{found.pixels.mean():.2%} of the pixels differ'
+            panels = list(zip([*speeds, differs], [*drawn, marked(picture.pixels, found.pixels)]))
         counts = []
         if found.instances is not None:
             self.instances.append(found.instances)
             counts = [_in_words([found.instances])]
-        drawn = [self.draw(picture, samples[name]) for name in names]
-        panels = zip([*speeds, differs], [*drawn, marked(picture.pixels, found.pixels)])
         return mosaic([[(text, fitted(panel)) for text, panel in panels]]), ', '.join([*speeds, differs, *counts])
 
     def _call(self, picture, name, samples):
@@ -125,8 +137,8 @@ class SideBySide(Predictor):
         return run
 
     def table(self) -> str:
-        """Summarise all pictures so far: median times, share of the pixels that differ, numbers of instances."""
-        cells = [('', 'ms/image', 'images/s', 'speed-up', 'pixels that differ')]
+        """Summarise all pictures so far: median times, share of pixels or images that differ, numbers of instances."""
+        cells = [('', 'ms/image', 'images/s', 'speed-up', f'{self.unit} that differ')]
         plain = median(self.milliseconds['plain'])
         for name, each in self.milliseconds.items():
             took, differ = median(each), '' if name == 'plain' else f'{self.differing / self.pixels:.2%}'
@@ -139,7 +151,7 @@ class SideBySide(Predictor):
                 'and an intersection over union above 0.5.',
             ]
         else:
-            rows.append('Pixels differ that are of another class.')
+            rows.append(f'{self.unit.capitalize()} differ that are of another class.')
         runs = f'the median of {self.repeats} runs in turns' if self.repeats > 1 else 'one run'
         return '\n'.join([*rows, f'Times: of the whole test step, median over the images, for each {runs}.'])
 

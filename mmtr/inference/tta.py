@@ -1,6 +1,5 @@
 """Test-time augmentation, also for configs without settings for it."""
 
-import inspect
 from typing import Union
 
 from mmengine.config import Config
@@ -8,6 +7,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from mmtr.checks.data import datasets_in
+from mmtr.config.model import model_of
+from mmtr.config.types import derives
 from mmtr.errors import UserError
 
 #: Scales of an image, relative to its size in the plain test, as in mmseg's configs.
@@ -51,7 +52,8 @@ def use_tta(cfg: Config) -> None:
     if not tta_pipeline:
         how = 'flips' if detects else f'flips and {len(RATIOS)} sizes, {RATIOS[0]:g} to {RATIOS[-1]:g}'
         print_log(f'--tta: the config has no tta_pipeline, so each image is tested by {how}.', 'current')
-    cfg.model = {**tta_model, 'module': cfg.model}
+    # A runner would give a top-level data_preprocessor to the wrapper, which has no use for it.
+    cfg.model = {**tta_model, 'module': model_of(cfg)}
 
 
 def _detects(cfg):
@@ -59,10 +61,10 @@ def _detects(cfg):
     if isinstance(kind, str):
         with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmseg')) as registry:
             kind = registry.get(kind)
-    bases = {f'{base.__module__.partition(".")[0]}.{base.__name__}' for base in inspect.getmro(kind or object)}
-    if not cfg.get('tta_model') and not bases & {'mmdet.BaseDetector', 'mmseg.BaseSegmentor'}:
+    detects, segments = (derives(kind or object, name) for name in ('mmdet.BaseDetector', 'mmseg.BaseSegmentor'))
+    if not cfg.get('tta_model') and not (detects or segments):
         raise UserError(f'--tta needs a tta_model in the config: there is no default for a {name_of(cfg.model)}.')
-    return 'mmdet.BaseDetector' in bases
+    return detects
 
 
 def check_metrics(tta_model: dict, evaluator: Union[dict, list]) -> None:

@@ -18,6 +18,7 @@ from mmtr.analysis.flops import count_flops, schedule_in_words, token_schedule
 from mmtr.analysis.shapes import ShapesOnly
 from mmtr.analysis.trade_offs import main_metric
 from mmtr.config.files import load_config
+from mmtr.config.model import model_of
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model
 from mmtr.registry import TOKEN_REDUCERS
@@ -93,9 +94,10 @@ def _fits(name, patterns):
 
 def pixels_of(cfg: Config) -> tuple[int, int]:
     """Return the input size (H, W) of a model in training, in pixels: of crops, padded batches, or ``img_size``."""
-    augments = cfg.model.data_preprocessor.get('batch_augments') or []
-    sizes = (cfg.get('crop_size'), *(augment.get('size') for augment in augments), cfg.model.backbone.get('img_size'))
-    return next(tuple(size) for size in sizes if size)
+    augments = (model_of(cfg).get('data_preprocessor') or {}).get('batch_augments') or []
+    padded = [augment.get('size') for augment in augments if isinstance(augment, dict)]  # of mmpretrain, one dict
+    size = next(filter(None, (cfg.get('crop_size'), *padded, cfg.model.backbone.get('img_size'))))
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def deployed(cfg: Config) -> Config:

@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmtr.models.preprocessing import turns_to_rgb
+
 from .token_map import GROUP_COLORS, Caption, TokenMap, draw_groups, draw_injected, draw_matches, mosaic
 
 #: Least and greatest width of an image in the picture, in pixels: captions must fit, and files stay small.
@@ -17,15 +19,13 @@ def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
     Of more than three channels the first three are shown; of fewer, the first as grey.
 
     Args:
-        preprocessor: The model's mmseg or mmdet data preprocessor, which gets images in BGR.
+        preprocessor: The model's data preprocessor, which gets images in BGR.
         image: (C, height, width), normalised.
     """
     image = image.float()
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
-    converted = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, '_channel_conversion', False))
-    # mmseg converts BGR to RGB only if there are three channels.
-    converted = converted and len(image) == 3
+    converted = turns_to_rgb(preprocessor, len(image))
     image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     image = image if converted else image.flip(0)
     return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy().copy()

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 from mmtr.export import onnx as export
+from mmtr.export.pixels import PixelSegmentor
 from mmtr.inference.model import build_model
 from mmtr.registry import TOKEN_REDUCERS
 
@@ -130,7 +131,7 @@ def test_a_swin_in_onnx_says_what_it_says_in_pytorch(token_reduction, tmp_path):
 def test_pixels_to_labels_is_the_test_step_of_mmseg(head):
     model = segmentor(**head)
     with torch.no_grad():
-        logits, labels = export.PixelSegmentor(model)(torch.stack(images()))
+        logits, labels = PixelSegmentor(model)(torch.stack(images()))
     for image, own_logits, own_labels in zip(images(), logits, labels):
         expected = export.predict(model, image)
         torch.testing.assert_close(own_logits, torch.from_numpy(expected[0]), atol=1e-5, rtol=1e-5)
@@ -144,7 +145,7 @@ def test_an_image_that_depends_on_its_batch_is_a_difference():
     def run(mixing):
         def call(_, inputs):
             with torch.no_grad():
-                logits, labels = export.PixelSegmentor(model)(torch.from_numpy(inputs['image']))
+                logits, labels = PixelSegmentor(model)(torch.from_numpy(inputs['image']))
             return (logits + mixing * (logits.mean(0) - logits)).numpy(), labels.numpy()
 
         return call

@@ -2,7 +2,8 @@
 
 from mmengine.hooks import Hook
 
-from mmtr.checks.labels import check_labels, check_shape
+from mmtr.checks.labels import check_classes_of_images, check_labels, check_shape
+from mmtr.config.types import CLASSIFIER, derives
 from mmtr.registry import HOOKS
 
 from .coverage import unwrap
@@ -10,17 +11,19 @@ from .coverage import unwrap
 
 @HOOKS.register_module()
 class LabelCheckHook(Hook):
-    """Checks the label maps of each batch before the model gets them, unless the model has no classes.
+    """Checks the labels of each batch before the model gets them, unless the model has no classes.
 
-    A label out of range gives an unreadable assertion on a GPU, and evaluation ignores it in silence.
+    They are label maps, or, for a classifier, labels of whole images. A label out of range gives an unreadable
+    assertion on a GPU, and evaluation ignores it in silence.
 
     Raises:
-        UserError: A label is neither in 0 ... num_classes - 1 nor ignored, or a pixel has several labels.
+        UserError: A label is neither in 0 ... num_classes - 1 nor, in a map, the ignored one, or a pixel has several.
     """
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
         model = unwrap(runner.model)
-        head = getattr(model, 'decode_head', getattr(model, 'panoptic_head', None))
+        classifies = derives(type(model), CLASSIFIER)
+        head = model.head if classifies else getattr(model, 'decode_head', getattr(model, 'panoptic_head', None))
         head = head[-1] if hasattr(head, '__getitem__') else head  # a cascade
         num_classes = getattr(head, 'num_classes', None)
         if num_classes is None or not isinstance(data_batch, dict):
@@ -30,6 +33,8 @@ class LabelCheckHook(Hook):
             evaluator = getattr(runner, f'{mode}_loop').evaluator
             ignored |= {getattr(metric, 'ignore_index', 255) for metric in evaluator.metrics}
         for sample in _flat(data_batch.get('data_samples', ())):
+            if classifies and 'gt_label' in sample:
+                check_classes_of_images(sample.gt_label, num_classes, sample.get('img_path', 'an image'))
             if 'gt_sem_seg' in sample:
                 labels = sample.gt_sem_seg.get('data', sample.gt_sem_seg.get('sem_seg'))  # of mmseg, of mmdet
                 path = sample.get('seg_map_path', None) or sample.get('img_path', 'a label map')

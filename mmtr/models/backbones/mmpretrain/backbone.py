@@ -133,7 +133,7 @@ class MMPretrainBackbone(ReducibleBackbone):
         return [] if self.cls_token is None else [self.cls_token]
 
     def _sequence(self, x, grid):
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in self._prefix()), x], 1)
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), x], 1)
         return self.pre_norm(self._add_positions(x, grid))
 
     def _add_positions(self, x, grid):
@@ -222,7 +222,9 @@ class DeiT3(MMPretrainBackbone, deit3.DeiT3):
 
     def _sequence(self, x, grid):
         # The class token has no position.
-        return torch.cat([*(token.expand(len(x), -1, -1) for token in self._prefix()), self._add_positions(x, grid)], 1)
+        return torch.cat(
+            [*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), self._add_positions(x, grid)], 1
+        )
 
 
 @MODELS.register_module()

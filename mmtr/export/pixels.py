@@ -1,0 +1,75 @@
+"""Models that take pixels and give what a file is to give."""
+
+from typing import Union
+
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor, nn
+
+from mmtr.config.types import CLASSIFIER, derives
+from mmtr.errors import UserError
+from mmtr.models.preprocessing import turns_to_rgb
+
+
+class _FromPixels(nn.Module):
+    """A model with the normalisation of its ``data_preprocessor`` before it and the labels after it.
+
+    Args:
+        model: In eval mode.
+
+    Attributes:
+        outputs: The names of what it gives.
+        unit: What has one label.
+    """
+
+    outputs: tuple[str, str]
+    unit: str
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """What the model takes of pixels (B, C, H, W), uint8."""
+        prepare = self.model.data_preprocessor
+        x = (image.flip(1) if turns_to_rgb(prepare, image.shape[1]) else image).float()
+        return (x - prepare.mean) / prepare.std if prepare._enable_normalize else x
+
+
+class PixelSegmentor(_FromPixels):
+    """An ``EncoderDecoder`` of mmseg; see ``_FromPixels``."""
+
+    outputs, unit = ('logits', 'labels'), 'pixel'
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W), uint8, to logits (B, classes, H, W) and labels (B, H, W), int64.
+
+        Both are as of mmseg's ``predict``: of a single class, the logits are its probability.
+        """
+        logits = self.model.encode_decode(self.normalised(image), [dict(img_shape=tuple(image.shape[2:]))])
+        if logits.shape[1] > 1:
+            return logits, logits.argmax(1)
+        logits = logits.sigmoid()
+        return logits, (logits > self.model.decode_head.threshold).long().squeeze(1)
+
+
+class PixelClassifier(_FromPixels):
+    """A classifier of mmpretrain, of one class an image; see ``_FromPixels``."""
+
+    outputs, unit = ('scores', 'labels'), 'image'
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W), uint8, to the probabilities of the classes (B, classes) and labels (B), int64."""
+        scores = self.model(self.normalised(image), mode='tensor').softmax(1)
+        return scores, scores.argmax(1)
+
+
+def of_pixels(model: nn.Module) -> Union[PixelSegmentor, PixelClassifier]:
+    """The module that a file is made of; raises a ``UserError`` for what is neither segmentor nor classifier."""
+    if isinstance(model, EncoderDecoder):
+        return PixelSegmentor(model).eval()
+    if derives(type(model), CLASSIFIER):
+        return PixelClassifier(model).eval()
+    raise UserError(
+        f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an EncoderDecoder of mmseg, or '
+        'of a classifier of mmpretrain.'
+    )
