@@ -1,7 +1,7 @@
 """Stock inferencers for a model that is already built: their pipelines, forward passes and visualizers."""
 
 import copy
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from mmengine.config import Config
@@ -16,6 +16,9 @@ from torch import nn
 from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError
+
+if TYPE_CHECKING:  # it imports mmpretrain, which need not be there
+    from .cls_inferencer import ClsInferencer
 
 #: Opacity of the colours of classes over the image.
 OPACITY = 0.6
@@ -84,7 +87,7 @@ def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> Union
     if isinstance(model, BaseSegmentor):
         return SegInferencer(cfg, model, dataset_meta)
     if derives(type(model), CLASSIFIER):
-        from .cls_inferencer import ClsInferencer  # mmpretrain need not be there
+        from .cls_inferencer import ClsInferencer
 
         return ClsInferencer(cfg, model, dataset_meta)
     from .det_inferencer import BaseDetector, DetInferencer  # mmdet takes long to import
