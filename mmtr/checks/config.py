@@ -151,7 +151,7 @@ def _check_loader(name, loader):
     if last in PACK_NOTHING:
         raise UserError(
             f'{name}.dataset.pipeline ends with {last}, which packs nothing for the model: append '
-            "dict(type='PackSegInputs'), of mmdet dict(type='PackDetInputs')."
+            "dict(type='PackSegInputs'), of mmdet dict(type='PackDetInputs'), of mmpretrain dict(type='PackInputs')."
         )
 
 
@@ -224,6 +224,9 @@ def _scores_of(metric):
         if not set(chosen) <= {'bbox', 'segm'}:
             return None
         names = [f'{each}_{score}' for each in chosen for score in COCO_METRICS]
+    elif kind == 'Accuracy' and not isinstance(metric.get('thrs', 0.0), (list, tuple)):
+        chosen, prefix = metric.get('topk', 1), prefix or 'accuracy'
+        names = [f'top{k}' for k in ([chosen] if isinstance(chosen, int) else chosen)]
     else:
         return None
     return [f'{prefix}/{name}' for name in names] if prefix else names

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
+from mmtr.checks.heads import check_heads
 from mmtr.config.files import load_config, merge_options
 from mmtr.config.model import model_of
 from mmtr.config.pure_python import with_names
@@ -60,7 +61,7 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode.
 
     Raises:
-        UserError: It needs operators that mmcv-lite has not; see ``in_words_of``; or as the model.
+        UserError: It needs operators that mmcv-lite has not; see ``in_words_of`` and ``check_heads``; or as the model.
     """
     with (
         in_words_of(cfg),
@@ -69,7 +70,8 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     ):
         warnings.simplefilter('ignore')
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
-        model = check_operators(MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg))))
+        model = MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg)))
+        check_heads(check_operators(model))
     for hook in hooks_of(cfg):
         hook.put_into(model)
     model.to(device).eval()
