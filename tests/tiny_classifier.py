@@ -20,7 +20,7 @@ def draw_classes(root, images=3, size=64, seed=0):
 
 
 def classifier_cfg(root, work_dir, **backbone):
-    """Config of an ``ImageClassifier`` (width 32, three layers) with Mixup, whose ``data_preprocessor`` is top-level."""
+    """Config of an ``ImageClassifier`` (width 32, three layers) with Mixup and a top-level ``data_preprocessor``."""
 
     def loader(split, sampler, batch_size, pipeline=()):
         return dict(

@@ -8,10 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmtr.config.types import derives
 
 # Of ImageNet's 50000 images, all scores are 200 MB.
-KEEPS = {
-    'mmpretrain.Accuracy': lambda metric: max(metric.topk),
-    'mmpretrain.SingleLabelMetric': lambda metric: 1,
-}
+KEEPS = {'mmpretrain.Accuracy': lambda metric: max(metric.topk), 'mmpretrain.SingleLabelMetric': lambda metric: 1}
 
 
 class TopScores(BaseMetric):

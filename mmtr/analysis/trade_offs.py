@@ -7,7 +7,7 @@ from mmtr.errors import UserError
 
 
 def main_of(metrics: dict) -> str:
-    """Of an evaluator's metrics the one to rank by: mIoU where there is one, else top-1 accuracy, else the first number.
+    """The metric to rank by of those that an evaluator gives: mIoU, else top-1 accuracy, else the first number.
 
     Raises:
         UserError: None is a number.

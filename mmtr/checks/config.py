@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from mmtr.checks.heads import check_head_keys
 from mmtr.checks.model_config import check_head, check_sizes, check_test_cfg, inner_model, segmentation_heads, type_of
 from mmtr.config.model import model_of
 from mmtr.errors import UserError
@@ -75,6 +76,7 @@ def check_config(cfg, loaders):
     for name in set(loaders) - {'train_dataloader'}:
         _check_annotations(cfg, name)
     model = inner_model(model_of(cfg))
+    check_head_keys(model)
     for key, head in segmentation_heads(model):
         check_head(key, head, model)
     if model.get('decode_head'):

@@ -70,7 +70,7 @@ def _check_folders(name, folder, classes, model, layout):
             "ann_file to a file with lines like 'image.jpg 0', by default meta/train.txt or meta/val.txt of ImageNet; "
             f'{layout}.'
         )
-    tell = f'set metainfo=dict(classes=...) of every data set to their names, in sorted order, and num_classes='
+    tell = 'set metainfo=dict(classes=...) of every data set to their names, in sorted order, and num_classes='
     if classes and len(classes) != len(found):
         raise UserError(
             f"'{folder}' holds {len(found)} class folders, but {name} has {len(classes)} classes: {tell}{len(found)} "

@@ -71,8 +71,8 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         shape: (H, W) in pixels.
 
     Raises:
-        UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends on the
-            image, or it uses an operator that ONNX lacks.
+        UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends on
+            the image, or it uses an operator that ONNX lacks.
     """
     check_packages()
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -272,7 +272,6 @@ def check_difference(
         if not (value <= tolerance and found.same_label >= same_label):
             raise UserError(
                 f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the '
-                f'{whole.outputs[0]} is {value:.2g}, and {found.same_label:.2%} of the {whole.unit}s have the same label; '
-                f'at most {tolerance:g} and '
-                f'at least {same_label:.0%} are expected.'
+                f'{whole.outputs[0]} is {value:.2g}, and {found.same_label:.2%} of the {whole.unit}s have the same '
+                f'label; at most {tolerance:g} and at least {same_label:.0%} are expected.'
             )

@@ -33,8 +33,8 @@ class ClsInferencer:
         load, *steps = next(datasets_in(cfg.test_dataloader.dataset)).pipeline
         if type_name(load['type']) != 'LoadImageFromFile':
             raise UserError(
-                f"Config '{cfg.filename}' reads no image files: its test pipeline begins with {type_name(load['type'])}, "
-                'not LoadImageFromFile.'
+                f"Config '{cfg.filename}' reads no image files: its test pipeline begins with "
+                f'{type_name(load["type"])}, not LoadImageFromFile.'
             )
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmpretrain'):
             self._read, self._steps = Compose([load]), Compose(steps)

@@ -5,7 +5,6 @@ from typing import Union
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmseg.apis import MMSegInferencer
 from mmseg.models import BaseSegmentor
@@ -74,7 +73,7 @@ class SegInferencer(OfModel, MMSegInferencer):
         return self.visualizer.get_image()
 
 
-def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> Union[BaseInferencer, 'ClsInferencer']:
+def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict):
     """The stock inferencer for a segmentor of mmseg or a detector of mmdet, see ``OfModel``; or a ``ClsInferencer``."""
     if isinstance(model, BaseSegmentor):
         return SegInferencer(cfg, model, dataset_meta)

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
-from mmtr.checks.heads import check_heads
+from mmtr.checks.heads import check_head_keys, check_heads
 from mmtr.config.files import load_config, merge_options
 from mmtr.config.model import model_of
 from mmtr.config.pure_python import with_names
@@ -70,6 +70,7 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
     ):
         warnings.simplefilter('ignore')
         # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
+        check_head_keys(model_of(cfg))
         model = MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg)))
         check_heads(check_operators(model))
     for hook in hooks_of(cfg):

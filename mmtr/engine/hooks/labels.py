@@ -13,7 +13,8 @@ from .coverage import unwrap
 class LabelCheckHook(Hook):
     """Checks the labels of each batch before the model sees them; models without classes are left alone.
 
-    They are label maps, or, of classifiers, those of whole images. Out of range, a label is an unreadable assertion on a GPU, and in evaluation it silently drops out.
+    They are label maps, or, of classifiers, those of whole images. Out of range, a label is an unreadable assertion on
+    a GPU, and in evaluation it silently drops out.
 
     Raises:
         UserError: A label is neither in 0 ... num_classes - 1 nor, in a map, the ignored one, or a pixel has several.

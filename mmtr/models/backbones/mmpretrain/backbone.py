@@ -220,7 +220,9 @@ class DeiT3(MMPretrainBackbone, deit3.DeiT3):
 
     def _sequence(self, x, grid):
         # The class token has no position.
-        return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), self._add_positions(x, grid)], 1)
+        return torch.cat(
+            [*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), self._add_positions(x, grid)], 1
+        )
 
 
 @MODELS.register_module()
