@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from mmtr.checks.heads import check_head_keys
 from mmtr.checks.model_config import check_head, check_sizes, check_test_cfg, inner_model, segmentation_heads, type_of
 from mmtr.config.model import model_of
 from mmtr.errors import UserError
@@ -80,6 +81,7 @@ def check_config(cfg: Config, loaders: Sequence[str]) -> None:
     for name in set(loaders) - {'train_dataloader'}:
         _check_annotations(cfg, name)
     model = inner_model(model_of(cfg))
+    check_head_keys(model)
     for key, head in segmentation_heads(model):
         check_head(key, head, model)
     if model.get('decode_head'):
@@ -156,7 +158,7 @@ def _check_loader(name, loader):
     if last in PACK_NOTHING:
         raise UserError(
             f'{name}.dataset.pipeline ends with {last}, which packs nothing for the model: append '
-            "dict(type='PackSegInputs'), of mmdet dict(type='PackDetInputs')."
+            "dict(type='PackSegInputs'), of mmdet dict(type='PackDetInputs'), of mmpretrain dict(type='PackInputs')."
         )
 
 
@@ -229,6 +231,9 @@ def _scores_of(metric):
         if not set(chosen) <= {'bbox', 'segm'}:
             return None
         names = [f'{each}_{score}' for each in chosen for score in COCO_METRICS]
+    elif kind == 'Accuracy' and not isinstance(metric.get('thrs', 0.0), (list, tuple)):
+        chosen, prefix = metric.get('topk', 1), prefix or 'accuracy'
+        names = [f'top{k}' for k in ([chosen] if isinstance(chosen, int) else chosen)]
     else:
         return None
     return [f'{prefix}/{name}' for name in names] if prefix else names

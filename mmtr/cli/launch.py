@@ -22,9 +22,11 @@ import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
 from mmtr.checks.building import in_words_of
 from mmtr.checks.config import check_config
 from mmtr.checks.data import check_data
+from mmtr.checks.heads import check_heads
 from mmtr.config import files as configs
 from mmtr.config.files import add_options, add_token_reduction
 from mmtr.config.types import is_type
+from mmtr.engine.hooks.coverage import unwrap
 from mmtr.errors import UserError, in_words
 from mmtr.inference.model import has_peft
 from mmtr.operators import check_operators
@@ -178,7 +180,7 @@ def runner(cfg: Config, loaders: Sequence[str], folders: Sequence[str] = ()) -> 
     try:
         with in_words_of(cfg):
             built = RecordingRunner.from_cfg(cfg)
-            check_operators(built.model)
+            check_heads(unwrap(check_operators(built.model)))
             yield built
     except Exception as error:
         # built.iter would build the training data first.

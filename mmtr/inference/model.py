@@ -13,6 +13,7 @@ from torch import nn
 
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
+from mmtr.checks.heads import check_head_keys, check_heads
 from mmtr.config.files import load_config, merge_options
 from mmtr.config.model import model_of
 from mmtr.config.pure_python import with_names
@@ -60,7 +61,8 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
     """Build the model of a config in eval mode, and apply its ``TokenReductionHook`` if it has one.
 
     Raises:
-        UserError: The model needs operators that mmcv-lite lacks, or a setting is wrong; see ``in_words_of``.
+        UserError: The model needs operators that mmcv-lite lacks, or a setting is wrong; see ``in_words_of`` and
+            ``check_heads``.
     """
     with (
         in_words_of(cfg),
@@ -69,7 +71,9 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
     ):
         warnings.simplefilter('ignore')
         # This reads no file. With a peft the keys stay: its checkpoints need the pretrained file later.
-        model = check_operators(MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg))))
+        check_head_keys(model_of(cfg))
+        model = MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg)))
+        check_heads(check_operators(model))
     for hook in hooks_of(cfg):
         hook.put_into(model)
     model.to(device).eval()

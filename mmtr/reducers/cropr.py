@@ -79,7 +79,7 @@ class AuxiliaryHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Predict the class logits of each query: (B, N, C) -> (B, M, K)."""
         x = self.norm(x)
-        q = self.q(self.queries).expand(len(x), -1, -1)
+        q = self.q(self.queries).expand(x.shape[0], -1, -1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, self.k(x), self.v(x)))
         seen = self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
         return self.head(seen if self.mlp is None else seen + self.mlp(seen))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from mmtr import UserError
@@ -39,6 +39,13 @@ def test_labels_differ_where_the_class_does(kind, name):
     one, other = np.random.default_rng(0).integers(0, 3, (2, *SHAPE))
     found = difference(*(semantic(labels, kind, name) for labels in (one, other)))
     assert np.array_equal(found.pixels, one != other) and found.instances is None
+
+
+def test_the_class_of_an_image_is_the_same_or_another():
+    one, same, other = (BaseDataElement(pred_label=torch.tensor([label])) for label in (3, 3, 1))
+    for second, differs in ((same, False), (other, True)):
+        found = difference(one, second)
+        assert (found.pixels.tolist(), found.instances, found.unit) == ([[differs]], None, 'images')
 
 
 def overlap(a, b):

@@ -3,7 +3,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmtr.analysis.trade_offs import by_speed, front_beyond_plain, pareto_front, table, trade_offs
+from mmtr.analysis.trade_offs import by_speed, front_beyond_plain, main_of, pareto_front, table, trade_offs
+from mmtr.errors import UserError
 from mmtr.visualization import trade_off
 from mmtr.visualization.trade_off import draw_trade_off
 
@@ -25,6 +26,15 @@ def test_nothing_beats_the_front_and_it_beats_the_rest(seed):
     assert {points[name] for name in front} == {points[name] for name in points if not beaten(name)}
     assert len({points[name] for name in front}) == len(front)
     assert [points[name][0] for name in front] == sorted((points[name][0] for name in front), reverse=True)
+
+
+def test_the_main_metric_is_of_what_the_evaluator_gives():
+    assert main_of(dict(aAcc=1.0, mIoU=2.0)) == 'mIoU'
+    assert main_of({'single-label/precision': 1.0, 'accuracy/top5': 9.0, 'accuracy/top1': 3.0}) == 'accuracy/top1'
+    assert main_of({'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.5}) == 'coco/bbox_mAP'
+    assert main_of({'single-label/support': [1, 2], 'accuracy/top1_thr-0.10': 3.0}) == 'accuracy/top1_thr-0.10'
+    with pytest.raises(UserError, match='gives no number to rank by, but a'):
+        main_of(dict(a=[1.0]))
 
 
 def test_each_method_has_its_colour_in_the_figure(tmp_path):

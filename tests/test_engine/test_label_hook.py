@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
 from torch import nn
 
@@ -80,6 +80,33 @@ def test_augmented_test_samples_are_looked_into():
         LabelCheckHook().before_test_iter(
             runner(num_classes=3), 0, dict(data_samples=[[sample([[1]])], [sample([[5]])]])
         )
+
+
+@pytest.fixture
+def classifier():
+    """Runner of what derives from mmpretrain's classifiers, which are not imported for it, of three classes."""
+    model = type('BaseClassifier', (nn.Module,), {'__module__': 'mmpretrain.models.classifiers.base'})()
+    model.head = nn.Identity()
+    model.head.num_classes = 3
+    return SimpleNamespace(model=model, test_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=())))
+
+
+def labelled(*labels):
+    return BaseDataElement(metainfo=dict(img_path='a.jpg'), gt_label=torch.tensor(labels))
+
+
+def test_a_class_of_an_image_that_is_none_is_named_with_its_file_and_the_range(classifier):
+    hook = LabelCheckHook()
+    hook.before_train_iter(classifier, 0, batch(labelled(0), labelled(2, 1), BaseDataElement()))
+    for check in (hook.before_train_iter, hook.before_test_iter):
+        for label in (3, -1):
+            with pytest.raises(UserError, match=rf"'a\.jpg' has the label {label}, .* 0 to 2, .* set num_classes "):
+                check(classifier, 0, batch(labelled(0), labelled(label)))
+
+
+def test_labels_of_what_is_no_classifier_are_its_own(classifier):
+    classifier.model = nn.ModuleDict(dict(head=classifier.model.head))  # such as mmdet's of persons
+    LabelCheckHook().before_test_iter(classifier, 0, batch(labelled(9)))
 
 
 def test_models_without_classes_and_samples_without_labels_are_left_alone():
