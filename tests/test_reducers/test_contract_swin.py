@@ -59,16 +59,7 @@ def test_as_a_vit(cfg, check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'cfg',
-    [
-        dict(type='TokenAdapter', layers=(1, 3)),
-        dict(type='GridPool', layers=(1, 3)),
-        dict(type='Expediting', layer=2),
-        dict(type='Random', layer=2),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize('cfg', [cfg for cfg in CASES if len(cfg) == 1], ids=str)
 def test_compiles_without_a_graph_break(cfg):
     calls.test_compiles_without_a_graph_break(cfg, swin)
 
