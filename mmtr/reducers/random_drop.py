@@ -74,10 +74,16 @@ class Random(PruneReducer):
                 'token_reduction of type Random drops rows and columns once within windows: give ratio and '
                 'layer, and leave every, r, layers, multiple_of and fusion out.'
             )
+        layer = default_start(backbone.depth) if layer is None else layer
+        if not often and fusion == 'llf' and layer == backbone.depth - 1:
+            raise UserError(
+                f"token_reduction.layer={layer} is the last layer, and with fusion='llf' it gets all tokens: give an "
+                "earlier layer, or fusion='none'."
+            )
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         self.every, self.seed = every, seed
         if not often:
-            self.layers = ((default_start(backbone.depth) if layer is None else layer) - 1,)
+            self.layers = (layer - 1,)
             self.r = (0.5 if ratio is None else ratio,)
 
     @classmethod
