@@ -13,6 +13,7 @@ from mmengine.model import BaseModule
 from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
 from mmtr.declared import Declared, declarations
+from mmtr.models import backbones
 from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
 from mmtr.peft import build_peft
 from mmtr.reducers import BackboneInfo, build_token_reducer
@@ -136,6 +137,10 @@ def test_any_settings_of_a_backbone_together(host):
 def test_every_setting_is_declared(kind):
     undeclared = set(inspect.signature(kind).parameters) - set(declarations(kind))
     assert undeclared <= {'backbone', 'token_reduction', 'peft'}
+
+
+def test_every_host_is_among_the_backbones():
+    assert {host.__name__ for host in BACKBONES} == set(backbones.__all__)
 
 
 class Example(Declared, BaseModule):

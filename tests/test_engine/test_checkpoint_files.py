@@ -1,4 +1,4 @@
-"""What may be in a checkpoint file, and what is said about one that cannot be read."""
+"""What may be in a checkpoint file, and what is never run or read."""
 
 import contextlib
 import functools
@@ -20,19 +20,10 @@ from safetensors.torch import save_file
 import mmtr.engine.loaders
 import mmtr.weights.files
 from mmtr.errors import UserError
-from mmtr.weights import safe_load
 from mmtr.weights.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures('loader')
 HISTORY = b'cmmengine.logging.history_buffer\nHistoryBuffer\n'
-
-
-@pytest.fixture(autouse=True, params=['torch', 'ours'])
-def loader(request, monkeypatch):
-    """Both ways of reading a file: by torch, and by the unpickler for a torch before 2.6."""
-    if request.param == 'torch' and not safe_load.TORCH_READS_DATA:
-        pytest.skip(f'torch {torch.__version__} cannot read a checkpoint as data')
-    monkeypatch.setattr(safe_load, 'TORCH_READS_DATA', request.param == 'torch')
-    return request.param
 
 
 class Payload:

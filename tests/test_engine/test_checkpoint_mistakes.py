@@ -10,6 +10,8 @@ import mmtr.weights.files
 from mmtr.errors import UserError
 from mmtr.weights.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures('loader')
+
 
 @pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}], ids=['zip', 'legacy'])
 @pytest.mark.parametrize('kept', [0.0, 0.1, 0.9])
