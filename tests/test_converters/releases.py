@@ -5,7 +5,7 @@ import torch
 import yaml
 from dinov2_layout import DINOv2
 from eva02_layout import eva02_state
-from maskdino_layout import head_state
+from maskdino_state import head_state
 from official_layouts import augreg_state, draw, mask_state, variant, vit_shapes
 from safetensors.torch import save_file
 from test_dar import tuned_state
