@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from mmseg.apis import MMSegInferencer
