@@ -52,7 +52,7 @@ def drawn(model):
     """``model`` with weights that show any mistake, in eval mode."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        parameter.data.normal_(0, 0.2, generator=generator)
     model.eval()  # mmpretrain's returns None
     return model
 
