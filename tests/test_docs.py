@@ -1,7 +1,9 @@
 import inspect
 import re
 import runpy
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -31,13 +33,16 @@ ON_EVERY_HOST = (
 
 
 @pytest.fixture
-def documented_method():
+def documented_method(monkeypatch):
     """The method that docs/add_a_method.md adds, registered for one test."""
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S)
-    names = {}
-    for block in blocks[:2]:
-        exec(block, names)
-    exec(blocks[2], config := {})
+    arithmetic, reducer, config_text = re.findall(
+        r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S
+    )
+    columns = ModuleType('mmtr.ops.columns')
+    exec(arithmetic, vars(columns))
+    monkeypatch.setitem(sys.modules, columns.__name__, columns)
+    exec(reducer, dict(__package__='mmtr.reducers'))
+    exec(config_text, config := {})
     try:
         yield config['model']['backbone']['token_reduction']
     finally:

@@ -44,7 +44,11 @@ ELSEWHERE = {
     ('deploy.md', 'backbone.compile'): 'tests/test_compiled_pages.py::test_what_the_page_says_compiles',
 }
 #: Pages that a test of their own runs from top to bottom.
-OWN_TESTS = {'own_data.md': 'tests/test_own_data.py', 'add_a_host.md': 'tests/test_docs.py'}
+OWN_TESTS = {
+    'own_data.md': 'tests/test_own_data.py',
+    'add_a_host.md': 'tests/test_docs.py',
+    'classification.md': 'tests/with_mmpretrain/test_page.py',
+}
 #: The config that a fragment, whose page speaks of any, is added to.
 BASES = {
     'analysis.md': 'segmenter_vit_demo',
