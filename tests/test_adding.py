@@ -40,13 +40,16 @@ class Copy:
             capture_output=True,
             text=True,
         )
-        assert ran.returncode == 0, (command, ran.stdout[-6000:], ran.stderr[-2000:])
+        assert ran.returncode == 0, f'{command}\n{ran.stdout[-6000:]}\n{ran.stderr[-2000:]}'
         return ran.stdout
 
     def test(self, *paths, keyword=None):
         """How many tests of the copy pass; none may fail."""
         chosen = ['-k', keyword] if keyword else []
-        out = self.run('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', *paths, *chosen)
+        # Without the options of setup.cfg, whose -q leaves the count out.
+        out = self.run(
+            '-m', 'pytest', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', '-m', 'not slow', *paths, *chosen
+        )
         return int(re.search(r'(\d+) passed', out)[1])
 
 
