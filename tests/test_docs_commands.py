@@ -36,15 +36,17 @@ PLACEHOLDERS = {
 CONFIGS = {'peft.md': 'configs/dinov2-b_dar-distill_duts.py'}
 #: (page, a word of the block): the test that runs it, which reads the page too.
 ELSEWHERE = {
-    ('add_a_method.md', 'every_second_column'): 'tests/test_docs.py::documented_method',
-    ('add_a_method.md', 'DropColumns'): 'tests/test_docs.py::documented_method',
     ('predict.md', 'mmpretrain'): 'tests/test_mmpretrain.py::test_a_classifier',
     ('predict.md', 'MMSegInferencer'): 'tests/test_stock_inferencers.py::test_the_documented_lines_run',
     ('predict.md', 'show_result_pyplot'): 'tests/test_stock_inferencers.py::test_the_documented_lines_run',
     ('deploy.md', 'backbone.compile'): 'tests/test_compiled_pages.py::test_what_the_page_says_compiles',
 }
 #: Pages that a test of their own runs from top to bottom.
-OWN_TESTS = {'own_data.md': 'tests/test_own_data.py', 'add_a_host.md': 'tests/test_docs.py'}
+OWN_TESTS = {
+    'own_data.md': 'tests/test_own_data.py',
+    'add_a_host.md': 'tests/test_docs.py',
+    'add_a_method.md': 'tests/test_docs.py',
+}
 #: The config that a fragment, whose page speaks of any, is added to.
 BASES = {
     'analysis.md': 'segmenter_vit_demo',

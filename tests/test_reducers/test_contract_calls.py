@@ -101,7 +101,8 @@ def test_gradients_flow(cfg, backbone, with_cp):
         parameter.requires_grad = False
     outs, loss = train_step(frozen, images())
     (sum(out.square().mean() for out in outs) + loss).backward()
-    assert all(p.grad is None for p in frozen.layers.parameters()) and frozen.pos_embed.grad is not None
+    assert all(p.grad is None for p in frozen.layers.parameters())
+    assert frozen.patch_embed.projection.weight.grad.abs().sum() > 0
 
 
 @every_reducer
