@@ -2,8 +2,8 @@ import inspect
 import re
 import runpy
 import sys
-import types
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -34,13 +34,15 @@ ON_EVERY_HOST = (
 
 @pytest.fixture
 def documented_method(monkeypatch):
-    """The method that docs/add_a_method.md adds, registered for one test; tests/test_adding.py adds it to a copy."""
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S)
-    columns = types.ModuleType('mmtr.ops.columns')
-    exec(blocks[0], vars(columns))
+    """The method that docs/add_a_method.md adds, registered for one test."""
+    arithmetic, reducer, config_text = re.findall(
+        r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S
+    )
+    columns = ModuleType('mmtr.ops.columns')
+    exec(arithmetic, vars(columns))
     monkeypatch.setitem(sys.modules, columns.__name__, columns)
-    exec(blocks[1], {})
-    exec(blocks[2], config := {})
+    exec(reducer, dict(__package__='mmtr.reducers'))
+    exec(config_text, config := {})
     try:
         yield config['model']['backbone']['token_reduction']
     finally:

@@ -46,6 +46,7 @@ OWN_TESTS = {
     'own_data.md': 'tests/test_own_data.py',
     'add_a_host.md': 'tests/test_docs.py',
     'add_a_method.md': 'tests/test_docs.py',
+    'classification.md': 'tests/with_mmpretrain/test_page.py',
 }
 #: The config that a fragment, whose page speaks of any, is added to.
 BASES = {

@@ -102,7 +102,7 @@ def test_gradients_flow(cfg, backbone, with_cp):
     outs, loss = train_step(frozen, images())
     (sum(out.square().mean() for out in outs) + loss).backward()
     assert all(p.grad is None for p in frozen.layers.parameters())
-    assert frozen.patch_embed.projection.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in frozen.patch_embed.parameters())
 
 
 @every_reducer
