@@ -36,8 +36,6 @@ PLACEHOLDERS = {
 CONFIGS = {'peft.md': 'configs/dinov2-b_dar-distill_duts.py'}
 #: (page, a word of the block): the test that runs it, which reads the page too.
 ELSEWHERE = {
-    ('add_a_method.md', 'every_second_column'): 'tests/test_docs.py::documented_method',
-    ('add_a_method.md', 'DropColumns'): 'tests/test_docs.py::documented_method',
     ('predict.md', 'mmpretrain'): 'tests/test_mmpretrain.py::test_a_classifier',
     ('predict.md', 'MMSegInferencer'): 'tests/test_stock_inferencers.py::test_the_documented_lines_run',
     ('predict.md', 'show_result_pyplot'): 'tests/test_stock_inferencers.py::test_the_documented_lines_run',
@@ -47,6 +45,7 @@ ELSEWHERE = {
 OWN_TESTS = {
     'own_data.md': 'tests/test_own_data.py',
     'add_a_host.md': 'tests/test_docs.py',
+    'add_a_method.md': 'tests/test_docs.py',
     'classification.md': 'tests/with_mmpretrain/test_page.py',
 }
 #: The config that a fragment, whose page speaks of any, is added to.

@@ -14,16 +14,22 @@ from mmtr.reports.model_zoo import Zoo
 @command
 def main() -> None:
     """Write the page."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--new',
+        action='store_true',
+        help='count only the configs that have no row yet; what is counted of the others stays as it is in the page',
+    )
+    args = parser.parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     root = Path(__file__).resolve().parents[1]
     if not (root / 'docs/model_zoo.yml').is_file():
         raise UserError(f"'{root}' has no docs/model_zoo.yml: run this in a checkout.")
-    zoo = Zoo(root)
-    page = zoo.page(ProgressBar(len(zoo.names), file=sys.stderr).update)
+    zoo = Zoo(root, only_new=args.new)
+    page = zoo.page(ProgressBar(len(zoo.new), file=sys.stderr).update)
     print(file=sys.stderr)
     (root / 'docs/model_zoo.md').write_text(page)
-    print(f'docs/model_zoo.md is up to date: {len(zoo.names)} configs.')
+    print(f'docs/model_zoo.md is up to date: {len(zoo.names)} configs, {len(zoo.new)} counted.')
 
 
 if __name__ == '__main__':

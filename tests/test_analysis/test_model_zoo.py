@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from mmtr.analysis.flops import count_flops
 from mmtr.analysis.shapes import ShapesOnly
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model
-from mmtr.reports.model_zoo import Zoo, cost, measured_in_words, pixels_of, read_notes, tokens_in_words
+from mmtr.reports.model_cost import cost, pixels_of, tokens_in_words
+from mmtr.reports.model_zoo import Zoo, measured_in_words, read_notes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -48,6 +50,18 @@ def test_the_page_has_each_config_once():
 def test_rows_are_those_of_the_page(zoo, name):
     _, cells = zoo.row(name)
     assert f'| {" | ".join(cells)} |' == ROWS[name], 'run python tools/model_zoo.py'
+
+
+@pytest.mark.parametrize('new', [[], ['segmenter_vit_tadapter_demo']])
+def test_only_new_configs_are_counted(tmp_path, new):
+    shutil.copytree(ROOT / 'docs', tmp_path / 'docs')
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    gone = ROWS['dinov2-ti_full_nuclei'].replace('dinov2-ti_full_nuclei', 'gone')
+    lines = [line for line in PAGE.splitlines() if line not in [ROWS[name] for name in new]]
+    (tmp_path / 'docs/model_zoo.md').write_text('\n'.join([*lines, gone]))
+    zoo, counted = Zoo(tmp_path, only_new=True), []
+    assert zoo.page(lambda: counted.append(1)) == PAGE
+    assert zoo.new == new and len(counted) == len(new)
 
 
 # The other tables hold the same models with other classes.

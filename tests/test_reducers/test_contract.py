@@ -9,7 +9,9 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
+from mmtr.models import backbones
 from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer
+from mmtr.models.backbones.common.plain import ReducibleBackbone
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import MODELS, TOKEN_REDUCERS
 
@@ -94,8 +96,17 @@ def vit(cfg, patch_size=16, with_cls_token=True, **kwargs):
     return small(VisionTransformer, cfg, patch_size, with_cls_token, final_norm=True, **kwargs)
 
 
-def eva02(cfg, patch_size=16, with_cls_token=True, **kwargs):
-    return small(EVA02, cfg, patch_size, with_cls_token, **kwargs)
+def host_without_own_settings(host):
+    """Function that builds a small model of this host."""
+
+    def build(cfg, patch_size=16, with_cls_token=True, **kwargs):
+        return small(host, cfg, patch_size, with_cls_token, **kwargs)
+
+    build.__name__ = host.__name__.lower()
+    return build
+
+
+eva02 = host_without_own_settings(EVA02)
 
 
 def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
@@ -122,8 +133,14 @@ def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='fe
     return filled(model)
 
 
+#: Plain ViTs that need no settings of their own are among the backbones by their name in ``__all__``.
+OTHERS = [
+    host_without_own_settings(host)
+    for host in (getattr(backbones, name) for name in backbones.__all__)
+    if issubclass(host, ReducibleBackbone) and host not in (VisionTransformer, EVA02, DINOv2)
+]
 #: mmpretrain is no part of the environment that tests run in; tests/test_mmpretrain.py runs these in one that has it.
-BACKBONES = (vit, eva02, dinov2, *[cls_vit] * (find_spec('mmpretrain') is not None))
+BACKBONES = (vit, eva02, dinov2, *OTHERS, *[cls_vit] * (find_spec('mmpretrain') is not None))
 DEVICE = 'cpu'
 
 
