@@ -73,11 +73,12 @@ $(VENV)/mmtr: setup.py requirements/runtime.txt requirements/$(STACK)-pins.txt $
 	$(call step,Installing mmtr) \
 	$(PIP) --no-build-isolation $(PINS) -r requirements/runtime.txt -e . && touch $@ && time_taken
 
+# mmpretrain is optional: it gets a folder of its own, and only the tests that ask for it see it.
 $(VENV)/test-tools: requirements/tests.txt requirements/tune.txt requirements/binary.txt \
-		requirements/mmpretrain-tests.txt $(VENV)/operators $(VENV)/mmtr
+		requirements/cls.txt $(VENV)/operators $(VENV)/mmtr
 	$(call step,Installing the test tools) \
 	$(PIP) $(PINS) -r requirements/tests.txt && $(PIP) --no-deps -r requirements/binary.txt && \
-	$(PIP) --no-deps --upgrade --target $(VENV)/mmpretrain -r requirements/mmpretrain-tests.txt && touch $@ && time_taken
+	$(PIP) --no-deps --upgrade --target $(VENV)/mmpretrain -r requirements/cls.txt && touch $@ && time_taken
 
 # The site, in site/: an environment of its own, since sources are read and not imported. Warnings are errors.
 docs: .venv-docs/installed

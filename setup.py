@@ -16,13 +16,13 @@ class BuildWithConfigs(build_py):
     An editable install has no copies of its own: ``mmtr.config.files`` finds what is in the checkout.
     """
 
-    def run(self):
-        """See ``setuptools.Command``."""
+    def run(self) -> None:
+        """Build the package, then copy the files; see ``setuptools.Command``."""
         super().run()
         if getattr(self, 'editable_mode', False):
             return
         mim = Path(self.build_lib, 'mmtr/.mim')
-        shutil.rmtree(mim, ignore_errors=True)  # of an earlier build, which pip leaves in build/
+        shutil.rmtree(mim, ignore_errors=True)  # pip leaves files of earlier builds in build/
         for folder in ('configs', 'tools'):
             shutil.copytree(ROOT / folder, mim / folder, ignore=shutil.ignore_patterns('__pycache__'))
         shutil.copy(ROOT / 'model-index.yml', mim)
@@ -33,7 +33,7 @@ class BuildWithConfigs(build_py):
                 {'Name': name, 'In Collection': name.split('_')[0], 'Config': f'configs/{name}.py'} for name in names
             ],
         )
-        (mim / 'configs/metafile.yml').write_text(json.dumps(index, indent=1) + '\n')  # which is YAML too
+        (mim / 'configs/metafile.yml').write_text(json.dumps(index, indent=1) + '\n')  # JSON is valid YAML
 
 
 setup(
@@ -62,5 +62,11 @@ setup(
     # mmcv, mmengine, mmseg and mmdet are left out on purpose: two stacks provide them under the
     # same import names (see requirements/), and pip would build mmcv without its operators.
     install_requires=['torch>=2.1', 'fvcore', 'safetensors', 'tqdm'],
-    extras_require={'onnx': ['onnx', 'onnxscript', 'onnxruntime'], 'tune': ['optuna>=5'], 'xformers': ['xformers']},
+    # torchvision is left out of cls for the same reason: any but the one for the torch that is there would replace it.
+    extras_require={
+        'cls': ['mmpretrain==1.2.0'],
+        'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
+        'tune': ['optuna>=5'],
+        'xformers': ['xformers'],
+    },
 )

@@ -1,4 +1,4 @@
-"""Draws the demo's data set: small textured landscapes and streets in the ADE20K folder layout."""
+"""Draw the demo's data set: small textured landscapes and streets in the folder layout of ADE20K."""
 
 import argparse
 import json
@@ -16,11 +16,11 @@ import numpy as np
 from scene_canvas import LABELS, SIZES, Scene, draw_ground, draw_hills, draw_sky
 from scene_things import place
 
-VERSION = 1  # in the stamp: a change of what is drawn must redraw
+VERSION = 1  # stored with the data: raise it when the drawing changes, so that old data are drawn again
 
 
-def draw_scene(seed):
-    """(image (H, W, 3) uint8 RGB, label (H, W) uint8) of the scene that ``seed`` names."""
+def draw_scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the scene of a seed: return its image (H, W, 3) uint8 RGB and label map (H, W) uint8."""
     rng = np.random.default_rng(seed)
     s = Scene(rng, SIZES[rng.integers(len(SIZES))])
     draw_sky(s)
@@ -40,8 +40,8 @@ def draw_scene(seed):
     return np.uint8(np.clip(rgb, 0, 1) * 255), s.label
 
 
-def write_scene(root, job):
-    """Draws the scene of ``job`` (split, its number, index, seed) into the folder ``root``."""
+def write_scene(root: Path, job: tuple) -> None:
+    """Draw the scene of a job (split, number of the split, index, seed) and write it into the folder ``root``."""
     split, number, index, seed = job
     cv2.setNumThreads(1)
     image, label = draw_scene([seed, number, index])
@@ -50,8 +50,8 @@ def write_scene(root, job):
     cv2.imwrite(str(root / 'annotations' / split / f'{name}.png'), label)
 
 
-def main():
-    """Command line; without mmtr, whose imports would take longer than the drawing, in each process anew."""
+def main() -> None:
+    """Run the command line. It does not import mmtr, which would take longer than the drawing, in each process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('demo/data/scenes'))
     parser.add_argument('--train', type=int, default=2400, help='training images')
@@ -65,7 +65,7 @@ def main():
     settings = dict(version=VERSION, seed=args.seed, **counts)
     stamp = args.out / 'stamp.json'
     drawn = json.loads(stamp.read_text()) if stamp.exists() else {}
-    # A set with more training images than asked for is as good: its validation images are the same.
+    # Data with more training images than asked for are kept: their validation images are the same.
     if drawn == {**settings, 'training': max(args.train, drawn.get('training', 0))}:
         print(f'{args.out} is already drawn')
         return
@@ -73,7 +73,7 @@ def main():
         parser.exit(2, f"Error: '{args.out}' was not drawn by this command: name another folder with --out.\n")
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    # Drawn beside its place and renamed when whole, so that an interruption leaves nothing half-written.
+    # Draw into a temporary folder and rename it when complete, so that an interruption leaves no partial data.
     work = Path(tempfile.mkdtemp(prefix='.scenes-', dir=args.out.parent))
     try:
         for split in counts:
@@ -81,7 +81,7 @@ def main():
                 (work / part / split).mkdir(parents=True)
         jobs = [(split, k, i, args.seed) for k, (split, n) in enumerate(counts.items()) for i in range(n)]
         print(f'drawing {len(jobs)} scenes into {args.out}', flush=True)
-        # Spawned: a fork of a process that has threads, OpenCV's or torch's, can wait for them forever.
+        # Spawn: a fork of a process with threads, of OpenCV or torch, can hang.
         with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context('spawn')) as pool:
             for _ in pool.map(partial(write_scene, work), jobs, chunksize=16):
                 pass

@@ -1,4 +1,4 @@
-"""Keeps of a checkpoint the weights, in half precision, and the classes: what is needed to test it."""
+"""Reduce a checkpoint to what a test needs: its weights in half precision, and the names of the classes."""
 
 import argparse
 import os
@@ -11,8 +11,8 @@ from mmtr.weights.files import read_checkpoint
 
 
 @command
-def main():
-    """Command line."""
+def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='written by tools/train.py')
     parser.add_argument('out', type=Path)
@@ -23,7 +23,7 @@ def main():
     weights = {
         name: value.half() if value.is_floating_point() else value for name, value in checkpoint['state_dict'].items()
     }
-    # Replaced when whole: a full disk must not cost the file that is there.
+    # Written atomically: a full disk must not destroy the existing file.
     work = args.out.with_name(args.out.name + '.part')
     try:
         torch.save(dict(state_dict=weights, meta=dict(dataset_meta=checkpoint['meta']['dataset_meta'])), work)

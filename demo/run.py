@@ -1,4 +1,4 @@
-"""The main job on drawn scenes: a trained Segmenter, plain and with fewer tokens, compared and pictured."""
+"""Compare a trained Segmenter with all tokens and with fewer on drawn scenes, and draw pictures."""
 
 import argparse
 import copy
@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
 from mmtr.analysis.compare import compare_on_test_data
 from mmtr.analysis.flops import count_flops, schedule_in_words
@@ -25,13 +26,13 @@ from mmtr.words import aligned_rows
 
 ROOT = Path(__file__).parents[1]
 PLAIN = 'configs/segmenter_vit_demo.py'
-# As published, and as chosen on training scenes: "The demo" in docs/benchmarks.md.
+# The paper's setting, and the one chosen on training scenes: see "The demo" in docs/benchmarks.md.
 PAPERS, OURS = 'configs/segmenter_vit_tadapter_demo.py', 'configs/segmenter_vit_tadapter_demo-fast.py'
 CHECKPOINT = 'demo/segmenter_vit_demo.pth'
 
 
-def painted(image, labels, palette):
-    """The image under its label map; what is labelled by no class stays as it is."""
+def painted(image: np.ndarray, labels: np.ndarray, palette: list) -> np.ndarray:
+    """Paint an image by its label map; pixels without a class stay as they are."""
     colors = np.array(palette, np.uint8)
     known = labels < len(colors)
     out = image.copy()
@@ -39,8 +40,8 @@ def painted(image, labels, palette):
     return out
 
 
-def picture(model, reductions, batch, palette):
-    """One image with its labels, the first and the last prediction, and the last token map (Fig. 5 of the paper)."""
+def picture(model: nn.Module, reductions: dict, batch: dict, palette: list) -> np.ndarray:
+    """Draw one image, its labels, the first and last prediction, and the last token map (Fig. 5 of the paper)."""
     sample = batch['data_samples'][0]
     image = batch['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1].copy()
     predicted = {}
@@ -69,7 +70,7 @@ def picture(model, reductions, batch, palette):
 
 
 @command
-def main():
+def main() -> None:
     """Draw, measure, print one table, write pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--scenes', type=int, default=100, help='how many images to test on')
@@ -110,8 +111,8 @@ def main():
     )
 
 
-def print_table(model, reductions, results):
-    """Accuracy, speed, GFLOPs and tokens of each reduction on the demo's main image size."""
+def print_table(model: nn.Module, reductions: dict, results: dict) -> None:
+    """Print accuracy, speed, GFLOPs and tokens of each reduction, at the demo's main image size."""
     width, height = 512, 384
     patch = model.backbone.patch_size
     rows = [('', 'mIoU', 'pixel acc.', 'ms/image', 'images/s', 'speed-up', 'GFLOPs', 'patch tokens in each layer')]

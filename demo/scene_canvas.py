@@ -1,7 +1,10 @@
-"""The canvas that demo/draw_scenes.py paints on, and the land: sky, hills, ground, water, road.
+"""Canvas of demo/draw_scenes.py, and functions that draw the land: sky, hills, ground, water, road.
 
 Lengths in the scene are metres, seen by a pinhole camera; colours are RGB in 0..1.
 """
+
+from collections.abc import Sequence
+from typing import Optional, Union
 
 import cv2
 import numpy as np
@@ -10,7 +13,7 @@ CLASSES = ('sky', 'hill', 'building', 'road', 'grass', 'earth', 'tree', 'water',
 LABELS = {name: i + 1 for i, name in enumerate(CLASSES)}
 SIZES = ((512, 384), (512, 384), (512, 384), (512, 384), (480, 360), (576, 384), (448, 448))  # (W, H), px
 
-# What each kind of scene holds: chances, or (least, most) counts.
+# Contents of each kind of scene: probabilities, or (least, most) counts.
 KINDS = {
     'street': dict(
         hills=0.3,
@@ -61,7 +64,7 @@ KINDS = {
         fences=(0, 2),
     ),
 }
-# Sky at the zenith, sky at the horizon, light, distance in m at which haze takes 63%, chance.
+# Colour of the sky at the zenith, at the horizon, light, distance in m at which haze is 63%, probability.
 LIGHTS = {
     'day': ((0.25, 0.48, 0.82), (0.78, 0.87, 0.95), (1.0, 1.0, 0.97), 420, 0.38),
     'cloudy': ((0.58, 0.62, 0.68), (0.80, 0.81, 0.82), (0.82, 0.84, 0.88), 300, 0.22),
@@ -72,9 +75,9 @@ LIGHTS = {
 
 
 class Scene:
-    """One picture being painted from far to near: ``rgb`` (H, W, 3) and ``label`` (H, W), 0 unlabelled."""
+    """A picture that is painted from far to near: ``rgb`` (H, W, 3) and ``label`` (H, W), 0 unlabelled."""
 
-    def __init__(self, rng, size):
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         self.rng, (self.w, self.h) = rng, size
         self.rgb = np.zeros((self.h, self.w, 3), np.float32)
         self.label = np.zeros((self.h, self.w), np.uint8)
@@ -95,30 +98,32 @@ class Scene:
         self.bend = rng.normal(0, 0.006)
         self.road = 0.0
 
-    def colour(self, base, spread=0.05):
-        """``base`` (3,) with its brightness and hue moved at random."""
+    def colour(self, base: tuple, spread: float = 0.05) -> np.ndarray:
+        """Vary brightness and hue of the colour ``base`` (3,) at random."""
         moved = np.array(base) * self.rng.uniform(1 - 3 * spread, 1 + 3 * spread)
         return np.clip(moved + self.rng.normal(0, 0.6 * spread, 3), 0.02, 1).astype(np.float32)
 
-    def noise(self, h, w, zoom=1.0):
-        """(h, w) fractal noise in 0..1; ``zoom`` above 1 makes it coarser."""
+    def noise(self, h: int, w: int, zoom: float = 1.0) -> np.ndarray:
+        """Draw fractal noise (h, w) in 0..1; ``zoom`` above 1 makes it coarser."""
         y, x = (self.rng.integers(0, 1024) + (np.arange(n) / zoom).astype(int) for n in (h, w))
         fold = lambda i: np.minimum(i % 1024, 1023 - i % 1024)
         return self.tile[fold(y)[:, None], fold(x)]
 
-    def far(self, z):
-        """Share of haze in what stands z m away."""
+    def far(self, z: Union[float, np.ndarray]) -> Union[float, np.ndarray]:
+        """Share of haze in an object z m away."""
         return 1 - np.exp(-np.asarray(z, np.float32) / self.clear)
 
-    def at(self, u, y, z):
+    def at(self, u: float, y: float, z: float) -> tuple[float, float]:
         """Pixel of the point u m right of the road's middle at the camera, y m up and z m away."""
         return (
             self.vanish + (u + self.bend * z * z) * self.focal / z,
             self.horizon + (self.camera - y) * self.focal / z,
         )
 
-    def paste(self, patch, mask, left, top, name, z):
-        """Lays ``patch`` (h, w, 3) where ``mask`` holds; ``name`` None: without a label."""
+    def paste(
+        self, patch: np.ndarray, mask: np.ndarray, left: float, top: float, name: Optional[str], z: float
+    ) -> None:
+        """Paint ``patch`` (h, w, 3) where ``mask`` is set, at (left, top) px and z m away; ``name`` None: no label."""
         left, top = int(round(left)), int(round(top))
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + mask.shape[1], self.w), min(top + mask.shape[0], self.h)
@@ -129,8 +134,8 @@ class Scene:
         self.rgb[y0:y1, x0:x1][mask] = (patch * self.light * (1 - fog) + self.haze * fog)[mask]
         self.label[y0:y1, x0:x1][mask] = LABELS.get(name, 0)
 
-    def quad(self, texture, corners, name, z):
-        """Lays ``texture`` onto the four ``corners`` (px), clockwise from the upper left."""
+    def quad(self, texture: np.ndarray, corners: Sequence, name: Optional[str], z: float) -> None:
+        """Paint ``texture`` onto the quadrilateral of four ``corners`` (px), clockwise from the upper left."""
         corners = np.array(corners, np.float32)
         x0, y0 = np.maximum(np.floor(corners.min(0)).astype(int), 0)
         x1, y1 = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (self.w, self.h))
@@ -146,8 +151,8 @@ class Scene:
         patch = patch * (0.85 + 0.3 * self.noise(size[1], size[0], 0.5))[..., None]
         self.paste(patch, mask > 0, x0, y0, name, z)
 
-    def shadow(self, x, y, rx, ry):
-        """Darkens the ground around (x, y) px."""
+    def shadow(self, x: float, y: float, rx: float, ry: float) -> None:
+        """Darken an ellipse of radii rx, ry around (x, y), in px."""
         x0, y0 = int(max(x - rx, 0)), int(max(y - ry, 0))
         x1, y1 = int(min(x + rx, self.w)), int(min(y + ry, self.h))
         if x0 < x1 and y0 < y1:
@@ -156,8 +161,8 @@ class Scene:
             self.rgb[y0:y1, x0:x1] *= 1 - 0.45 * near[..., None].astype(np.float32)
 
 
-def draw_sky(s):
-    """Gradient, sun or moon, clouds or stars."""
+def draw_sky(s: Scene) -> None:
+    """Draw the sky: gradient, sun or moon, clouds or stars."""
     h, w, rng = s.horizon + 2, s.w, s.rng
     t = np.linspace(0, 1, h, dtype=np.float32)[:, None, None] ** rng.uniform(0.7, 1.6)
     sky = s.zenith * (1 - t) + s.haze * t + np.zeros((h, w, 1), np.float32)
@@ -178,8 +183,8 @@ def draw_sky(s):
     s.rgb[:h], s.label[:h] = sky, LABELS['sky']
 
 
-def draw_hills(s):
-    """One to three ranges of mountains or wooded hills, hazier the farther."""
+def draw_hills(s: Scene) -> None:
+    """Draw one to three ranges of mountains or wooded hills, with more haze the farther they are."""
     rng, x = s.rng, np.arange(s.w)
     for z in np.sort(rng.uniform(90, 700, rng.integers(1, 4)))[::-1]:
         rough = rng.uniform(0.35, 0.62)
@@ -202,8 +207,8 @@ def draw_hills(s):
         s.paste(patch.astype(np.float32), y >= top, 0, y0, 'hill', z)
 
 
-def draw_ground(s):
-    """Grass and earth in fields, water and the road, all in perspective."""
+def draw_ground(s: Scene) -> None:
+    """Draw fields of grass and earth, water and the road, in perspective."""
     rng, top = s.rng, s.horizon + 1
     gy, gx = np.mgrid[top : s.h, : s.w].astype(np.float32)
     z = np.minimum(s.camera * s.focal / (gy - s.horizon), 900)

@@ -1,7 +1,7 @@
-"""The houses in the scenes of demo/draw_scenes.py."""
+"""Functions that draw the houses in the scenes of demo/draw_scenes.py."""
 
 import numpy as np
-from scene_canvas import KINDS
+from scene_canvas import KINDS, Scene
 
 WALLS = (
     (0.72, 0.66, 0.56),
@@ -14,8 +14,8 @@ WALLS = (
 )
 
 
-def facade(s, floors, bays, wall):
-    """(h, w, 3) front of a house: courses of brick or plaster, windows of which some are lit."""
+def facade(s: Scene, floors: int, bays: int, wall: np.ndarray) -> np.ndarray:
+    """Draw the front of a house, (h, w, 3): bricks or plaster, and windows, some of them lit."""
     rng, cell = s.rng, 16
     h, w = floors * cell, bays * cell
     front = wall * (0.82 + 0.3 * s.noise(h, w, 0.7))[..., None]
@@ -34,8 +34,8 @@ def facade(s, floors, bays, wall):
     return front.astype(np.float32)
 
 
-def draw_building(s, u, z):
-    """A house (gabled) or a block (flat), its near corner at (u, z), showing the side towards the road."""
+def draw_building(s: Scene, u: float, z: float) -> None:
+    """Draw a house with a gable, or a block, with its near corner at (u, z) m and its side towards the road."""
     rng, wall = s.rng, s.colour(WALLS[s.rng.integers(len(WALLS))])
     gabled = rng.random() < (0.75 if s.kind is not KINDS['street'] else 0.25)
     floors = int(rng.integers(1, 3) if gabled else rng.integers(2, 9))

@@ -1,7 +1,8 @@
-"""What stands in the scenes of demo/draw_scenes.py; ``u`` and ``z`` are metres to the right and away."""
+"""Functions that draw the objects in the scenes of demo/draw_scenes.py; ``u`` and ``z`` are m to the right and away."""
 
 import cv2
 import numpy as np
+from scene_canvas import Scene
 from scene_houses import draw_building
 
 PAINTS = (
@@ -16,8 +17,8 @@ PAINTS = (
 )
 
 
-def draw_tree(s, u, z):
-    """A round tree or a conifer: foliage with a ragged edge and holes."""
+def draw_tree(s: Scene, u: float, z: float) -> None:
+    """Draw a round tree or a conifer, with a ragged edge and holes in the foliage."""
     rng, scale = s.rng, s.focal / z
     height = rng.uniform(2.5, 9)
     x, y = s.at(u, 0, z)
@@ -58,10 +59,10 @@ def draw_tree(s, u, z):
     s.paste(patch.astype(np.float32), inside | trunk, x - w / 2, y - h, 'tree', z)
 
 
-def draw_shapes(s, u, z, width, height, name, shapes):
-    """Polygons and discs in a box ``width`` x ``height`` m on the ground; coordinates in shares of the box.
+def draw_shapes(s: Scene, u: float, z: float, width: float, height: float, name: 'str | None', shapes: list) -> None:
+    """Draw polygons and discs in a box of ``width`` x ``height`` m on the ground.
 
-    ``shapes``: (colour, points) or (colour, (x, y, radius in m)).
+    ``shapes``: (colour, points) or (colour, (x, y, radius in m)); points, x and y are shares of the box.
     """
     scale = s.focal / z
     w, h = int(width * scale) + 1, int(height * scale) + 1
@@ -82,13 +83,13 @@ def draw_shapes(s, u, z, width, height, name, shapes):
     s.paste(patch, mask > 0, x - w / 2, y - h + 1, name, z)
 
 
-def box(x0, y0, x1, y1):
-    """The rectangle as a polygon."""
+def box(x0: float, y0: float, x1: float, y1: float) -> tuple:
+    """Build the polygon of a rectangle."""
     return (x0, y0), (x1, y0), (x1, y1), (x0, y1)
 
 
-def draw_car(s, u, z):
-    """A car or van seen from the side or from behind."""
+def draw_car(s: Scene, u: float, z: float) -> None:
+    """Draw a car or van from the side or from behind."""
     rng, paint = s.rng, s.colour(PAINTS[s.rng.integers(len(PAINTS))])
     glass, tyre = np.array((0.16, 0.20, 0.25)) + s.zenith * 0.2, (0.06, 0.06, 0.07)
     if rng.random() < 0.5:
@@ -145,8 +146,8 @@ def draw_car(s, u, z):
         draw_shapes(s, u, z, rng.uniform(3.8, 4.8), rng.uniform(1.35, 1.7), 'car', shapes)
 
 
-def draw_person(s, u, z):
-    """A standing or walking figure."""
+def draw_person(s: Scene, u: float, z: float) -> None:
+    """Draw a standing or walking person."""
     rng = s.rng
     skin = s.colour(((0.86, 0.68, 0.55), (0.62, 0.44, 0.32), (0.38, 0.26, 0.20))[rng.integers(3)])
     coat, legs = (s.colour(PAINTS[rng.integers(len(PAINTS))], 0.1) for _ in range(2))
@@ -180,8 +181,8 @@ def draw_person(s, u, z):
     )
 
 
-def draw_pole(s, u, z):
-    """A street lamp, a sign or a wooden post."""
+def draw_pole(s: Scene, u: float, z: float) -> None:
+    """Draw a street lamp, a sign or a wooden post."""
     rng, thick = s.rng, s.rng.uniform(0.14, 0.3)
     metal = s.colour(((0.35, 0.36, 0.38), (0.62, 0.63, 0.64), (0.38, 0.29, 0.20), (0.16, 0.18, 0.17))[rng.integers(4)])
     kind = rng.integers(3)
@@ -231,8 +232,8 @@ def draw_pole(s, u, z):
         )
 
 
-def draw_fence(s, u, z):
-    """A picket fence along the road or across the view; the gaps show what is behind."""
+def draw_fence(s: Scene, u: float, z: float) -> None:
+    """Draw a picket fence along the road or across the view, with gaps between the pickets."""
     rng, length, height = s.rng, s.rng.uniform(5, 18), s.rng.uniform(0.8, 1.5)
     paint = s.colour(((0.88, 0.87, 0.84), (0.48, 0.36, 0.25), (0.34, 0.34, 0.36), (0.58, 0.50, 0.40))[rng.integers(4)])
     along = rng.random() < 0.4
@@ -255,8 +256,8 @@ def draw_fence(s, u, z):
         s.quad(np.tile(paint * 0.9, (4, 8, 1)).astype(np.float32), rail, 'fence', z)
 
 
-def draw_rock(s, u, z):
-    """A boulder, which has no class: its pixels are unlabelled."""
+def draw_rock(s: Scene, u: float, z: float) -> None:
+    """Draw a boulder, which has no class: its pixels are unlabelled."""
     size = s.rng.uniform(0.4, 1.4)
     angle = np.linspace(0, 2 * np.pi, 9)[:-1]
     reach = s.rng.uniform(0.35, 0.5, 8)
@@ -264,8 +265,8 @@ def draw_rock(s, u, z):
     draw_shapes(s, u, z, size * 1.4, size, None, [(s.colour((0.48, 0.46, 0.44)), outline)])
 
 
-def place(s):
-    """Everything that stands on the ground, as (z, draw, u), from far to near."""
+def place(s: Scene) -> list[tuple]:
+    """Place the objects on the ground: a list of (z, draw, u), from far to near."""
     rng, kind, things = s.rng, s.kind, []
     nearest = s.camera * s.focal / (s.h - s.horizon)  # what stands closer has its feet below the picture
 
@@ -275,7 +276,7 @@ def place(s):
             things.append((z, draw, spot(z)))
 
     def beside(z):
-        """Somewhere in view but not on the road."""
+        """Draw a random position in view beside the road."""
         half = s.w / 2 / s.focal * z
         u = (s.w / 2 - s.vanish) * z / s.focal - s.bend * z * z + rng.uniform(-1, 1) * half
         clear = s.road + 0.8

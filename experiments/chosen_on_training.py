@@ -1,11 +1,12 @@
-"""Choose each method's setting on training images, and report what is chosen on validation images.
+"""Choose each method's setting on training images, and report its accuracy on validation images.
 
 python experiments/chosen_on_training.py CONFIG CHECKPOINT REDUCTIONS.py SPEEDS.json [--images N]
 
-REDUCTIONS.py is as of tools/compare.py, whose SPEEDS.json says how much faster each setting makes the encoder. For each
-speed the setting with the best mIoU on N training images (evenly spaced; the config's training folders, without
-augmentation) is the method's. Beside its mIoU on the config's test data stands the difference from the plain model and
-its 95 % interval by a paired bootstrap over the images. What was computed is kept in work_dirs/chosen_on_training.
+REDUCTIONS.py is a file of tools/compare.py, and SPEEDS.json its result, from which the speed-up of the encoder is read.
+For each speed the script chooses the setting of a method with the best mIoU on N training images (evenly spaced, from
+the config's training folders, without augmentation). It prints the mIoU on the config's test data, the difference from
+the plain model, and its 95 % interval by a paired bootstrap over the images. Results of models are kept in
+work_dirs/chosen_on_training.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
 
 from mmtr.analysis.compare import build_evaluator
 from mmtr.apis import apply_token_reduction
@@ -31,8 +35,8 @@ FASTER = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 KEPT = Path('work_dirs/chosen_on_training')
 
 
-def loader_of(cfg, split, images):
-    """The dataloader of ``split``: test data, or ``images`` training images read as test data are."""
+def loader_of(cfg: Config, split: str, images: int) -> DataLoader:
+    """Build the dataloader of a split: 'training', ``images`` of them with the test pipeline; or the test data."""
     loader = copy.deepcopy(cfg.test_dataloader)
     loader.update(num_workers=0, persistent_workers=False)
     if split == 'training':
@@ -42,8 +46,8 @@ def loader_of(cfg, split, images):
     return Runner.build_dataloader(loader)
 
 
-def areas(cfg, model, reduction, split, loader):
-    """(images, 3, classes) pixels of intersection, union and label, computed once."""
+def areas(cfg: Config, model: nn.Module, reduction: Optional[dict], split: str, loader: DataLoader) -> np.ndarray:
+    """Count the pixels of intersection, union and label, (images, 3, classes); the result is stored in a file."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     key = json.dumps([reduction, split, len(loader.dataset), cfg.filename, sorted(shapes.items())], sort_keys=True)
     path = KEPT / f'{hashlib.sha1(key.encode()).hexdigest()}.npy'
@@ -58,22 +62,22 @@ def areas(cfg, model, reduction, split, loader):
     return np.load(path)
 
 
-def miou(areas):
-    """Of (..., images, 3, classes), in per cent; a class that is nowhere does not count."""
+def miou(areas: np.ndarray) -> np.ndarray:
+    """Compute the mIoU in per cent from areas (..., images, 3, classes), without classes that occur nowhere."""
     intersect, union, _ = np.moveaxis(areas.sum(-3), -2, 0)
     with np.errstate(invalid='ignore'):
         return np.nanmean(intersect / union, -1) * 100
 
 
-def interval(found, plain):
-    """Difference of mIoU from plain, and where 95 % of 2000 bootstrap samples of the images lie."""
+def interval(found: np.ndarray, plain: np.ndarray) -> tuple[float, float, float]:
+    """Compute the difference of mIoU from plain, and its 95 % interval over 2000 bootstrap samples of the images."""
     drawn = np.random.default_rng(0).integers(len(plain), size=(2000, len(plain)))
     low, high = np.percentile(miou(found[drawn]) - miou(plain[drawn]), (2.5, 97.5))
     return miou(found) - miou(plain), low, high
 
 
-def main():
-    """Measure what is not kept yet, and print the tables."""
+def main() -> None:
+    """Measure what is not stored yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ('config', 'checkpoint', 'reductions', 'speeds'):
         parser.add_argument(name)

@@ -1,4 +1,4 @@
-"""One model's weights with the auxiliary heads of another one's Cropr: python ... WEIGHTS HEADS OUT."""
+"""Join the weights of one checkpoint and the Cropr modules of another: join_weights.py WEIGHTS HEADS OUT."""
 
 import sys
 

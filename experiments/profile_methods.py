@@ -1,4 +1,4 @@
-"""Where the time of each method goes, by operator: a forward pass of ViT-T at 480x360."""
+"""Profile a forward pass of ViT-T at 480x360 with each method, by operator."""
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -14,7 +14,7 @@ METHODS = [
     dict(type='TokenAdapter'),
     dict(type='GridPool', ratio=0.3),
 ]
-# What layers are made of without any reduction; the rest is the method's own.
+# Operators of the layers without any reduction; all others are the method's own.
 LAYERS = (
     'addmm',
     '_scaled_dot_product_flash_attention_for_cpu',

@@ -1,4 +1,4 @@
-"""The demo's model trained on while patches leave at random, as segmenter_vit-t_random_camvid.py."""
+"""Fine-tune the demo's model while patches are dropped at random, as segmenter_vit-t_random_camvid.py does."""
 
 _base_ = '../configs/segmenter_vit_demo.py'
 model = dict(backbone=dict(token_reduction=dict(type='Random', r=55 / 64 / 8, restore='last', fusion='llf')))

@@ -1,6 +1,6 @@
-"""How much of what a model is unsure of, or wrong about, Cropr's ranking puts into the upper half of the patches.
+"""Measure which share of a model's entropy and wrong pixels lies in the half of the patches that Cropr ranks higher.
 
-python ... CONFIG CHECKPOINT, every fifth validation image, nothing dropped. Chance: 0.50.
+ranking_quality.py CONFIG CHECKPOINT runs every fifth validation image and drops nothing. A random ranking has 0.50.
 """
 
 import sys
@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmtr.config.files import load_config
 from mmtr.inference.model import build_model, load_weights
+from mmtr.tokens import Tokens
 
 config, checkpoint = sys.argv[1:]
 cfg = load_config(config)
@@ -25,8 +26,8 @@ model.eval()
 reducer, patch, scores = model.backbone.token_reducer, model.backbone.patch_size, {}
 
 
-def note(i, tokens):
-    """The score that each layer would drop by."""
+def note(i: int, tokens: Tokens) -> Tokens:
+    """Record the score by which each layer would drop patches."""
     if i - 1 in reducer.layers:
         scores[i - 1] = reducer.score(i - 1, tokens)[0]
     return tokens

@@ -1,7 +1,7 @@
-"""The encoder of a trained Segmenter ViT-T/16 as an mmtr.DINOv2 of patches of 14 pixels: python ... IN OUT.
+"""Convert the encoder of a trained Segmenter ViT-T/16 to an mmtr.DINOv2 with 14x14 patches: ... IN OUT.
 
-LayerScale starts at 1, so that it is the same function; patch embedding and position table are resized. The small
-runs of docs/benchmarks.md take it for the pretrained model that they freeze.
+LayerScale is 1, so that the function stays the same; patch embedding and position table are resized. The small
+runs of docs/benchmarks.md use the result as the pretrained model that they freeze.
 """
 
 import sys
@@ -17,7 +17,7 @@ state = {key.removeprefix('backbone.'): value for key, value in state.items() if
 kernel = 'patch_embed.projection.weight'
 state[kernel] = resize_patches(state[kernel], (14, 14))
 state['patch_embed.projection.bias'] = torch.zeros(len(state[kernel]))
-# Trained on crops of 288x384; the table of a pretrained file is square.
+# The Segmenter was trained on crops of 288x384; a pretrained file has a square table.
 state['pos_embed'] = resize_positions(state['pos_embed'], (18, 24), (16, 16), 1)
 for i in range(12):
     for branch in ('attn.gamma1', 'ffn.gamma2'):

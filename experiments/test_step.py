@@ -1,7 +1,7 @@
-"""The whole test step with the labels of mmtr.EncoderDecoder and with mmseg's, in turns in one process; do they differ?
+"""Time the whole test step with mmtr.EncoderDecoder's way to labels and with mmseg's, in turns, and compare the labels.
 
 python experiments/test_step.py CONFIG CHECKPOINT        on the config's test images (--cfg-options says where)
-python experiments/test_step.py CONFIG --shape 640 640   of random weights, on noise
+python experiments/test_step.py CONFIG --shape 640 640   random weights, on noise
 """
 
 import argparse
@@ -9,6 +9,7 @@ import copy
 import logging
 from functools import partial
 from itertools import cycle, islice
+from typing import Callable
 
 import torch
 from mmengine.logging import MMLogger
@@ -52,14 +53,14 @@ else:
 ways = dict(mmseg=partial(EncoderDecoder.predict, model), mmtr=model.predict)
 
 
-def labels(way, batch):
-    """Of the images of a batch."""
+def labels(way: str, batch: dict) -> list[torch.Tensor]:
+    """Predict the label maps of a batch with one of ``ways``."""
     model.predict = ways[way]
     return [sample.pred_sem_seg.data for sample in model.test_step(copy.deepcopy(batch))]
 
 
-def step(way):
-    """A call that tests one image after the other."""
+def step(way: str) -> Callable[[], object]:
+    """Build a callable that tests the next image at each call."""
     images = cycle(batches)
     return lambda: labels(way, next(images))
 
@@ -77,7 +78,7 @@ for way, time in times.items():
         f'{way}: median {1e3 * time.median:.1f} ms, quartiles {1e3 * time.quartiles[0]:.1f} and '
         f'{1e3 * time.quartiles[1]:.1f}, fastest {1e3 * min(time.seconds):.1f}'
     )
-# What else runs on the machine slows some rounds down: the fastest ones say most.
+# Other processes on the machine slow some rounds down, so the fastest rounds are the most reliable.
 for name, of in (
     ('medians', lambda time: time.median),
     ('lower quartiles', lambda time: time.quartiles[0]),

@@ -1,7 +1,10 @@
-"""What a ranking could gain: patches leave in the order of a trained plain model's own certainty about them.
+"""Prune patches in the order of a trained plain model's certainty about them, to see what a ranking could gain.
 
-Not for use, since that model has computed every patch: docs/benchmarks.md compares learned rankings with it.
+This is not for use, since the plain model has to compute every patch: docs/benchmarks.md compares learned rankings with
+it.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +14,33 @@ from mmtr.inference.model import load_weights
 from mmtr.models.segmentors.encoder_decoder import EncoderDecoder
 from mmtr.reducers.pruning import PruneReducer
 from mmtr.registry import TOKEN_REDUCERS
+from mmtr.tokens import Tokens
 
 PATCH = 16
 
 
 @TOKEN_REDUCERS.register_module()
 class RankedElsewhere(PruneReducer):
-    """The schedule of Cropr; the score of each patch, (B, H * W), is set before each forward."""
+    """Prunes by Cropr's schedule; ``ranking``, the score of each patch (B, H * W), is set before each forward pass."""
 
     def __init__(self, backbone, r=None, layers=None):
         super().__init__(backbone, 'last', r, layers, None, 'llf')
         self.ranking = None
 
-    def score(self, i, tokens):
-        """See ``PruneReducer``."""
+    def score(self, i: int, tokens: Tokens) -> torch.Tensor:
+        """Look up the score of each token; see ``PruneReducer``."""
         return self.ranking.gather(1, self._index(tokens))
 
 
 @MODELS.register_module()
 class UncertainFirst(EncoderDecoder):
-    """A segmentor whose reducer ranks patches by the mean entropy of what ``teacher``, a checkpoint, predicts."""
+    """A segmentor whose reducer ranks patches by the entropy of a plain model's prediction.
 
-    def __init__(self, *args, teacher, **kwargs):
+    Args:
+        teacher: Checkpoint of the plain model.
+    """
+
+    def __init__(self, *args: Any, teacher: str, **kwargs: Any):
         super().__init__(*args, **kwargs)
         backbone = dict(kwargs['backbone'], token_reduction=None)
         plain = MODELS.build(
@@ -42,11 +50,11 @@ class UncertainFirst(EncoderDecoder):
         )
         load_weights(plain, teacher)
         plain.requires_grad_(False).train(False)
-        self.teacher = [plain]  # not among the weights
+        self.teacher = [plain]  # in a list, so that its weights are not part of this model
 
     @torch.no_grad()
-    def rank(self, inputs):
-        """The mean entropy in each patch, (B, H * W)."""
+    def rank(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute the plain model's mean entropy in each patch, (B, H * W), of images (B, 3, height, width)."""
         plain = self.teacher[0]
         logits = plain.decode_head(plain.backbone(inputs)).float()
         size = [PATCH * n for n in logits.shape[2:]]
@@ -54,7 +62,7 @@ class UncertainFirst(EncoderDecoder):
         entropy = -torch.xlogy(chances, chances).sum(1, keepdim=True)
         return F.avg_pool2d(entropy, PATCH).flatten(1)
 
-    def extract_feat(self, inputs):
-        """As stock, once the patches are ranked."""
+    def extract_feat(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Rank the patches, then extract features as the stock model."""
         self.backbone.token_reducer.ranking = self.rank(inputs)
         return super().extract_feat(inputs)

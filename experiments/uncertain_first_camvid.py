@@ -1,4 +1,4 @@
-"""See uncertain_first.py."""
+"""Fine-tune the CamVid model with the ranking of uncertain_first.py."""
 
 _base_ = '../configs/segmenter_vit-t_finetune_camvid.py'
 custom_imports = dict(imports=['mmtr', 'uncertain_first'])

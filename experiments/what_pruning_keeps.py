@@ -1,6 +1,7 @@
-"""Which classes a trained pruner keeps to the end, and where the model errs: python ... CONFIG CHECKPOINT.
+"""Measure which classes a trained pruner keeps to the end, and where the model errs: ... CONFIG CHECKPOINT.
 
-Every tenth validation image. A patch has the label at its corner, as auxiliary heads are trained with.
+The script runs every tenth validation image. The label of a patch is the one at its corner, as in the training of
+auxiliary heads.
 """
 
 import sys
@@ -12,6 +13,7 @@ from mmengine.runner import Runner
 
 from mmtr.config.files import load_config
 from mmtr.inference.model import build_model, load_weights
+from mmtr.tokens import Tokens
 
 config, checkpoint = sys.argv[1:]
 cfg = load_config(config)
@@ -25,8 +27,8 @@ reducer, kept = model.backbone.token_reducer, {}
 before_layer, last = reducer.before_layer, len(model.backbone.layers) - 2
 
 
-def note(i, tokens):
-    """What is left in the layer before the last."""
+def note(i: int, tokens: Tokens) -> Tokens:
+    """Record the patches that are left in the layer before the last."""
     tokens = before_layer(i, tokens)
     if i == last:
         kept['index'] = tokens.index[0]

@@ -8,8 +8,8 @@ from mmtr.errors import UserError, command
 
 
 @command
-def main():
-    """Run the tool that the first argument names with the arguments after it."""
+def main() -> None:
+    """Run the tool that the first argument names, with the remaining arguments."""
     tools = {path.stem: str(path) for path in sorted((MIM / 'tools').glob('*.py'))}
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if name in ('-h', '--help'):

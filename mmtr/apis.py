@@ -1,4 +1,4 @@
-"""Token reduction, and what is trained beside frozen weights, for a model that already exists."""
+"""Add token reduction, or parameter-efficient fine-tuning (``peft``), to a model that is already built."""
 
 from typing import Optional
 
@@ -15,18 +15,18 @@ from mmtr.registry import MODELS
 
 
 def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], attn_backend: str = 'auto') -> nn.Module:
-    """Reduce tokens in a stock or mmtr model, in place; all attention that can be fused is.
+    """Reduce tokens in a stock or mmtr model, in place; its stock attention becomes fused attention where possible.
 
     Args:
-        model: A segmentor, detector or classifier, or a backbone by itself (then use what is returned).
-        token_reduction: ``dict(type=..., **settings)``, or None to take a reduction away.
-        attn_backend: ``auto | sdpa | xformers | math``, for modules that are stock until now.
+        model: A segmentor, detector or classifier; or a backbone alone (then use the returned backbone).
+        token_reduction: ``dict(type=..., **settings)``, or None to remove a reduction.
+        attn_backend: ``auto | sdpa | xformers | math``, the kernel of attention modules that are still stock.
 
     Returns:
         ``model``, or the mmtr backbone that shares the weights of a stock backbone.
 
     Raises:
-        UserError: No backbone in it can be reduced; or as the backbone.
+        UserError: No backbone in ``model`` can be reduced, or a setting does not fit the backbone or its model.
     """
     model, backbones = _reducible(model, attn_backend, 'Tokens cannot be reduced')
     before = [backbone.token_reducer for backbone in backbones]
@@ -42,22 +42,23 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
 
 
 def apply_peft(model: nn.Module, peft: dict, attn_backend: str = 'auto') -> nn.Module:
-    """Freeze the weights that the backbone of a stock or mmtr model has now, and train ``peft`` beside them, in place.
+    """Freeze the backbone of a stock or mmtr model at its current weights and add trainable ``peft``, in place.
 
-    Logs how much is trained. The optimizer is built afterwards, from what ``requires_grad``.
+    Logs the numbers of frozen and trained parameters. Build the optimizer afterwards, from the parameters with
+    ``requires_grad``.
 
     Args:
-        model: A segmentor, detector or classifier, or a backbone by itself (then use what is returned), with its
-            weights; a runner does not draw those of the backbone again.
+        model: A segmentor, detector or classifier; or a backbone alone (then use the returned backbone). Its weights
+            are loaded already; a runner does not initialise those of the backbone again.
         peft: ``dict(type=..., **settings)``, see docs/peft.md.
-        attn_backend: ``auto | sdpa | xformers | math``, for modules that are stock until now.
+        attn_backend: ``auto | sdpa | xformers | math``, the kernel of attention modules that are still stock.
 
     Returns:
         ``model``, or the mmtr backbone that shares the weights of a stock backbone.
 
     Raises:
-        UserError: No backbone in it can be tuned, or one has a ``peft`` already; the model is in a wrapper of
-            data-parallel training, which would miss what is added; or as the backbone.
+        UserError: No backbone in ``model`` can be tuned, or one has a ``peft`` already; ``model`` is wrapped for
+            data-parallel training, which would miss the new parameters; or a setting does not fit the backbone.
     """
     if is_model_wrapper(model):
         raise UserError(f'{type(model).__name__} would miss what apply_peft adds: apply it before it is wrapped.')
@@ -77,7 +78,11 @@ def apply_peft(model: nn.Module, peft: dict, attn_backend: str = 'auto') -> nn.M
 
 
 def _reducible(model, attn_backend, failure):
-    """``model`` with twins in the place of stock modules, and its backbones; without any, an error begins so."""
+    """``model`` with stock modules replaced by twins, and its backbones.
+
+    Args:
+        failure: Beginning of the error where there is no such backbone.
+    """
     check_backend(attn_backend)
     if is_model_wrapper(model):
         return model, _reducible(model.module, attn_backend, failure)[1]

@@ -1,8 +1,9 @@
-"""What is built from settings: checked by what ``mmtr/settings/`` declares, and found by the ``type`` of a key."""
+"""Classes that check their settings when they are built, and building them from a config with ``type``."""
 
 import functools
 import inspect
-from typing import Callable
+from collections.abc import Collection, Iterable
+from typing import Any, Callable, Union
 
 from mmengine.registry import Registry
 
@@ -12,14 +13,15 @@ from mmtr.settings import Setting, nearest, shown
 
 
 class Declared:
-    """Mixin: what the annotations of ``__init__`` declare holds for every value that it gets, defaults included.
+    """Mixin that checks the arguments of ``__init__``, defaults included, before it runs.
 
-    Arguments that ``**kwargs`` hands on count as its own. A name that there is none of is a ``UserError``.
+    An annotation that is a ``Setting`` declares what its argument may be. Arguments that ``**kwargs`` passes to a base
+    class are checked as well. An unknown or unfit argument raises a ``UserError``.
     """
 
-    #: Before the name of a setting in errors: where users write it.
+    #: Prefix of setting names in error messages, such as ``token_reduction.``.
     setting_prefix = ''
-    #: What arguments may be that come from a class of another library.
+    #: Declarations of the arguments of base classes from other libraries, by name.
     inherited: dict[str, Setting] = {}
 
     def __init_subclass__(cls, **kwargs):
@@ -44,8 +46,8 @@ class Declared:
         cls.__init__ = checked
 
 
-def declarations(of) -> dict[str, Setting]:
-    """What each setting of a ``Declared`` class, or of a signature, may be; of those that say so."""
+def declarations(of: Union[type, inspect.Signature]) -> dict[str, Setting]:
+    """Return the declared settings of a ``Declared`` class, or of a signature, by name."""
     signature = of if isinstance(of, inspect.Signature) else inspect.signature(of)
     return {
         name: parameter.annotation
@@ -54,15 +56,21 @@ def declarations(of) -> dict[str, Setting]:
     }
 
 
-def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given):
-    """Build what ``cfg``, the value of ``key``, names in ``registry``.
+def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = lambda kind: None, **given) -> Any:
+    """Build an object from the config of a key.
 
     Args:
-        check: Told the type that is named, before its settings are looked at.
-        given: Arguments that are no settings.
+        key: Name of the key, for error messages.
+        registry: Registry that holds the type.
+        cfg: ``dict(type=..., **settings)``.
+        check: Called with the class before its settings are checked; it may raise.
+        given: Further arguments of the class, which are no settings.
+
+    Returns:
+        An instance of the class that ``type`` names.
 
     Raises:
-        UserError: The type or one of its settings does not exist, or a setting cannot work.
+        UserError: ``cfg`` is no such dict, or its type or a setting does not exist or is unfit.
     """
     registry.import_from_location()
     known = sorted(registry.module_dict)
@@ -82,15 +90,24 @@ def build_from_key(key: str, registry: Registry, cfg: dict, check: Callable = la
     return kind(**given, **settings)
 
 
-def refuse_unknown(what: str, names, allowed) -> None:
-    """Raise a ``UserError`` that names the nearest setting unless all ``names`` are ``allowed``."""
+def refuse_unknown(what: str, names: Iterable[str], allowed: Collection[str]) -> None:
+    """Refuse unknown settings.
+
+    Args:
+        what: The thing that has the settings, for the error message.
+        names: Names of settings that were given.
+        allowed: Names of settings that exist.
+
+    Raises:
+        UserError: One of ``names`` is not in ``allowed``; the message names the most similar one.
+    """
     for name in names:
         if name not in allowed:
             raise UserError(f'{what} has no setting {name!r}{nearest(name, allowed)}: it has {", ".join(allowed)}.')
 
 
 def _parameters(mro, inherited):
-    """Those of the first ``__init__`` in ``mro``, and those that it hands on, each by its name."""
+    """Parameters of the first ``__init__`` in ``mro``, with those of the next one if it takes ``**kwargs``."""
     while mro and ('__init__' not in vars(mro[0]) or mro[0] is object):
         mro = mro[1:]
     if not mro:

@@ -1,25 +1,26 @@
-"""The one error that a user is meant to read, and how command-line tools show it."""
+"""``UserError``, the error that a user is meant to read, and how command-line tools show it."""
 
 import functools
 import sys
+from typing import Callable, Optional
 
 
 class UserError(ValueError):
-    """Something that the user gave cannot work.
+    """An input of the user (a setting, a file, an option) that cannot work.
 
-    The message is one sentence in the user's words: what was wrong, its value, what would be
-    right. Tools print it alone, without a traceback.
+    The message is one sentence in the user's words: what is wrong, its value, and what would be right.
+    Tools print it without a traceback.
     """
 
-    def __init__(self, message):
-        # torch repeats what a worker of a DataLoader raised as the text of its traceback, which ends with the message.
+    def __init__(self, message: str):
+        # torch re-raises an error of a DataLoader worker with its traceback as text; the message stands at its end.
         super().__init__(message.rsplit(f'{__name__}.UserError: ', 1)[-1].strip())
 
 
-def in_chain(error, kind):
-    """The first exception of a kind among ``error`` and what caused it, or None.
+def in_chain(error: Optional[BaseException], kind: type[BaseException]) -> Optional[BaseException]:
+    """Find the first exception of class ``kind`` among ``error`` and its causes; None if there is none.
 
-    mmengine and torch wrap what goes wrong inside them, even Ctrl-C.
+    mmengine and torch wrap exceptions in others, even Ctrl-C.
     """
     seen = set()
     while error is not None and id(error) not in seen:
@@ -30,16 +31,16 @@ def in_chain(error, kind):
     return None
 
 
-def in_words(error):
-    """The ``UserError`` that ``error`` is or was caused by, or None."""
+def in_words(error: BaseException) -> Optional[UserError]:
+    """Find the ``UserError`` among ``error`` and its causes; None if there is none."""
     return in_chain(error, UserError)
 
 
-def command(main):
-    """Decorator for a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2.
+def command(main: Callable) -> Callable:
+    """Decorate a tool's ``main``: a ``UserError`` becomes one line on stderr and exit status 2.
 
-    Ctrl-C gives exit status 130, and a line that says how to go on where the tool has put one into the
-    ``KeyboardInterrupt``.
+    Ctrl-C becomes exit status 130 and a line on stderr: the argument of the ``KeyboardInterrupt``, in which a tool
+    can say how to go on, or 'Interrupted.'.
     """
 
     @functools.wraps(main)

@@ -1,22 +1,26 @@
-"""Files that are whole or not there."""
+"""Write files atomically: a file is complete or absent."""
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Union
 
 
 @contextmanager
-def written_whole(path, suffix=''):
-    """Context that yields another path in the same folder; what is written there replaces ``path`` at the end.
+def written_whole(path: Union[str, Path], suffix: str = '') -> Iterator[str]:
+    """Write a file atomically: the context yields a temporary path, whose file replaces ``path`` at the end.
 
-    That path ends in ``suffix``, for writers that go by it.
+    An error or Ctrl-C removes the temporary file; a killed process leaves it behind: see :func:`remove_leftovers`.
 
-    An error, or Ctrl-C, leaves nothing behind; a process that is killed does: see :func:`remove_leftovers`.
+    Args:
+        path: The file; its folder is created.
+        suffix: End of the temporary path, for writers that choose the format by the suffix.
     """
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    # On the same disk: only then is the replacement one step.
+    # In the same folder, so on the same disk: only there is the replacement atomic.
     partial = os.path.join(folder, f'.{name}.{os.getpid()}.part{suffix}')
     try:
         yield partial
@@ -26,8 +30,13 @@ def written_whole(path, suffix=''):
             os.remove(partial)
 
 
-def remove_leftovers(folder, name=r'.+\.pth|last_checkpoint'):
-    """Remove from ``folder`` what killed processes had begun to write, of files whose name is the pattern ``name``."""
+def remove_leftovers(folder: Union[str, Path], name: str = r'.+\.pth|last_checkpoint') -> None:
+    """Remove temporary files of killed processes from ``folder``.
+
+    Args:
+        folder: May be absent.
+        name: Regular expression for the names of the files that were to be written.
+    """
     for entry in os.listdir(folder) if os.path.isdir(folder) else ():
         found = re.fullmatch(rf'\.(?:{name})\.(\d+)\.part', entry)
         if found and not _is_alive(int(found[1])):
@@ -37,9 +46,9 @@ def remove_leftovers(folder, name=r'.+\.pth|last_checkpoint'):
 
 def _is_alive(process):
     if process == os.getpid():
-        return False  # in containers it is often that of the one before, and this one is not writing
+        return False  # containers reuse process numbers, and this process is not writing
     if os.name == 'nt':
-        return True  # there, os.kill would end it
+        return True  # on Windows, os.kill would end the process
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -49,7 +58,7 @@ def _is_alive(process):
     return True
 
 
-def write_text(path, text: str) -> None:
-    """Write a text file as :func:`written_whole` does."""
+def write_text(path: Union[str, Path], text: str) -> None:
+    """Write a text file atomically; see :func:`written_whole`."""
     with written_whole(path) as partial:
         Path(partial).write_text(text)

@@ -1,6 +1,6 @@
-"""mmcv's compiled operators where mmcv has none, as mmcv-lite: a stand-in for them, and which models need them.
+"""A stand-in for mmcv's compiled operators where they are missing (mmcv-lite), and a check of which models need them.
 
-mmseg imports ``mmcv.ops``, and that ``mmcv._ext``, whether or not an operator is ever called.
+mmseg imports ``mmcv.ops``, which imports ``mmcv._ext``, even if no operator is ever called.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ _REMEDY = (
 
 
 class _StandIn(ModuleType):
-    """``mmcv._ext`` whose every function raises a ``UserError`` when it is called."""
+    """Module ``mmcv._ext`` in which every function raises a ``UserError`` when it is called."""
 
     def __init__(self):
         super().__init__(_NAME)
-        # Without a loader: mmcv and mmengine ask for one to know whether the operators are there.
+        # mmcv and mmengine take the operators for missing if the module has no loader.
         self.__spec__ = ModuleSpec(_NAME, loader=None)
 
     def __getattr__(self, name):
@@ -37,25 +37,29 @@ class _StandIn(ModuleType):
         return operator
 
     def get_compiler_version(self):
-        """What mmcv reports of its environment."""
+        """Return the compiler version that mmcv reports in its environment."""
         return 'n/a'
 
     get_compiling_cuda_version = get_compiler_version
 
 
 def compiled() -> bool:
-    """Whether mmcv has its operators."""
+    """Whether the installed mmcv has compiled operators."""
     return importlib.util.find_spec(_NAME).loader is not None
 
 
 def stand_in() -> None:
-    """Put the stand-in in the place of ``mmcv._ext``, where that is absent."""
+    """Import the stand-in as ``mmcv._ext`` if mmcv has none."""
     if importlib.util.find_spec(_NAME) is None:
         sys.modules[_NAME] = _StandIn()
 
 
 def check_operators(model: nn.Module) -> nn.Module:
-    """Return ``model``; raises a ``UserError`` if it needs operators of mmcv that are not there."""
+    """Return ``model`` unchanged if mmcv has all operators that it needs.
+
+    Raises:
+        UserError: mmcv has no compiled operators, and the model needs some.
+    """
     if not compiled():
         needed = sorted({name for module in model.modules() for name in _operators(module)})
         if needed:
@@ -65,7 +69,7 @@ def check_operators(model: nn.Module) -> nn.Module:
 
 def _operators(module):
     for kind in type(module).__mro__:
-        # Deformable attention runs without on a CPU.
+        # Deformable attention also runs without the operator, on a CPU.
         if (
             kind.__module__.startswith('mmcv.ops.')
             and kind.__module__ != 'mmcv.ops.multi_scale_deform_attn'

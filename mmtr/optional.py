@@ -20,10 +20,10 @@ _left_out: dict[str, str] = {}
 
 
 def settle_torchvision() -> None:
-    """Before mmdet imports an installed mmpretrain, which imports torchvision: let that work, or count as absent.
+    """Make an installed torchvision importable, or absent, before mmdet imports mmpretrain and so torchvision.
 
     PyPI's torchvision is for CUDA, and cannot load its library beside a torch for CPUs. With its operators declared
-    the rest of it works, and they say what is wrong when they are called.
+    the rest of it works; a declared operator fails when it is called.
     """
     names = ('mmpretrain', 'torchvision')
     if any(name in sys.modules or find_spec(name) is None for name in names) or _imported():
@@ -52,10 +52,13 @@ def _imported():
 
 
 def import_mmpretrain(what: str) -> None:
-    """Import mmpretrain for ``what``, the name of a class.
+    """Import mmpretrain.
+
+    Args:
+        what: What needs it, to begin a sentence.
 
     Raises:
-        UserError: It is not there, or it or what it imports cannot be imported.
+        UserError: mmpretrain is not installed, or something that it imports cannot be imported.
     """
     try:
         import_module('mmpretrain.models')

@@ -1,6 +1,7 @@
-"""Child registries of mmengine's, scope ``mmtr``: write ``type='mmtr.Name'`` in a config."""
+"""Registries of mmtr, children of mmengine's with the scope ``mmtr``: write ``type='mmtr.Name'`` in a config."""
 
 from importlib import import_module
+from typing import Optional
 
 from mmengine import registry as root
 from mmengine.registry import Registry
@@ -29,8 +30,8 @@ class LateRegistry(Registry):
         super().__init__(*args, **kwargs)
         self.late = late
 
-    def get(self, key):
-        """As of mmengine."""
+    def get(self, key: str) -> Optional[type]:
+        """Find a class, as mmengine's; raise a ``UserError`` if it needs mmpretrain and that is not there."""
         scope, name = self.split_scope_key(key)
         if name in self.late and scope in (None, self.scope):
             import_mmpretrain(f'{self.scope}.{name}')

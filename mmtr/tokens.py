@@ -1,4 +1,4 @@
-"""``Tokens``: the one value that flows through a backbone."""
+"""``Tokens``, the value that a backbone passes from layer to layer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,28 +12,28 @@ from torch import Tensor
 from mmtr.ops.shifted_windows import Windows
 from mmtr.undo import Undo, way_back
 
-#: Of a forward pass with nothing to remember.
+#: The memo of a forward pass without notes.
 NOTHING = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of token sequences and where they stand in the patch grid. Never changed in place.
+    """A batch of token sequences with their positions in the patch grid. Immutable.
 
     Args:
-        x: (B, P + N, C), prefix tokens (class, registers) first.
+        x: (B, P + N, C) tokens, prefix tokens (class, registers) first, then patch tokens.
         grid: (H, W) of the full patch grid, in patches.
-        num_prefix: P.
-        index: (B, N) raster position of each patch token in the full grid, H * W for a token that has
-            none; None: all, in order.
-        size: (B, N) how many original patch tokens each one stands for, 0: padding; None: one each.
-        undo: What gives every patch a token again; None: each has one.
-        memo: What else this forward pass must remember until it is restored. Read-only: activation checkpointing
+        num_prefix: Number of prefix tokens, P.
+        index: (B, N) raster position of each patch token in the full grid, H * W for a token without a position;
+            None: every patch has its token, in raster order.
+        size: (B, N) number of patches that each patch token represents, 0 for padding; None: one each.
+        undo: Undo steps that restore a token for every patch; None: no token was reduced.
+        memo: Notes of a reducer for later layers of this forward pass. Read-only, since activation checkpointing
             runs a layer twice on the same memo.
-        rotary: Tables of ``mmtr.ops.rotary`` for the full grid, one for each kind of layer; empty where
-            the backbone has no rotary position embedding.
-        windows: The windows that the tokens attend within, of the grid that they form now; None: all attend to all.
-        gives_back: Whether patches get tokens again. If not, nothing is computed or kept for it.
+        rotary: Tables of ``mmtr.ops.rotary`` for the full grid: one of the whole grid, and one of windows if the
+            backbone has windowed layers; empty without rotary position embedding.
+        windows: Windows, of the current token grid, within which tokens attend; None: all attend to all.
+        gives_back: Whether patches get tokens again; otherwise nothing is computed or kept for that.
     """
 
     x: Tensor
@@ -48,48 +48,51 @@ class Tokens:
     gives_back: bool = True
 
     def replace(self, **changes) -> 'Tokens':
-        """A copy with the given fields changed."""
+        """Return a copy with the given fields changed."""
         return dataclasses.replace(self, **changes)
 
     def remember(self, **notes) -> 'Tokens':
-        """A copy with ``notes`` in its memo."""
+        """Return a copy with ``notes`` added to its memo."""
         return self.replace(memo=MappingProxyType({**self.memo, **notes})) if notes else self
 
     def forget(self, *names: str) -> 'Tokens':
-        """A copy without these names in its memo."""
+        """Return a copy without the notes of these names in its memo."""
         kept = {name: note for name, note in self.memo.items() if name not in names}
         return self if len(kept) == len(self.memo) else self.replace(memo=MappingProxyType(kept))
 
     @property
     def prefix(self) -> Tensor:
-        """(B, P, C)."""
+        """The prefix tokens (B, P, C)."""
         return self.x[:, : self.num_prefix]
 
     @property
     def patches(self) -> Tensor:
-        """(B, N, C)."""
+        """The patch tokens (B, N, C)."""
         return self.x[:, self.num_prefix :]
 
     @property
     def positions(self) -> Tensor:
-        """(B, N) raster position of each patch token, H * W for one that has none."""
+        """The raster position of each patch token (B, N), H * W for a token without one."""
         if self.index is not None:
             return self.index
         return torch.arange(self.grid[0] * self.grid[1], device=self.x.device).expand(self.x.shape[0], -1)
 
     def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Optional[Tensor], restore: str) -> 'Tokens':
-        """After the patch tokens were reduced to ``x`` (B, M, C).
+        """Replace the N patch tokens by M reduced ones, and note how to undo that.
 
         Args:
-            step: What takes that back.
-            index, size: Of the M tokens, see the class.
-            restore: ``residual``: patches get the change of what stands for them at the end; else copies of it.
+            x: (B, M, C) reduced patch tokens.
+            step: Undo step of this reduction.
+            index: (B, M) raster positions of the reduced tokens.
+            size: (B, M) number of patches that each one represents; None: one each.
+            restore: What a patch gets when tokens are restored: ``residual``, its own value plus the change of its
+                representative; otherwise a copy of the representative.
         """
         undo = way_back(self.undo, step, self.patches, x, self.gives_back and restore == 'residual')
         return self.replace(x=torch.cat([self.prefix, x], 1), index=index, size=size, undo=undo)
 
     def restored(self) -> 'Tokens':
-        """A token for every patch, in raster order; as they are, where none ``gives_back``."""
+        """Return a token for every patch, in raster order; or the tokens as they are, unless it ``gives_back``."""
         if self.undo is None or not self.gives_back:
             return self
         x = torch.cat([self.prefix, self.undo.expand(self.patches)], 1)

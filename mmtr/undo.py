@@ -1,4 +1,4 @@
-"""What takes a reduction of tokens back: which token stands for each one that there was, and what it gives it."""
+"""Undo steps: how the tokens from before a reduction get values again from the tokens after it."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -12,45 +12,49 @@ from mmtr.ops.rows_columns import Assignment, eject
 
 
 class Undo:
-    """The way back from M tokens to the N that they were made of. Immutable, as ``Tokens``."""
+    """The undo step of a reduction of N tokens to M: it maps values of the M tokens to the N. Immutable."""
 
     @property
     def parts(self) -> tuple['Undo', ...]:
-        """The steps that it consists of, in the order in which the tokens were reduced."""
+        """The single steps, in the order of the reductions."""
         return (self,)
 
     def expand(self, x: Tensor) -> Tensor:
-        """Give each token a value again: (B, M, C) of the tokens after the reduction -> (B, N, C)."""
+        """Map values of the tokens after the reduction to those before it: (B, M, C) -> (B, N, C)."""
         raise NotImplementedError
 
     def trace(self, index: Tensor) -> Tensor:
-        """Which patch stands for each: positions (B, M) of the tokens after the reduction -> (B, N)."""
+        """Map each token before the reduction to the raster position of its representative: (B, M) -> (B, N)."""
         raise NotImplementedError
 
     def then(self, step: 'Undo') -> 'Undo':
-        """The way back where ``step`` is that of a further reduction."""
+        """Append ``step``, the undo step of a further reduction."""
         return Chain((*self.parts, step))
 
 
 @dataclass(frozen=True)
 class Chain(Undo):
-    """Several reductions; the last one is taken back first."""
+    """Several reductions in a row; the last one is undone first.
+
+    Args:
+        steps: One undo step a reduction, the first reduction first.
+    """
 
     steps: tuple[Undo, ...]
 
     @property
-    def parts(self):
-        """See ``Undo``."""
+    def parts(self) -> tuple[Undo, ...]:
+        """The single steps, see ``Undo``."""
         return self.steps
 
-    def expand(self, x):
-        """See ``Undo``."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         for step in reversed(self.steps):
             x = step.expand(x)
         return x
 
-    def trace(self, index):
-        """See ``Undo``."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each token before the reduction to its representative, see ``Undo``."""
         for step in reversed(self.steps):
             index = step.trace(index)
         return index
@@ -58,55 +62,55 @@ class Chain(Undo):
 
 @dataclass(frozen=True)
 class Merged(Undo):
-    """Each token gets a copy of the one that stands for it.
+    """Merging: each token gets a copy of the token that it was merged into.
 
     Args:
-        slots: (B, N) which of the M tokens that is.
+        slots: (B, N) index, 0 to M - 1, of that token.
     """
 
     slots: Tensor
 
-    def expand(self, x):
-        """See ``Undo``."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return gather_tokens(x, self.slots)
 
-    def trace(self, index):
-        """See ``Undo``."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each token before the reduction to its representative, see ``Undo``."""
         return index.gather(1, self.slots)
 
-    def then(self, step):
-        """See ``Undo``; two copies are one."""
+    def then(self, step: Undo) -> Undo:
+        """Append ``step``; a merge after a merge is one merge."""
         return Merged(step.slots.gather(1, self.slots)) if isinstance(step, Merged) else super().then(step)
 
 
 @dataclass(frozen=True)
 class Assigned(Undo):
-    """Each token gets what its ``Assignment`` says, one token or shares of several.
+    """Assignment: each token gets a copy of one reduced token, or a weighted sum of several.
 
     Args:
-        assignment: Of the N tokens to the M.
+        assignment: Assignment of the N tokens to the M reduced ones.
     """
 
     assignment: Assignment
 
-    def expand(self, x):
-        """See ``Undo``."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return eject(x, self.assignment)
 
-    def trace(self, index):
-        """See ``Undo``; the token with the largest share."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each token before the reduction to its representative, the reduced token with the largest weight."""
         return index.gather(1, self.assignment.slots())
 
 
 @dataclass(frozen=True)
 class Dropped(Undo):
-    """Tokens that stayed get themselves; those that left, a value of their own, or a change of one that stayed.
+    """Dropping: kept tokens get their own value, dropped ones ``own``, plus the value of a kept token if given.
 
     Args:
-        order: (B, N) slot, among those that stayed followed by those that left, of each token that there was.
-        own: (B, G, C) what those that left have of their own.
-        places: (B, G) raster positions of those that left.
-        anchors: (B, G) slot, among those that stayed, of the token whose value is added to ``own``; None: none is.
+        order: (B, N) index of each token in the sequence of kept tokens followed by the G dropped ones.
+        own: (B, G, C) values of the dropped tokens.
+        places: (B, G) raster positions of the dropped tokens.
+        anchors: (B, G) index of the kept token whose value is added to ``own``; None: nothing is added.
     """
 
     order: Tensor
@@ -115,71 +119,72 @@ class Dropped(Undo):
     anchors: Optional[Tensor] = None
 
     def _stayed(self):
-        # Behind these is what the others were fused into, if they were.
+        # A fused token, if there is one, comes after the kept tokens.
         return self.order.shape[1] - self.own.shape[1]
 
-    def expand(self, x):
-        """See ``Undo``."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         back = self.own if self.anchors is None else self.own + gather_tokens(x, self.anchors)
         return gather_tokens(torch.cat([x[:, : self._stayed()], back], 1), self.order)
 
-    def trace(self, index):
-        """See ``Undo``; what has a value of its own alone stands for itself."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each token to its representative; a dropped token without an anchor represents itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
 
 
 @dataclass(frozen=True)
 class Forgotten(Undo):
-    """Nothing is given back; for pictures the nearest token that is left stands for each patch.
+    """Undo step of tokens that are never restored; for pictures, the nearest one that is left represents each patch.
 
     Args:
-        index: (B, M) raster positions of what is left.
-        grid: (H, W) of the patches.
+        index: (B, M) raster positions of the tokens that are left.
+        grid: (H, W) of the patch grid.
     """
 
     index: Tensor
     grid: tuple[int, int]
 
-    def trace(self, index):
-        """See ``Undo``."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each patch to the nearest token that is left."""
         return index.gather(1, nearest_kept(self.index, self.grid))
 
 
 @dataclass(frozen=True)
 class Change(Undo):
-    """Each token gets its own value, and the change since the reduction of what ``way`` gives it.
+    """Residual restoring: each token gets its old value plus the change that ``way`` maps to it.
 
     Args:
-        way: How changes are given back.
-        residual: (B, N, C) value of each token less what ``way`` gave it when the tokens were reduced.
+        way: Undo steps that map values of the reduced tokens to all tokens.
+        residual: (B, N, C) old value of each token minus what ``way`` mapped to it right after the reduction.
     """
 
     way: Undo
     residual: Tensor
 
     @property
-    def parts(self):
-        """Those of ``way``."""
+    def parts(self) -> tuple[Undo, ...]:
+        """The single steps of ``way``."""
         return self.way.parts
 
-    def expand(self, x):
-        """See ``Undo``."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return self.way.expand(x) + self.residual
 
-    def trace(self, index):
-        """See ``Undo``."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each token before the reduction to its representative, see ``Undo``."""
         return self.way.trace(index)
 
 
 def way_back(undo: Optional[Undo], step: Undo, before: Tensor, after: Tensor, change: bool) -> Undo:
-    """What takes back ``step``, and before it what ``undo`` does; however many steps, there is one ``Change``.
+    """Combine the undo steps so far with that of a further reduction; the result holds at most one ``Change``.
 
     Args:
-        undo: Of the tokens ``before``; None: they are those of all patches.
-        step: Of the reduction.
-        before, after: (B, N, C) and (B, M, C), the tokens that were reduced and what they became.
-        change: Whether patches get changes, or copies.
+        undo: Undo steps of the tokens ``before``; None: they were not reduced yet.
+        step: Undo step of the further reduction.
+        before: (B, N, C) patch tokens before it.
+        after: (B, M, C) patch tokens after it.
+        change: Whether patches keep their value and get the change of their representative (residual), or a copy.
     """
     way = undo.way if isinstance(undo, Change) else undo
     way = step if way is None else way.then(step)

@@ -56,7 +56,7 @@ def run(*command, cwd=ROOT):
 @pytest.mark.parametrize(
     'tests',
     [
-        pytest.param([path.relative_to(ROOT)], id=path.stem)
+        pytest.param([path.relative_to(ROOT)], id=path.stem, marks=[pytest.mark.slow] * (path.stem == 'test_outputs'))
         for path in sorted((ROOT / 'tests/with_mmpretrain').glob('test_*.py'))
     ]
     + [

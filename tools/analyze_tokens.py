@@ -1,4 +1,4 @@
-"""What token reduction does in each layer: attention diversity, token similarity, tokens, time, as figures.
+"""Measure token reduction in each layer, as figures: attention diversity, token similarity, tokens, time.
 
 Example: tools/analyze_tokens.py configs/segmenter_vit-t_tadapter_camvid.py ckpt.pth --out work_dirs/analysis --maps
 """
@@ -10,13 +10,16 @@ import math
 import shlex
 import sys
 from pathlib import Path
+from typing import Any, Optional
 
 import cv2
 import torch
 from mmengine import ProgressBar
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
+from torch import nn
 
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.speed import machine
@@ -33,8 +36,8 @@ from mmtr.visualization.layers import draw_layers
 from mmtr.words import aligned_rows
 
 
-def parse_args():
-    """The command line."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -54,8 +57,8 @@ def parse_args():
     return parser.parse_args()
 
 
-def find_images(cfg, given, count):
-    """The first ``count`` images of files or a folder that were given, or of the config's test data.
+def find_images(cfg: Config, given: Optional[list[Path]], count: int) -> list[Path]:
+    """Find the first ``count`` images of ``given``, files or one folder; None: of the config's test data.
 
     Raises:
         UserError: There are none, or one cannot be read.
@@ -78,20 +81,20 @@ def find_images(cfg, given, count):
 
 
 @torch.inference_mode()
-def backbone_inputs(cfg, model, files):
-    """What the backbone takes of each file, (1, 3, height, width); of an image run in windows, the first one."""
+def backbone_inputs(cfg: Config, model: nn.Module, files: list[Path]) -> list[torch.Tensor]:
+    """Compute the input of the backbone for each file, (1, 3, height, width); of a sliding window, the first."""
     pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline if not loads_annotations(step)])
     inputs = []
     for path in files:
-        # Runs the model as its test does, so that windows and padding are the ones of the test.
+        # Run the whole test step, so that windows and padding are those of the test.
         with record_token_maps(model.backbone) as runs:
             model.test_step(pseudo_collate([pipeline(dict(img_path=str(path), img_id=0))]))
         inputs.append(runs[0][0])
     return inputs
 
 
-def reducers_of(model, reductions):
-    """Name to reducer: none first, then ``reductions``, or if there are none the model's own."""
+def reducers_of(model: nn.Module, reductions: Optional[dict[str, Optional[dict]]]) -> dict[str, TokenReducer]:
+    """Build the reducers by name: 'plain' first, then those of ``reductions``; without any, the model's own."""
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
     device = next(model.parameters()).device
     reducers = {
@@ -103,8 +106,8 @@ def reducers_of(model, reductions):
     return reducers
 
 
-def print_table(results):
-    """One line a reduction."""
+def print_table(results: dict[str, dict]) -> None:
+    """Print one line a reduction."""
     rows = [
         (
             'reduction',
@@ -138,8 +141,10 @@ def print_table(results):
     print(aligned_rows(rows))
 
 
-def draw_maps(model, reducers, files, inputs, folder):
-    """The token maps of each image under each reducer that has some."""
+def draw_maps(
+    model: nn.Module, reducers: dict[str, TokenReducer], files: list[Path], inputs: list[torch.Tensor], folder: Path
+) -> None:
+    """Draw the token maps of each image with each reducer that has some, to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, reducer in reducers.items():
         model.backbone.token_reducer = reducer
@@ -151,8 +156,8 @@ def draw_maps(model, reducers, files, inputs, folder):
                 cv2.imwrite(str(file), drawn[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))
 
 
-def without_nan(node):
-    """Lists and dicts with None in the place of NaN, which JSON lacks."""
+def without_nan(node: Any) -> Any:
+    """Replace NaN, which JSON lacks, by None in nested lists and dicts."""
     if isinstance(node, dict):
         return {key: without_nan(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -161,7 +166,7 @@ def without_nan(node):
 
 
 @command
-def main():
+def main() -> None:
     """Measure, print and draw."""
     args = parse_args()
     use_machine(args)

@@ -1,4 +1,4 @@
-"""Speed, GFLOPs, parameters and memory of models side by side, measured in turns in one run.
+"""Measure speed, GFLOPs, parameters and memory of models side by side, in turns in one run.
 
 Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.type=TokenAdapter --shape 640 640
 """
@@ -12,10 +12,13 @@ import re
 import shlex
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from mmengine import ProgressBar
+from mmengine.config import Config
+from torch import Tensor, nn
 
 from mmtr.analysis.flops import count_flops, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
@@ -30,12 +33,12 @@ from mmtr.reports.speed import notes, table
 
 COMPILED = ' compiled'
 PARTS = dict(model='whole model (backbone and head, logits not resized)', backbone='backbone alone')
-# The moments that hold nothing but the reducer's own work; `attention` and `ffn` also do the layer's.
+# Methods of a reducer that do only its own work; `attention` and `ffn` also do the layer's.
 REDUCER_METHODS = ('before_layer', 'between', 'after_layer', 'restore', 'give_back')
 
 
-def parse_args():
-    """The command line."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'configs',
@@ -63,11 +66,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def read_config(spec, options):
-    """The config of ``FILE_OR_NAME[@key=value...]``, with ``options`` merged in first.
+def read_config(spec: str, options: dict[str, Any]) -> Config:
+    """Read the config of ``FILE_OR_NAME[@key=value...]``; ``options`` are merged in before its overrides.
 
     Raises:
-        UserError: It is not there or cannot be read, an override does not fit, or it holds no model.
+        UserError: The config is not there or cannot be read, an override does not fit, or it has no model.
     """
     path, *overrides = spec.split('@')
     cfg = load_config(path)
@@ -78,8 +81,8 @@ def read_config(spec, options):
     return cfg
 
 
-def read_configs(args):
-    """What is measured and its config, of each that was given, also with ``--token-reduction``."""
+def read_configs(args: argparse.Namespace) -> tuple[list[str], list[Config]]:
+    """Read all configs, each also with ``--token-reduction`` if it is given: return (specs, configs)."""
     found = {}
     for i, spec in enumerate(args.configs):
         cfg = found[i, spec] = read_config(spec, args.cfg_options)
@@ -91,7 +94,7 @@ def read_configs(args):
     return [spec for _, spec in found], list(found.values())
 
 
-def check_shape(shape, cfg, spec):
+def check_shape(shape: tuple[int, int], cfg: Config, spec: str) -> None:
     """Raise a ``UserError`` if an image of ``shape`` (H, W) is smaller than a patch of the backbone."""
     patch = cfg.model.backbone.get('patch_size', 1)
     height, width = (patch, patch) if isinstance(patch, int) else patch
@@ -102,17 +105,26 @@ def check_shape(shape, cfg, spec):
         )
 
 
-def share_weights(weights, model):
-    """Give ``model`` the tensors of ``weights`` that fit; return the names of its own that are left."""
+def share_weights(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Put the tensors of ``weights`` that fit into ``model``; return the names of those that keep its own values."""
     own = model.state_dict()
     fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
-    # assign: no second copy of the weights, however many models there are.
+    # With assign, all models share one copy of the weights.
     model.load_state_dict(fitting, strict=False, assign=True)
     return sorted(own.keys() - fitting.keys())
 
 
-def build_all(args, specs, configs):
-    """All models with the same weights where names and shapes agree, and what each could not take over."""
+def build_all(
+    args: argparse.Namespace, specs: list[str], configs: list[Config]
+) -> tuple[list[nn.Module], list[list[str]]]:
+    """Build all models with the same weights where names and shapes agree.
+
+    Returns:
+        The models; and of each the names of the weights that are its own.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or does not cover the first model.
+    """
     weights, models, kept = None, [], []
     for spec, cfg in zip(specs, configs):
         print(f'Building {spec}', file=sys.stderr)
@@ -130,8 +142,8 @@ def build_all(args, specs, configs):
     return models, kept
 
 
-def calibrate(args, model, own_weights, images):
-    """Let a reducer with random weights compute as much on ``images`` as a trained one would."""
+def calibrate(args: argparse.Namespace, model: nn.Module, own_weights: list[str], images: Tensor) -> None:
+    """Calibrate a reducer with random weights, so that it computes as much on ``images`` as a trained one."""
     if hasattr(model.backbone, 'token_reducer') and (
         not args.checkpoint or any(name.startswith('backbone.token_reducer.') for name in own_weights)
     ):
@@ -139,15 +151,21 @@ def calibrate(args, model, own_weights, images):
             model.backbone.token_reducer.calibrate(lambda: model.backbone(images))
 
 
-def autocast(args):
-    """The context in which models compute as ``--dtype`` says."""
-    if args.dtype == 'float32':  # torch 2.1 knows no autocast to it, not even a disabled one
+def autocast(args: argparse.Namespace) -> AbstractContextManager:
+    """Context in which models compute in ``--dtype``."""
+    if args.dtype == 'float32':  # torch 2.1 has no autocast to float32, not even a disabled one
         return nullcontext()
     return torch.autocast(torch.device(args.device).type, getattr(torch, args.dtype))
 
 
-def measure(args, names, models, kept):
-    """One result for each part and model, as it goes into the JSON file."""
+def measure(
+    args: argparse.Namespace, names: list[str], models: list[nn.Module], kept: list[list[str]]
+) -> list[dict[str, Any]]:
+    """Measure each part of each model: one result each, as it is written to the JSON file.
+
+    Args:
+        kept: Names of the weights of each model that are its own, of ``build_all``.
+    """
     channels = sorted({image_channels(model) for model in models})
     if len(channels) > 1:
         raise UserError(
@@ -186,7 +204,7 @@ def measure(args, names, models, kept):
             )
     print(f'Timing {len(calls)} in turns', file=sys.stderr)
     bar = ProgressBar(args.repeats, file=sys.stderr)
-    # Counting has run each model three times: no more warm-up.
+    # No warm-up: counting has run each model three times.
     timings = interleave(calls, args.repeats, warmup=0, progress=lambda done, of: bar.update())
     print(file=sys.stderr)
     for (part, name), result in results.items():
@@ -199,7 +217,7 @@ def measure(args, names, models, kept):
             images_per_second=1e3 / median,
         )
         backbone = models[names.index(name)].backbone
-        # Compiled, the reducer's moments are no calls of their own.
+        # In a compiled model the methods of the reducer are not called one by one.
         if reduces(backbone) and not (args.compile and name.endswith(COMPILED)):
             result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS, args.repeats)
     for (part, _), result in results.items():
@@ -212,13 +230,13 @@ def measure(args, names, models, kept):
     return list(results.values())
 
 
-def reduces(backbone):
-    """Whether ``backbone`` has a reducer that does something."""
+def reduces(backbone: nn.Module) -> bool:
+    """Whether ``backbone`` has a reducer other than the plain one."""
     return type(getattr(backbone, 'token_reducer', None)) not in (type(None), TokenReducer)
 
 
-def names_of(specs):
-    """Names for the table: as short as keeps them apart, numbered where a config is repeated."""
+def names_of(specs: list[str]) -> list[str]:
+    """Shorten specs to distinct names for the table; a repeated config is numbered."""
     short = []
     for spec in specs:
         path, *overrides = spec.split('@')
@@ -229,7 +247,7 @@ def names_of(specs):
 
 
 @command
-def main():
+def main() -> None:
     """Measure, print and write."""
     args = parse_args()
     use_machine(args)
@@ -250,8 +268,8 @@ def main():
     names = names_of(specs)
     models, kept = build_all(args, specs, configs)
     if args.compile:
-        # Models share code, and torch runs what it has compiled too often as it is, without a word.
-        # The name is that of torch 2.1, which later ones know too.
+        # Models share code, and torch runs code uncompiled, in silence, beyond this number of compilations. The setting
+        # has its name of torch 2.1, which later releases accept too.
         torch._dynamo.config.cache_size_limit = 64
         names = [each for name in names for each in (name, name + COMPILED)]
         models, kept = ([each for each in values for _ in range(2)] for values in (models, kept))

@@ -1,7 +1,7 @@
-"""Accuracy and speed of several token reductions of one trained model, side by side.
+"""Compare accuracy and speed of several token reductions of one trained model.
 
 Prints a table, from the slowest to the fastest, and writes it (OUT.csv, OUT.json, OUT.md) with a figure (OUT.png,
-OUT.pdf). The same command goes on where an interrupted one stopped.
+OUT.pdf). After an interruption, the same command goes on where it stopped.
 """
 
 import argparse
@@ -10,6 +10,9 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Optional
+
+from torch import nn
 
 from mmtr.analysis.compare import compare_on_test_data
 from mmtr.analysis.journal import Journal, made_with
@@ -26,8 +29,8 @@ from mmtr.words import aligned_rows
 ALL = Path(__file__).resolve().parents[1] / 'configs/reductions/all_methods.py'
 
 
-def parse_args():
-    """The command line."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; raises ``UserError`` unless reductions come from either a file or --all."""
     parser = measuring.parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -56,8 +59,15 @@ def parse_args():
     return args
 
 
-def fitting(reductions, backbone, leave_out):
-    """The reductions that a backbone can take; what it cannot is an error, or left out and said."""
+def fitting(reductions: dict[str, Optional[dict]], backbone: nn.Module, leave_out: bool) -> dict[str, Optional[dict]]:
+    """Select the reductions that work with a backbone.
+
+    Args:
+        leave_out: Leave the others out and name them on stderr; False: they are errors.
+
+    Raises:
+        UserError: A reduction does not work, and ``leave_out`` is False.
+    """
     kept = {}
     for name, reduction in reductions.items():
         try:
@@ -70,8 +80,8 @@ def fitting(reductions, backbone, leave_out):
     return kept
 
 
-def write(out, report):
-    """Write the report of a run as tables and a figure."""
+def write(out: str, report: dict) -> None:
+    """Write the report of a run as tables and a figure, to files whose names begin with ``out``."""
     results = report['results']
     write_text(f'{out}.json', json.dumps(report, indent=1) + '\n')
     write_text(f'{out}.md', comparison({**report, 'results': by_speed(results)}) + '\n')
@@ -88,8 +98,8 @@ def write(out, report):
     )
 
 
-def in_words(report):
-    """The table of a run with its front marked, and what a reader must know beside it."""
+def in_words(report: dict) -> str:
+    """Format the table of a run with its front marked, and notes on it."""
     results, metric = report['results'], main_metric(report['results'])
     front = front_beyond_plain(trade_offs(results, metric))
     head, *rows = table(by_speed(results))
@@ -103,8 +113,8 @@ def in_words(report):
 
 
 @command
-def main():
-    """Measure and print."""
+def main() -> None:
+    """Measure, print and write."""
     args = parse_args()
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,21 @@
-"""Convert a released checkpoint to OpenMMLab keys, and say which config it fits."""
+"""Convert a released checkpoint to OpenMMLab keys, and name the config that it fits."""
 
 import argparse
 import inspect
 import os
 import shlex
 from pathlib import Path
+from typing import Any, Optional
 
 from mmengine.config import Config
 
 from mmtr.converters import SOURCES
+from mmtr.converters.vit import Notes
 from mmtr.errors import UserError, command
 from mmtr.weights.files import SUFFIXES, write_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-# What mmseg's classes and ours take where a config says nothing.
+# Defaults of mmseg's classes and ours.
 DEFAULTS = {
     'backbone.attn_norm': False,
     'backbone.ffn_norm': True,
@@ -30,8 +32,8 @@ DEFAULTS = {
 }
 
 
-def deviations(settings, model):
-    """Those of ``settings`` (dotted keys) that a config's ``model`` does not have already."""
+def deviations(settings: dict[str, Any], model: dict) -> dict[str, Any]:
+    """Select the settings, values by dotted keys, in which the ``model`` of a config differs."""
     differing = {}
     for key, value in settings.items():
         found = model
@@ -47,11 +49,16 @@ def deviations(settings, model):
     return differing
 
 
-def advice(notes, out, whole_model):
-    """The lines that tell the user how to use ``out``."""
+def advice(notes: Notes, out: Path, whole_model: bool) -> list[str]:
+    """Write the lines that tell the user how to use the file ``out``.
+
+    Args:
+        notes: Notes of the conversion.
+        whole_model: Whether ``out`` holds a whole model; False: a backbone.
+    """
     lines = []
     configs = sorted(CONFIGS.glob(notes.fits)) if notes.fits else []
-    # Of a pattern, any will do: the backbone is the same in all of them.
+    # If several configs match the pattern, any will do: they have the same backbone.
     differing = deviations(notes.settings, Config.fromfile(configs[0]).model) if configs else notes.settings
     options = [f'model.{key}={str(value).replace(" ", "")}' for key, value in differing.items()]
     if not whole_model:
@@ -69,8 +76,8 @@ def advice(notes, out, whole_model):
 
 
 @command
-def main(argv=None):
-    """Run the command line; prints what was written and how to use it."""
+def main(argv: Optional[list[str]] = None) -> None:
+    """Run the command line; print the file that was written and how to use it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--source', required=True, choices=SOURCES, help='where the checkpoint comes from')
     parser.add_argument('input', metavar='IN', help='its file; for segmenter also the folder of the release')

@@ -7,9 +7,11 @@ writes deployed.pth and deployed.py, which need no other file.
 import argparse
 import os
 from pathlib import Path
+from typing import Any, Optional
 
 import torch
 from mmengine import Config
+from torch import Tensor, nn
 
 from mmtr.config.files import add_options, read_config
 from mmtr.config.types import is_type
@@ -17,12 +19,12 @@ from mmtr.errors import UserError, command
 from mmtr.inference.model import build_model, has_peft, image_channels, load_weights, without_pretrained
 from mmtr.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 
-# What merging a weight may change of a feature, as a share of the largest.
+# Largest allowed change of a feature when weights are merged, as a share of the largest feature.
 TOLERANCE = 1e-4
 
 
-def parse_args(argv):
-    """The command line."""
+def parse_args(argv: Optional[list[str]]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of training')
     parser.add_argument('checkpoint', help='.pth or .safetensors file of training')
@@ -35,8 +37,8 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def check_deployable(cfg, path):
-    """Raise a ``UserError`` if the model of ``cfg``, read from ``path``, has no deployed form, or is in it already."""
+def check_deployable(cfg: Config, path: str) -> None:
+    """Raise a ``UserError`` if the model of ``cfg``, read from ``path``, has no deployed form, or has it already."""
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
     if reduction.get('deploy'):
         raise UserError(f"Config '{path}' has token_reduction.deploy=True already: give the config of training.")
@@ -47,19 +49,19 @@ def check_deployable(cfg, path):
         )
 
 
-def has_cropr(cfg):
-    """Whether the backbone of a config has the reducer with auxiliary heads."""
+def has_cropr(cfg: Config) -> bool:
+    """Whether the backbone in a config is reduced by ``Cropr``, which has auxiliary heads."""
     reduction = cfg.get('model', {}).get('backbone', {}).get('token_reduction') or {}
     return is_type(reduction, 'mmtr.Cropr')
 
 
-def distills(cfg):
-    """Whether the model of a config has a teacher."""
+def distills(cfg: Config) -> bool:
+    """Whether the model in a config has a teacher."""
     return cfg.get('model', {}).get('distillation') is not None
 
 
-def deployed(cfg, model):
-    """The config of the deployed form, and the model of that with the weights of ``model``."""
+def deployed(cfg: Config, model: nn.Module) -> tuple[Config, nn.Module]:
+    """Return the config of the deployed form, and its model with the weights of ``model``."""
     weights, backbone, changes = dict(model.state_dict()), {}, {}
     if has_peft(cfg):
         merged = model.backbone.peft.merged_state_dict(model.backbone)
@@ -76,7 +78,7 @@ def deployed(cfg, model):
         weights = _with(weights, 'distillation.', {})
     cfg = Config(cfg.to_dict())
     cfg.merge_from_dict(dict(model=changes))
-    # What training starts from need not be where the config goes.
+    # The pretrained files of training need not be there where the config is used.
     cfg.model, cfg.load_from, cfg.resume = without_pretrained(cfg.model), None, False
     small = build_model(cfg)
     small.load_state_dict(weights)
@@ -91,10 +93,11 @@ def _with(weights, prefix, part):
 
 
 @torch.no_grad()
-def difference(first, second):
-    """Largest difference of what two backbones give for random images, of the training size and another.
+def difference(first: nn.Module, second: nn.Module) -> float:
+    """Compare the features of two backbones on random images of the training size and a larger one.
 
-    As a share of the largest feature.
+    Returns:
+        The largest absolute difference, as a share of the largest feature.
     """
     generator, largest = torch.Generator().manual_seed(0), 0.0
     for height, width in (first.img_size, [size + 2 * first.patch_size for size in first.img_size]):
@@ -105,19 +108,19 @@ def difference(first, second):
     return largest
 
 
-def tensors(outputs):
-    """All tensors of nested tuples and lists."""
+def tensors(outputs: Any) -> list[Tensor]:
+    """List all tensors in nested tuples and lists."""
     return [outputs] if isinstance(outputs, torch.Tensor) else [t for each in outputs for t in tensors(each)]
 
 
-def size_in_words(model):
-    """How many parameters a model has."""
+def size_in_words(model: nn.Module) -> str:
+    """Format the number of parameters of a model."""
     return f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
 
 
 @command
-def main(argv=None):
-    """Run the command line; prints what was written and what it was compared with."""
+def main(argv: Optional[list[str]] = None) -> None:
+    """Run the command line; print the files, their sizes and the difference of the features."""
     args = parse_args(argv)
     out = Path(args.output)
     if out.suffix not in SUFFIXES:

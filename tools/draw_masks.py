@@ -1,4 +1,4 @@
-"""Draw what an annotation file in COCO's layout marks as one PNG an image: 255 in any object, 0 elsewhere.
+"""Draw the objects in an annotation file in COCO's layout as one PNG mask an image: 255 in any object, 0 elsewhere.
 
 Example: tools/draw_masks.py data/dsb2018_nuclei/annotations/instances_val.json data/dsb2018_nuclei_masks/val
 """
@@ -8,6 +8,7 @@ import io
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 from PIL import Image
@@ -18,11 +19,11 @@ from tqdm import tqdm
 from mmtr.errors import UserError, command
 
 
-def read_annotations(path):
-    """The ``COCO`` of an annotation file.
+def read_annotations(path: str) -> COCO:
+    """Read an annotation file.
 
     Raises:
-        UserError: It is not there, is no such file, or an annotation is a box alone.
+        UserError: The file cannot be read, is not in COCO's layout, or has annotations without a segmentation.
     """
     try:
         with redirect_stdout(io.StringIO()):
@@ -42,8 +43,8 @@ def read_annotations(path):
     return coco
 
 
-def draw_mask(coco, image):
-    """The union of the objects of an image, given as its record: uint8 (H, W), 0 or 255."""
+def draw_mask(coco: COCO, image: dict) -> np.ndarray:
+    """Draw the union of the objects of an image, given by its record in the file: (H, W) uint8, 0 or 255."""
     objects = [coco.annToRLE(annotation) for annotation in coco.imgToAnns[image['id']]]
     if not objects:
         return np.zeros((image['height'], image['width']), np.uint8)
@@ -51,7 +52,7 @@ def draw_mask(coco, image):
 
 
 @command
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('annotations', help=".json file in COCO's layout")

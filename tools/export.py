@@ -5,9 +5,11 @@ import logging
 import os.path as osp
 import sys
 from pathlib import Path
+from typing import Callable
 
 import torch
 from mmengine.logging import MMLogger
+from torch import Tensor, nn
 
 from mmtr.analysis.speed import interleave, machine
 from mmtr.cli.launch import writable
@@ -20,8 +22,8 @@ from mmtr.inference.model import build_model, image_channels, load_weights
 from mmtr.reducers.words import reductions_in_words
 
 
-def parse_args():
-    """The command line."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='of a segmentor or classifier, with or without token_reduction')
     parser.add_argument('checkpoint')
@@ -52,8 +54,8 @@ def parse_args():
     return parser.parse_args()
 
 
-def print_speed(model, run, image, repeats):
-    """Time PyTorch and onnxruntime in turns on one image (C, H, W)."""
+def print_speed(model: nn.Module, run: Callable, image: Tensor, repeats: int) -> None:
+    """Time PyTorch and onnxruntime in turns on one image (C, H, W), and print both."""
     whole, pixels = of_pixels(model), image.unsqueeze(0)
 
     def eager():
@@ -70,7 +72,7 @@ def print_speed(model, run, image, repeats):
 
 
 @command
-def main():
+def main() -> None:
     """Export, check, time."""
     args = parse_args()
     export.check_packages()
@@ -90,7 +92,7 @@ def main():
     load_weights(model, args.checkpoint)
     for line in reductions_in_words(model):
         print(line, file=sys.stderr)
-    # The file gets its name when it has passed the check.
+    # The file gets its name only after it has passed the check.
     with written_whole(args.out) as partial:
         unchecked = Path(partial)
         export.export_onnx(model, unchecked, shape)

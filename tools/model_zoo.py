@@ -1,4 +1,4 @@
-"""Make docs/model_zoo.md anew from the configs, docs/model_zoo.yml and the recorded results; takes minutes."""
+"""Rewrite docs/model_zoo.md from the configs, docs/model_zoo.yml and the recorded results; takes minutes."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from mmtr.reports.model_zoo import Zoo
 
 
 @command
-def main():
+def main() -> None:
     """Write the page."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')

@@ -1,4 +1,4 @@
-"""Predict one image, a folder of images or a video, and write what was found as pictures.
+"""Predict one image, a folder of images or a video, and write the predictions as pictures.
 
 Example: tools/predict.py configs/segmenter_vit_tadapter_demo.py demo/segmenter_vit_demo.pth photo.jpg --compare
 """
@@ -8,7 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.logging import MMLogger
+from torch import nn
 
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.speed import machine
@@ -24,8 +26,8 @@ from mmtr.inference.side_by_side import Predictor, SideBySide, plain_and_own
 from mmtr.reducers.words import reductions_in_words
 
 
-def parse_args():
-    """The command line."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; raises ``UserError`` for --repeats without --compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='of a segmentor, detector or classifier, with or without token reduction')
     parser.add_argument('checkpoint', help='.pth or .safetensors file')
@@ -54,8 +56,12 @@ def parse_args():
     return args
 
 
-def load(args):
-    """The model on its device, and what its classes are called and coloured like."""
+def load(args: argparse.Namespace) -> tuple[Config, nn.Module, dict]:
+    """Load the config, the model on its device, and the names and colours of its classes.
+
+    Raises:
+        UserError: Config or checkpoint cannot be read or do not fit, or the config has no model or test data.
+    """
     cfg = read_config(args)
     if not reads_images(cfg):
         raise UserError(f"Config '{args.config}' must have a model and a test_dataloader, whose pipeline reads images.")
@@ -75,7 +81,7 @@ def load(args):
 
 
 @command
-def main():
+def main() -> None:
     """Predict, draw, compare."""
     args = parse_args()
     use_machine(args)

@@ -3,7 +3,8 @@
 import inspect
 import os.path as osp
 
-from mmengine.registry import HOOKS, METRICS
+from mmengine.config import Config
+from mmengine.registry import HOOKS, METRICS, Registry
 
 import mmtr  # noqa: F401
 from mmtr.cli import launch
@@ -13,14 +14,18 @@ from mmtr.inference.tta import use_tta
 from mmtr.weights.files import read_checkpoint
 
 
-def accepts(registry, cfg, argument):
-    """Whether the class that ``cfg`` names takes ``argument``."""
+def accepts(registry: Registry, cfg: dict, argument: str) -> bool:
+    """Whether the class that ``cfg`` names has the argument ``argument``."""
     kind = registry.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
     return kind is not None and argument in inspect.signature(kind).parameters
 
 
-def write_predictions(cfg, out):
-    """Write label maps as PNG into the folder ``out`` (mmseg), or detections into the pickle ``out``."""
+def write_predictions(cfg: Config, out: str) -> None:
+    """Set a config to write label maps as PNG into the folder ``out``, or detections into the pickle ``out``.
+
+    Raises:
+        UserError: No metric writes label maps, and ``out`` is no .pkl file.
+    """
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     with METRICS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         writer = next((metric for metric in metrics if accepts(registry, metric, 'output_dir')), None)
@@ -34,8 +39,12 @@ def write_predictions(cfg, out):
             raise UserError(f"--out '{out}' must end in .pkl: the metrics of the config write no label maps.")
 
 
-def paint(cfg, folder):
-    """Write a picture of every prediction into ``folder``."""
+def paint(cfg: Config, folder: str) -> None:
+    """Set a config to write a picture of every prediction into ``folder``.
+
+    Raises:
+        UserError: The config has no visualization hook.
+    """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UserError(
@@ -50,7 +59,7 @@ def paint(cfg, folder):
         if accepts(registry, hook, 'test_out_dir'):
             hook['test_out_dir'] = osp.abspath(folder)
             return
-    hook['interval'] = 1  # mmseg's default paints every 50th image
+    hook['interval'] = 1  # by default, mmseg paints every 50th image
     cfg.visualizer = {**cfg.get('visualizer', dict(type='SegLocalVisualizer')), 'save_dir': folder}
     backends = cfg.visualizer.setdefault('vis_backends', [])
     if not any(is_type(backend, 'mmengine.LocalVisBackend') for backend in backends):
@@ -58,8 +67,8 @@ def paint(cfg, folder):
 
 
 @command
-def main():
-    """Run from the command line."""
+def main() -> None:
+    """Run the command line."""
     parser = launch.parser(__doc__)
     parser.add_argument('checkpoint', help='.pth or .safetensors file, or a URL')
     parser.add_argument(
@@ -83,7 +92,7 @@ def main():
     if '://' not in args.checkpoint:
         read_checkpoint(args.checkpoint, map_location='meta')
     cfg.load_from, cfg.resume = args.checkpoint, False
-    # mmengine builds the training data as soon as a hook asks for the iteration; a test does without them.
+    # mmengine would build the training data when a hook asks for the iteration.
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
         cfg[key] = None
     launch.add_hook(cfg, type='mmtr.CheckpointCoverageHook', allow_partial=args.allow_partial)

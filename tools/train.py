@@ -2,6 +2,7 @@
 
 import errno
 
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 
@@ -13,8 +14,12 @@ from mmtr.engine.hooks.checkpoint import how_to_go_on, last_checkpoint, write_fa
 from mmtr.errors import UserError, command, in_chain
 
 
-def use_amp(cfg, wanted):
-    """Train in mixed precision if ``--amp`` or the config asks for it, on a CPU as well."""
+def use_amp(cfg: Config, wanted: bool) -> None:
+    """Set a config to mixed precision if ``--amp`` (``wanted``) or its optim_wrapper asks for it, also on a CPU.
+
+    Raises:
+        UserError: ``--amp`` is given, but the config has an optim_wrapper of another kind.
+    """
     wrapper = cfg.setdefault('optim_wrapper', {})
     kind = wrapper.get('type', 'OptimWrapper')
     amp = is_type(kind, 'mmengine.AmpOptimWrapper')
@@ -30,8 +35,12 @@ def use_amp(cfg, wanted):
         wrapper.type = 'AmpOptimWrapper'
 
 
-def resume(cfg, path):
-    """Make the run go on from a checkpoint: ``path``, or for 'auto' the last of the work folder, if any."""
+def resume(cfg: Config, path: str) -> None:
+    """Set a config to resume from the checkpoint ``path``; 'auto' is the last one in the work folder, if any.
+
+    Raises:
+        UserError: The checkpoint cannot be read or holds no training state.
+    """
     if path == 'auto':
         path = last_checkpoint(cfg.work_dir)
         if path is None:
@@ -46,8 +55,8 @@ def resume(cfg, path):
 
 
 @command
-def main():
-    """Run from the command line."""
+def main() -> None:
+    """Run the command line."""
     parser = launch.parser(__doc__)
     parser.add_argument(
         '--resume',
@@ -74,7 +83,7 @@ def main():
         try:
             runner.train()
         except (KeyboardInterrupt, OSError, SyntaxError) as error:
-            # SyntaxError is what mmengine makes of a Ctrl-C while it formats the config for a checkpoint.
+            # mmengine turns a Ctrl-C while it formats the config for a checkpoint into a SyntaxError.
             if in_chain(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(
                     f'Interrupted at iteration {runner.iter}; {how_to_go_on(cfg.work_dir)}.'

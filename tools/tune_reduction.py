@@ -1,8 +1,8 @@
-"""Find the settings of a token reduction that make a trained model a given factor faster, or cost at most so much.
+"""Search for a token reduction of a trained model that reaches a speed-up, or keeps the accuracy.
 
-With --target-speedup, the most accurate setting that is so fast; with --max-drop, the fastest one that loses no
-more. Both are measured beside the plain model on the same images: on the config's test data with their labels, or
-on a folder of images, where the predictions of the plain model stand for labels. The setting that is found is
+--target-speedup finds the most accurate setting of at least that speed-up, --max-drop the fastest setting that loses
+at most that much. Accuracy and speed are measured beside the plain model on the same images: on the config's test data
+with their labels, or on a folder of images, with the plain model's predictions as labels. The setting that is found is
 measured again on images that the search did not see, and written as a config if it reaches the target there.
 """
 
@@ -11,25 +11,28 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any, Optional
+
+from mmengine.config import Config
 
 from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.journal import made_with
-from mmtr.analysis.judging import SPEED_OF, Judge
+from mmtr.analysis.judging import SPEED_OF, Judge, Outcome
 from mmtr.analysis.speed import machine
 from mmtr.analysis.tuning import Target, finished, fronts, import_optuna, open_study, ranked, search
 from mmtr.cli import measuring
 from mmtr.config.files import inherited, with_reduction
 from mmtr.errors import UserError, command
 from mmtr.files import write_text
-from mmtr.reducers import build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.words import aligned_rows
 
-VERIFIED = 5  # settings that are verified at most, the best first
+VERIFIED = 5  # largest number of settings that are verified, the best first
 
 
-def parse_args():
-    """The command line."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = measuring.parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -75,8 +78,8 @@ def parse_args():
     return parser.parse_args()
 
 
-def check_settings(args):
-    """Raise a ``UserError`` for what would fail only after a model is built and searched on."""
+def check_settings(args: argparse.Namespace) -> None:
+    """Raise a ``UserError`` for options that would fail only after the search."""
     import_optuna()
     measuring.check_file(args.out, '--out')
     if not args.out.endswith('.py') or os.path.exists(args.out):
@@ -89,8 +92,12 @@ def check_settings(args):
         raise UserError(f'--seed {args.seed} must be at least 0.')
 
 
-def methods_for(names, backbone):
-    """The methods to try: those named, or all that the backbone can take."""
+def methods_for(names: Optional[list[str]], backbone: BackboneInfo) -> list[str]:
+    """List the methods to try: ``names``, or all that work with the backbone.
+
+    Raises:
+        UserError: A method in ``names`` does not work with the backbone, or must be trained.
+    """
     TOKEN_REDUCERS.import_from_location()
     fitting = []
     for name in names or sorted(TOKEN_REDUCERS.module_dict):
@@ -105,8 +112,8 @@ def methods_for(names, backbone):
     return fitting
 
 
-def in_words(args, outcome):
-    """An outcome beside the plain model."""
+def in_words(args: argparse.Namespace, outcome: Outcome) -> str:
+    """Describe an outcome in comparison with the plain model."""
     what = f'{args.metric} against the plain predictions' if args.images else args.metric
     timed = 'whole test step' if args.speed_of == 'model' else 'backbone'
     return (
@@ -115,8 +122,13 @@ def in_words(args, outcome):
     )
 
 
-def table(args, study, count):
-    """The front of what was tried, and its runners-up, as aligned text."""
+def table(args: argparse.Namespace, study: Any, count: int) -> str:
+    """Format the front of a study and its runners-up as an aligned table.
+
+    Args:
+        study: Study of ``open_study``.
+        count: Number of images of the search.
+    """
     rows = [('', 'method', 'speed-up', args.metric, 'plain', 'settings')]
     for rank, reduction, outcome in fronts(study):
         settings = ', '.join(f'{key}={value}' for key, value in reduction.items() if key != 'type')
@@ -139,11 +151,11 @@ def table(args, study, count):
     )
 
 
-def verified(args, study, target, judge):
-    """The best setting that reaches the target also on the held-out images, and its outcome there.
+def verified(args: argparse.Namespace, study: Any, target: Target, judge: Judge) -> tuple[dict, Outcome]:
+    """Find the best setting that reaches the target on the held-out images too: return it and its outcome there.
 
     Raises:
-        UserError: None does. It says how far the search got.
+        UserError: No setting does; names the nearest.
     """
     tried, count = None, len(judge.images.held_out)
     for (reduction, searched), _ in zip(ranked(study, target), range(VERIFIED)):
@@ -163,8 +175,15 @@ def verified(args, study, target, judge):
     )
 
 
-def write_config(args, cfg, reduction, outcome, count):
-    """Write the config: its base, the one key, and what was measured."""
+def write_config(args: argparse.Namespace, cfg: Config, reduction: dict, outcome: Outcome, count: int) -> None:
+    """Write the config to ``args.out``: its base, the reduction, and as comments what was measured.
+
+    Args:
+        cfg: Config of the plain model.
+        reduction: Value of the key ``token_reduction``.
+        outcome: Its outcome on the held-out images.
+        count: Number of these images.
+    """
     out = Path(args.out)
     text = inherited(args.config, {**args.cfg_options, **with_reduction(cfg, reduction)}, out.parent)
     lines = [
@@ -176,7 +195,7 @@ def write_config(args, cfg, reduction, outcome, count):
 
 
 @command
-def main():
+def main() -> None:
     """Search, verify, write."""
     args = parse_args()
     check_settings(args)

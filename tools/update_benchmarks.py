@@ -1,4 +1,4 @@
-"""Make the tables of docs/benchmarks.md anew from the recorded results that they name (docs/results/)."""
+"""Rewrite the tables of docs/benchmarks.md from the recorded results that they name (docs/results/)."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from mmtr.reports.benchmarks import refresh
 
 
 @command
-def main():
+def main() -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

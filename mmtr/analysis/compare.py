@@ -1,4 +1,4 @@
-"""Accuracy and speed of several reductions of one model, measured side by side on the same images."""
+"""Compare several reductions of one model: accuracy and speed, measured in turns on the same images."""
 
 import copy
 import statistics
@@ -11,6 +11,7 @@ from typing import Callable, Optional, Union
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
@@ -29,7 +30,7 @@ from .top_scores import with_few_scores
 
 @contextmanager
 def _timed(module: nn.Module, seconds: list[float], clock: Callable[[], float]):
-    """Append how long each forward of ``module`` takes to ``seconds``."""
+    """Append the time of each forward pass of ``module`` to ``seconds``."""
     started = []
     before = module.register_forward_pre_hook(lambda *_: started.append(clock()))
     after = module.register_forward_hook(lambda *_: seconds.append(clock() - started.pop()))
@@ -49,28 +50,28 @@ def compare_reductions(
     progress: Optional[Callable[[], object]] = None,
     clock: Callable[[], float] = now,
 ) -> dict[str, dict]:
-    """Run every reducer on every batch, in an order that rotates, so that drift of the machine hits all alike.
+    """Run every reducer on every batch, in a rotating order, so that a drift of the machine's speed affects all alike.
 
     Args:
         model: A segmentor or detector in eval mode, whose backbone has a ``token_reducer``.
-        reducers: Name to reducer, built for that backbone.
-        batches: Of a test dataloader.
-        evaluators: Name to mmengine ``Evaluator``.
-        journal: Gets what each batch gave; the batches that it holds already are not run again.
+        reducers: Name -> reducer, built for that backbone.
+        batches: Batches of a test dataloader.
+        evaluators: Name -> mmengine ``Evaluator``.
+        journal: Stores the results of each batch; batches that it holds already are not run again.
         progress: Called after each batch.
-        clock: Gives the time in seconds.
+        clock: Returns the time in seconds.
 
     Returns:
-        Name to the evaluator's ``metrics``; ``class_iou``, the IoU of each class in percent where the metric
-        is mmseg's, None for a class that is nowhere; and the median time of an image in ms: ``encoder_ms``
-        of the backbone, ``total_ms`` of the whole test step.
+        Name -> dict with ``metrics``, of the evaluator; ``class_iou``, of mmseg's metric the IoU of each class in
+        percent, None for a class that occurs nowhere; and the median time of an image in ms, ``encoder_ms`` of the
+        backbone and ``total_ms`` of the whole test step.
     """
     journal = Journal() if journal is None else journal
     names, first = list(reducers), len(journal)
     kept = model.backbone.token_reducer
     try:
         for step, batch in enumerate(islice(batches, first, None), first):
-            if step == first:  # threads, caches and memory pools settle
+            if step == first:  # warm up threads, caches and memory pools
                 for reducer in reducers.values():
                     model.backbone.token_reducer = reducer
                     model.test_step(batch)
@@ -97,7 +98,7 @@ def compare_reductions(
 
 
 def _of_seen_images(metric):
-    # mmdet's CocoMetric counts what its annotation file has beside the images that were run as missed.
+    # mmdet's CocoMetric counts the objects of images that were not run as missed: leave those images out.
     api = getattr(metric, '_coco_api', None)
     if api is None or not hasattr(metric, 'img_ids'):
         return
@@ -119,7 +120,7 @@ def _summary(names, journal, evaluators):
                 metric.results.extend(results)
     summary = {}
     for name in names:
-        class_iou = _class_iou(evaluators[name])  # evaluate forgets the results
+        class_iou = _class_iou(evaluators[name])  # first: evaluate deletes the results
         for metric in evaluators[name].metrics:
             _of_seen_images(metric)
         metrics = {
@@ -147,14 +148,14 @@ def _class_iou(evaluator):
 
 
 def build_reducers(model: nn.Module, reductions: dict[str, Optional[dict]]) -> dict[str, TokenReducer]:
-    """The reducer of each value of the key ``token_reduction``, for the backbone of ``model``; None: plain."""
+    """Build a reducer for the backbone of ``model`` from each value of the key ``token_reduction``; None: plain."""
     return {
         name: apply_token_reduction(model, reduction).backbone.token_reducer for name, reduction in reductions.items()
     }
 
 
 def build_evaluator(metrics: Union[dict, list], metainfo: dict) -> Evaluator:
-    """A new ``Evaluator`` of a config's ``test_evaluator``, for a data set with ``metainfo``."""
+    """Build the ``Evaluator`` of a config's ``test_evaluator`` for a data set with ``metainfo``."""
     evaluator = Evaluator(copy.deepcopy(metrics))
     evaluator.metrics = [with_few_scores(metric) for metric in evaluator.metrics]
     evaluator.dataset_meta = metainfo
@@ -162,13 +163,13 @@ def build_evaluator(metrics: Union[dict, list], metainfo: dict) -> Evaluator:
 
 
 def progress_bar(total: int, done: int = 0, unit: str = 'batch') -> tqdm:
-    """Progress on stderr with the time left, shown twice a minute where stderr is a file."""
+    """Build a progress bar on stderr with the time left; if stderr is a file, it is updated twice a minute."""
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(total=total, initial=done, file=sys.stderr, mininterval=seconds, maxinterval=seconds, unit=unit)
 
 
-def test_loader(cfg, num_images: Optional[int] = None) -> DataLoader:
-    """The test dataloader of a config, of all images, or of ``num_images`` at even distances from first to last."""
+def test_loader(cfg: Config, num_images: Optional[int] = None) -> DataLoader:
+    """Build the test dataloader of a config, of all images or of ``num_images``, evenly spaced from first to last."""
     loader = Runner.build_dataloader(cfg.test_dataloader)
     count = len(loader.dataset)
     if num_images is None or num_images >= count:
@@ -179,24 +180,24 @@ def test_loader(cfg, num_images: Optional[int] = None) -> DataLoader:
 
 
 def compare_on_test_data(
-    cfg,
+    cfg: Config,
     model: nn.Module,
     reductions: dict[str, Optional[dict]],
     journal: Optional[Journal] = None,
     num_images: Optional[int] = None,
 ) -> dict[str, dict]:
-    """``compare_reductions`` on the test data and with the test metrics of a config, progress on stderr.
+    """Call ``compare_reductions`` with the test data and test metrics of a config; shows progress on stderr.
 
     Args:
-        cfg: mmengine ``Config`` with ``test_dataloader`` and ``test_evaluator``.
-        model: Of that config, on its device, in eval mode.
-        reductions: Name to the value of the key ``token_reduction``.
-        journal: To go on from, see ``compare_reductions``.
+        cfg: Config with ``test_dataloader`` and ``test_evaluator``.
+        model: Model of the config, on its device, in eval mode.
+        reductions: Name -> value of the config key ``token_reduction``.
+        journal: See ``compare_reductions``.
         num_images: See ``test_loader``.
 
     Returns:
-        What ``compare_reductions`` does, and for the first image: ``gflops`` of the backbone, multiply-adds, and
-        ``tokens_per_layer``, in words, for a method whose number of tokens does not depend on the image.
+        As ``compare_reductions``, with ``token_reduction``; for the first image ``gflops``, 10^9 multiply-adds of the
+        backbone; and ``tokens_per_layer`` in words, for a method whose number of tokens does not depend on the image.
     """
     journal = Journal() if journal is None else journal
     loader = test_loader(cfg, num_images)

@@ -15,7 +15,7 @@ from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs
 
 
 def _fused_attention(inputs, outputs):
-    # (B, heads, N, D) queries, (B, heads, M, D) keys, (B, heads, M, E) values: q k^T, then the sum of values.
+    # Queries (B, heads, N, D), keys (B, heads, M, D), values (B, heads, M, E): q k^T, then the weighted sum of values.
     query, key, value = (get_shape(v) for v in inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
@@ -37,7 +37,7 @@ def _cdist(inputs, outputs):
 
 
 def _embedding_bag(inputs, outputs):
-    # Rows of a table (N, C) are summed: one multiply-add for each of their numbers.
+    # Sums rows of a table (N, C): one multiply-add for each element of a row.
     return prod(get_shape(inputs[1])) * get_shape(inputs[0])[-1]
 
 
@@ -62,8 +62,8 @@ _HANDLERS = {
     **dict.fromkeys(('aten::upsample_bicubic2d', 'aten::_upsample_bicubic2d_aa'), elementwise_flop_counter(0, 16)),
 }
 
-# A few operations per element, or none: nothing beside products over channels or tokens. What is
-# neither here nor counted is reported, so that a kernel that fvcore does not know is never overlooked.
+# Operators of a few operations an element, or none: negligible beside products over channels or tokens. An operator
+# that is neither counted nor listed here is reported as unsupported.
 _NEGLIGIBLE = [
     f'aten::{name}'
     for name in """
@@ -85,12 +85,12 @@ _NEGLIGIBLE = [
 
 
 def token_schedule(backbone: nn.Module, shape: tuple[int, int]) -> Optional[list[int]]:
-    """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels; None for a stock backbone."""
+    """Number of patch tokens of each layer for an image of ``shape`` (H, W) pixels; None for a stock backbone."""
     return backbone.token_schedule(shape) if hasattr(backbone, 'token_reducer') else None
 
 
 def schedule_in_words(schedule: list[int]) -> str:
-    """A ``token_schedule`` in short, such as ``1600 x10, 784 x14``: tokens x layers."""
+    """Format a ``token_schedule`` as tokens x layers, such as ``1600 x10, 784 x14``."""
     return ', '.join(f'{tokens} x{len(list(layers))}' for tokens, layers in groupby(schedule))
 
 
@@ -99,10 +99,10 @@ class FlopCount:
     """Multiply-adds of one forward pass.
 
     Args:
-        total: All of them.
-        by_module: Of each submodule, by its name; ``''`` is the whole.
-        by_operator: Of each kind of operator.
-        unsupported: How often each operator was called that is not counted and might matter.
+        total: Multiply-adds of the whole model.
+        by_module: Name of a submodule -> multiply-adds; ``''`` is the whole model.
+        by_operator: Name of an operator -> multiply-adds.
+        unsupported: Name of an operator that is not counted -> number of its calls.
     """
 
     total: int
@@ -116,19 +116,19 @@ def count_flops(model: nn.Module, inputs: Union[Tensor, tuple[Tensor, ...]]) -> 
     """Count the multiply-adds of ``model(*inputs)`` in eval mode; ``model`` stays as it is.
 
     Args:
-        model: Any module that takes tensors. It is run once, on the values given.
-        inputs: A tensor, or all positional arguments.
+        model: Any module that takes tensors. It runs once, on ``inputs``.
+        inputs: A tensor, or a tuple of all positional arguments.
     """
-    # fvcore leaves its hooks behind when a forward pass fails, so it works on a copy that shares all tensors.
+    # fvcore does not remove its hooks when a forward pass fails, so it gets a copy that shares all tensors.
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     replica = copy.deepcopy(model, tensors)
-    replica.eval()  # mmseg's VisionTransformer returns None here
-    # A trace ends with tensors.
+    replica.eval()  # its own statement: eval() of mmseg's VisionTransformer returns None
+    # A traced model must return tensors.
     replica.register_forward_hook(lambda module, args, out: out.tensors() if isinstance(out, ReducedOutputs) else None)
     analysis = FlopCountAnalysis(replica, inputs)
     analysis.set_op_handle(**_HANDLERS, **dict.fromkeys(_NEGLIGIBLE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    # fvcore gives numpy numbers for some operators.
+    # fvcore counts some operators in numpy numbers.
     counts = {
         name: {operator: int(n) for operator, n in operators.items()}
         for name, operators in analysis.by_module_and_operator().items()

@@ -1,4 +1,4 @@
-"""Steps of a long measurement, kept in a file so that an interrupted one goes on where it stopped."""
+"""Store the steps of a long measurement in a file, so that an interrupted one goes on where it stopped."""
 
 import hashlib
 import io
@@ -9,9 +9,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import torch
+from mmengine.config import Config
 
 from mmtr.errors import UserError
 from mmtr.weights.safe_load import load_data
@@ -19,13 +20,14 @@ from mmtr.weights.safe_load import load_data
 from .speed import machine
 
 
-def made_with(cfg, checkpoint: str, device: str, **more) -> dict:
-    """What the results of a measurement depend on, by name, as JSON values.
+def made_with(cfg: Config, checkpoint: str, device: str, **more: Any) -> dict:
+    """Collect what the results of a measurement depend on, by name, as JSON values.
 
     Args:
-        cfg: mmengine ``Config``.
-        checkpoint: A file.
-        more: Anything else they depend on.
+        cfg: Config of the model.
+        checkpoint: File of the weights.
+        device: Device of the model.
+        more: Anything else that the results depend on.
     """
     config = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     with open(checkpoint, 'rb') as file:
@@ -41,8 +43,8 @@ def made_with(cfg, checkpoint: str, device: str, **more) -> dict:
     return json.loads(json.dumps(found, default=str))
 
 
-def check_same(found: dict, wanted: dict, path) -> None:
-    """Raise a ``UserError`` if the file at ``path``, made with ``found``, cannot go on with ``wanted``."""
+def check_same(found: dict, wanted: dict, path: Optional[str]) -> None:
+    """Raise a ``UserError`` if the file ``path``, made with ``found``, cannot go on with ``wanted`` (``made_with``)."""
     other = [name.replace('_', ' ') for name in wanted if found.get(name) != wanted[name]]
     if other:
         raise UserError(
@@ -51,16 +53,14 @@ def check_same(found: dict, wanted: dict, path) -> None:
 
 
 class Journal:
-    """Records of steps, appended one at a time to an SQLite file; what is appended outlives the process.
-
-    A context manager, which closes the file.
+    """Records of steps in an SQLite file: each is on the disk once it is appended. As a context it closes the file.
 
     Args:
-        path: The file; None: keep them in memory.
+        path: The file; None: keep the records in memory.
         made: What the records depend on, see ``made_with``.
 
     Raises:
-        UserError: The file was made with something else, is in use, or is no journal.
+        UserError: The file was made with other settings, is in use, or is no journal.
     """
 
     def __init__(self, path: Optional[str] = None, made: Optional[dict] = None):
@@ -77,8 +77,8 @@ class Journal:
             ) from error
         check_same(found or {}, made or {}, path)
 
-    def note(self, name: str, value):
-        """What is noted under ``name``; first ``value()``, a JSON value, where nothing is."""
+    def note(self, name: str, value: Callable[[], Any]) -> Any:
+        """Return the note ``name``; if there is none, store ``value()``, a JSON value, first."""
         found = self._file.execute('SELECT value FROM notes WHERE name = ?', (name,)).fetchone()
         if found is None:
             found = (json.dumps(value()),)
@@ -86,12 +86,12 @@ class Journal:
         return json.loads(found[0])
 
     def append(self, record: dict) -> None:
-        """Keep a record of plain values, tensors and arrays."""
+        """Store a record of plain values, tensors and arrays; raises ``UserError`` if the first one holds others."""
         buffer = io.BytesIO()
         torch.save(record, buffer)
         packed = zlib.compress(buffer.getvalue(), 1)
         if len(self) == 0:
-            self._unpack(packed)  # what cannot be read again must stop the first step, not the end
+            self._unpack(packed)  # a record that cannot be read must stop the first step, not the end
         self._file.execute('INSERT INTO steps VALUES (?, ?)', (len(self), packed))
 
     def __len__(self) -> int:
@@ -110,14 +110,14 @@ class Journal:
                 f"config's test_evaluator gives more: {str(error).splitlines()[0]}"
             ) from error
 
-    def __enter__(self):
+    def __enter__(self) -> 'Journal':
         return self
 
     def __exit__(self, *error):
         self._file.close()
 
     def remove(self) -> None:
-        """Forget everything, the file included."""
+        """Delete the records and the file."""
         self._file.close()
         if self.path and Path(self.path).exists():
             os.remove(self.path)

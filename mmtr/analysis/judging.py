@@ -1,10 +1,11 @@
-"""Accuracy and speed of settings on given images, for a search."""
+"""Measure accuracy and speed of reductions on given images, for a search."""
 
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
@@ -18,13 +19,18 @@ from .compare import build_evaluator, build_reducers, compare_reductions
 from .speed import now
 from .trade_offs import main_of
 
-#: What a speed-up can be of -> where ``compare_reductions`` has it.
+#: Part of the model that is timed -> key of its time in the results of ``compare_reductions``.
 SPEED_OF = dict(model='total_ms', backbone='encoder_ms')
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A reduction beside the plain model on the same images: the metric, and ms an image."""
+    """Metric and time of a reduction and of the plain model on the same images.
+
+    Args:
+        accuracy, plain_accuracy: The metric, in its points.
+        ms, plain_ms: Time in ms an image.
+    """
 
     accuracy: float
     plain_accuracy: float
@@ -33,26 +39,26 @@ class Outcome:
 
     @property
     def speed_up(self) -> float:
-        """Of the reduction against plain."""
+        """How many times as fast as the plain model the reduced one is."""
         return self.plain_ms / self.ms
 
     @property
     def drop(self) -> float:
-        """Of the metric, in its points."""
+        """How much lower than the plain model's the metric is, in its points."""
         return self.plain_accuracy - self.accuracy
 
 
 class Images:
-    """Images to search and to verify on, read at once, drawn without replacement by ``seed``.
+    """Random images, kept in memory: ``search`` to search on, and ``held_out``, as many others, to verify on.
 
     Args:
-        read: Gives the batch of one image.
-        count: How many images there are.
-        wanted: How many to search on, and as many others to verify on; fewer where there are not so many.
-        seed: Of the draw.
+        read: Returns the batch of one image, given its index.
+        count: Number of images available.
+        wanted: Number of images in each of the two sets; fewer if ``count`` is less than twice that.
+        seed: Seed of the draw, which is without replacement.
 
     Raises:
-        UserError: There are fewer than two.
+        UserError: There are fewer than two images.
     """
 
     def __init__(self, read: Callable[[int], dict], count: int, wanted: int, seed: int):
@@ -64,29 +70,29 @@ class Images:
 
 
 class Judge:
-    """Measures reductions against the plain model of ``model``, by labels or by agreement with its predictions.
+    """Measures reductions against the plain model, by labels or by agreement with the plain model's predictions.
 
     Args:
-        cfg: mmengine ``Config`` of the model, with its test data.
-        model: In eval mode, on its device.
-        folder: Of images without labels; None: the test data of the config, with labels.
+        cfg: Config of the model, with its test data.
+        model: The model, in eval mode, on its device.
+        folder: Folder of images without labels; None: the test data of the config, with labels.
         metric: A metric of ``test_evaluator`` of which more is better; None: see ``main_of``.
         speed_of: One of ``SPEED_OF``.
-        wanted: See ``Images``.
-        seed: See ``Images``.
-        clock: Gives the time in seconds.
+        wanted, seed: See ``Images``.
+        clock: Returns the time in seconds.
 
     Attributes:
         metric: The metric that is measured.
         plain_accuracy: Of the plain model, on the images to search on.
 
     Raises:
-        UserError: There are too few images, or no such metric; or labels are needed for it, and there are none.
+        UserError: There are too few images, or no such metric; or ``folder`` is given and the metric needs labels, or
+            the model is no segmentor and no classifier.
     """
 
     def __init__(
         self,
-        cfg,
+        cfg: Config,
         model: nn.Module,
         folder: Optional[str],
         metric: Optional[str],
@@ -102,7 +108,7 @@ class Judge:
             self.metainfo = loader.dataset.metainfo
             self.images = Images(lambda i: loader.collate_fn([loader.dataset[i]]), len(loader.dataset), wanted, seed)
         else:
-            # The plain predictions stand for labels, so that what compares with labels compares with them.
+            # The predictions of the plain model are the labels.
             self.evaluator, own, count = _agreement(model)
             if metric not in (None, own):
                 raise UserError(
@@ -126,7 +132,7 @@ class Judge:
         self.plain_accuracy = metrics[self.metric]
 
     def __call__(self, reduction: Optional[dict], batches: list[dict]) -> Outcome:
-        """How ``reduction`` does on ``batches``, the value of the key ``token_reduction``."""
+        """Measure ``reduction``, a value of the config key ``token_reduction``, on ``batches``."""
         results = self._results(dict(plain=None, reduced=reduction), batches)
         return Outcome(
             results['reduced']['metrics'][self.metric],
@@ -162,7 +168,7 @@ def _agreement(model):
 
 
 def _pipeline(cfg):
-    """The test pipeline of a config, without what reads annotations."""
+    """The test pipeline of a config without the steps that load annotations; raises ``UserError`` if it has none."""
     steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
     if not steps:
         raise UserError('--images reads images as test_dataloader.dataset.pipeline says, and the config has none.')
@@ -170,7 +176,7 @@ def _pipeline(cfg):
 
 
 class _Named:
-    """An optuna trial that names its parameters after a method, which may share them with no other one."""
+    """An optuna trial that prefixes its parameters by a method, so that methods do not share parameters."""
 
     def __init__(self, trial, method):
         self.trial, self.method = trial, method

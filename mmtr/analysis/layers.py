@@ -1,9 +1,10 @@
-"""What each layer of a backbone does: tokens, attention diversity, token similarity, time."""
+"""Measure each layer of a backbone: tokens, attention diversity, token similarity, time."""
 
 from collections.abc import Sequence
 from functools import partial
 from math import isnan
 from statistics import fmean, median
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +15,20 @@ from mmtr.reducers.observer import Observer, reducer_of
 
 from .speed import interleave, now
 
-#: What is measured of each layer.
+#: Quantities that are measured in each layer.
 QUANTITIES = ('attention_tokens', 'ffn_tokens', 'attention_diversity', 'token_similarity', 'ms')
 WARMUP = 1
 
 
 class _Meter(Observer):
-    """Notes, for one image, the tokens that each layer computes on and how alike they and their attention are."""
+    """Measures, for one image, the number and similarity of the tokens and attention maps of each layer."""
 
     def __init__(self, inner):
         super().__init__(inner)
         self.found = {quantity: [torch.nan] * inner.backbone.depth for quantity in QUANTITIES[:-1]}
 
     def attention(self, i, attn, x, tokens):
-        """Whoever attends, the module's own ``branch`` or the reducer, is heard, each of its groups of tokens."""
+        """Measure each group of tokens that the attention module's ``within`` computes, whoever calls it."""
         within, counts, similarities = attn.within, [], []
 
         def heard(groups, count):
@@ -44,7 +45,7 @@ class _Meter(Observer):
             return self.inner.attention(i, attn, x, tokens)
         finally:
             del attn.within
-            # A window of one token has nothing to be compared with.
+            # A window of one token has no pairs, so its similarity is NaN.
             compared = [(n, value) for n, value in zip(counts, similarities) if not isnan(value)]
             self.found['attention_tokens'][i] = sum(counts)
             if compared:
@@ -52,7 +53,7 @@ class _Meter(Observer):
                 self.found['attention_diversity'][i] = 1 - mean
 
     def ffn(self, i, ffn, x, tokens):
-        """Counts what the FFN is called on."""
+        """Count the tokens that the FFN computes."""
 
         def heard(y):
             self.found['ffn_tokens'][i] = y.shape[:-1].numel() - tokens.num_prefix
@@ -61,7 +62,7 @@ class _Meter(Observer):
         return self.inner.ffn(i, heard, x, tokens)
 
     def after_layer(self, i, tokens):
-        """Looks at the patch tokens that a head would get if this layer were the last one."""
+        """Measure the patch tokens that a head would get if this layer were the last one."""
         tokens = self.inner.after_layer(i, tokens)
         full = self.inner.restore(tokens)
         self.found['token_similarity'][i] = float(mean_pairwise_cosine(full.patches).mean())
@@ -69,25 +70,25 @@ class _Meter(Observer):
 
 
 class _Clock(Observer):
-    """Times the layers of one forward pass, and what is restored outside of them."""
+    """Times the layers of one forward pass, and ``restore``, which runs outside of them."""
 
     def __init__(self, inner):
         super().__init__(inner)
         self.layers, self.restored = [0.0] * inner.backbone.depth, 0.0
 
     def before_layer(self, i, tokens):
-        """A layer begins."""
+        """Start the clock of a layer."""
         self.started = now()
         return self.inner.before_layer(i, tokens)
 
     def after_layer(self, i, tokens):
-        """A layer ends."""
+        """Stop the clock of a layer."""
         tokens = self.inner.after_layer(i, tokens)
         self.layers[i] += now() - self.started
         return tokens
 
     def restore(self, tokens):
-        """Timed."""
+        """Time the restoration of the tokens."""
         start = now()
         tokens = self.inner.restore(tokens)
         self.restored += now() - start
@@ -96,23 +97,27 @@ class _Clock(Observer):
 
 @torch.inference_mode()
 def analyze_layers(
-    backbone: nn.Module, images: Sequence[Tensor], reducers: dict[str, TokenReducer], repeats: int = 5, progress=None
+    backbone: nn.Module,
+    images: Sequence[Tensor],
+    reducers: dict[str, TokenReducer],
+    repeats: int = 5,
+    progress: Optional[Callable[[int, int], None]] = None,
 ) -> dict[str, dict]:
-    """Measure every layer under every reducer; times in runs of their own, in turns, without the other measures.
+    """Measure every layer with every reducer; times are measured in separate runs, in turns.
 
     Args:
-        backbone: With a ``token_reducer``, in eval mode.
-        images: Each (1, 3, height, width), as the backbone takes it.
-        reducers: Name to reducer, built for that backbone.
-        repeats: Timed runs of each image.
+        backbone: A backbone with a ``token_reducer``, in eval mode.
+        images: Each (1, 3, height, width), preprocessed.
+        reducers: Name -> reducer, built for that backbone.
+        repeats: Number of timed runs of each image.
         progress: Called with (rounds done, rounds in all) of the timed runs.
 
     Returns:
-        Name to ``layers``, each of ``QUANTITIES`` -> one value a layer, a mean over images, NaN where
-        a layer has none; and ``restore_ms`` and ``backbone_ms``. Tokens are patch tokens. Times are medians
-        over the repeats. Diversity is 1 - the mean cosine similarity of the attention maps of two patch tokens
-        in a head, over the tokens that the layer computes on; token similarity is that of two patches' tokens
-        after the layer, restored to the full grid.
+        Name -> dict with ``layers``, which maps each of ``QUANTITIES`` to one value a layer, a mean over images, or
+        NaN; and with ``restore_ms`` and ``backbone_ms``. Tokens are numbers of patch tokens. Times are medians over
+        the repeats, in ms an image. Attention diversity is 1 minus the mean cosine similarity of the attention maps
+        of two patch tokens in a head, over the tokens that the layer computes. Token similarity is the mean cosine
+        similarity of two patch tokens after the layer, restored to the full grid.
     """
     results = {}
     for name, reducer in reducers.items():

@@ -1,4 +1,4 @@
-"""Run a model for the shapes alone: what costs time gives zeros of the right shape."""
+"""Run a model only for the shapes of its tensors: expensive operators return zeros of the right shape."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ _PRODUCTS = {
     torch.ops.aten.bmm: lambda a, b: (*a.shape[:2], b.shape[2]),
     torch.ops.aten.baddbmm: lambda c, a, b: (*a.shape[:2], b.shape[2]),
 }
-# Convolutions are computed: within a dispatch mode torch.jit.trace loses them.
+# Convolutions are not replaced: torch.jit.trace does not record them within a dispatch mode.
 _CALLS = (
     F.linear,
     F.scaled_dot_product_attention,
@@ -25,7 +25,7 @@ _CALLS = (
     torch.Tensor.__matmul__,
     torch.Tensor.bmm,
 )
-# Absent in torch 2.1, which computes attention here.
+# torch 2.1 lacks this operator; there, attention is computed.
 _FLASH = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
 
 
@@ -44,7 +44,7 @@ class _Zeros(TorchDispatchMode):
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Within it, matrix products and fused attention on a CPU give zeros, and can be traced as ever."""
+    """Context in which matrix products and fused attention on a CPU return zeros; they can still be traced."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See ``torch.overrides``."""

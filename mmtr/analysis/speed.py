@@ -1,4 +1,4 @@
-"""Time and memory of forward passes, compared fairly on one machine."""
+"""Measure time and memory of forward passes, in turns on one machine."""
 
 import functools
 import gc
@@ -24,12 +24,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """In seconds."""
+        """Median duration in seconds."""
         return median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The middle half of all durations lies between these two, in seconds."""
+        """Lower and upper quartile of the durations, in seconds."""
         if len(self.seconds) == 1:
             return self.seconds[0], self.seconds[0]
         low, _, high = quantiles(self.seconds, n=4, method='inclusive')
@@ -37,7 +37,7 @@ class Timing:
 
 
 def now() -> float:
-    """Seconds of a clock, once all that was asked of the GPU is done."""
+    """Return the time in seconds, after all kernels on the GPU have run."""
     # A CUDA call returns before its kernels have run.
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -50,15 +50,18 @@ def interleave(
     warmup: int = 1,
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> dict[Hashable, Timing]:
-    """Time callables in turns, so that a drift of the machine's speed meets all of them alike.
+    """Time callables in turns, so that a drift of the machine's speed affects all alike.
 
-    Each round calls every one of them once, in an order that is shuffled anew (seeded).
+    Each round calls every callable once, in a shuffled order (seeded).
 
     Args:
-        callables: What to time, by name.
-        repeats: Rounds that are timed.
-        warmup: Rounds before them that are not.
+        callables: Name -> callable to time.
+        repeats: Number of timed rounds.
+        warmup: Number of rounds before them that are not timed.
         progress: Called with (rounds done, rounds in all) after each round, warm-up included.
+
+    Returns:
+        Name -> durations.
     """
     seconds = {name: [] for name in callables}
     order, shuffle = list(callables), random.Random(0).shuffle
@@ -82,7 +85,7 @@ def _timed(owner, names):
     def timed(method):
         @functools.wraps(method)
         def run(*args, **kwargs):
-            # A method that calls another one of them is counted once.
+            # Time is counted once where one of these methods calls another.
             depth[0] += 1
             start = now()
             try:
@@ -104,13 +107,14 @@ def _timed(owner, names):
 
 
 def share(call: Callable[[], object], owner: object, names: Iterable[str], repeats: int = 5) -> float:
-    """The part of ``call()``'s time, 0 to 1, that some methods of ``owner`` take; median of ``repeats``.
+    """Measure the share of the time of ``call()``, 0 to 1, that some methods of ``owner`` take.
 
     Args:
-        call: Calls these methods somewhere inside.
-        owner: The instance. Its methods are wrapped meanwhile, which stops a GPU's queue at each
-            of them, so such calls are not to be reported as a speed.
-        names: Of its methods.
+        call: Calls these methods.
+        owner: The instance. Its methods are wrapped during the measurement. On a GPU each of them then waits for the
+            queue, so these calls are slower than usual.
+        names: Names of the methods.
+        repeats: Number of calls; the result is their median.
     """
     shares = []
     for _ in range(repeats):
@@ -122,14 +126,14 @@ def share(call: Callable[[], object], owner: object, names: Iterable[str], repea
 
 
 def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int:
-    """Most bytes that ``call()`` holds at one time beyond what was held before it (weights, inputs).
+    """Measure the peak memory of ``call()`` in bytes, beyond what was allocated before it (weights, inputs).
 
-    Counted by the allocator of torch, so temporary tensors inside an operator are included, and
-    what a library such as oneDNN or cuBLAS allocates for itself is not.
+    torch's allocator counts it: temporary tensors inside an operator are included, and memory that a library such
+    as oneDNN or cuBLAS allocates for itself is not.
 
     Args:
-        call: Run twice; the first time warms up what libraries and caches keep.
-        device: Where its tensors are, ``cpu`` or a CUDA device.
+        call: Called twice; the first call fills the caches of libraries.
+        device: Device of the tensors, ``cpu`` or a CUDA device.
     """
     call()
     gc.collect()
@@ -138,13 +142,13 @@ def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int:
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    # Read by the profiler when it starts: without it, it writes its stages to stderr.
+    # The profiler reads this when it starts; otherwise it logs to stderr.
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == '[memory]']
     held = peak = 0
-    # torch 2.1 counts in microseconds; what falls into the same one stays in order.
+    # torch 2.1 counts in microseconds; the sort keeps the order of events in the same microsecond.
     for event in sorted(events, key=lambda e: (e.start_ns if hasattr(e, 'start_ns') else e.start_us)()):
         held += event.nbytes()
         peak = max(peak, held)
@@ -152,7 +156,7 @@ def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int:
 
 
 def machine(device: str = 'cpu') -> dict:
-    """What the measurements depend on: processor, cores, threads, operating system, torch, GPU."""
+    """Describe the machine of a measurement: processor, cores, threads, operating system, Python, torch, GPU."""
     found = dict(
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),

@@ -1,4 +1,4 @@
-"""What a comparison of reductions found, as tables and fronts."""
+"""Tables and Pareto fronts of the results of a comparison of reductions."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from mmtr.errors import UserError
 
 
 def main_of(metrics: dict) -> str:
-    """The metric to rank by of those that an evaluator gives: mIoU, else top-1 accuracy, else the first number.
+    """Choose the metric to rank by from those of an evaluator: mIoU, else top-1 accuracy, else the first number.
 
     Raises:
         UserError: None is a number.
@@ -19,7 +19,7 @@ def main_of(metrics: dict) -> str:
 
 
 def main_metric(results: dict[str, dict]) -> str:
-    """The metric to rank by: ``main_of`` the first of results."""
+    """Return the metric to rank by: ``main_of`` the first of the results."""
     return main_of(next(iter(results.values()))['metrics'])
 
 
@@ -29,7 +29,7 @@ def _base_and_metrics(results):
 
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (speed, accuracy) that no other one beats in both, the fastest first."""
+    """List the names of the points (speed, accuracy) that no other point beats in both, the fastest first."""
     front, best = [], float('-inf')
     for name, (_, accuracy) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
         if accuracy > best:
@@ -39,26 +39,26 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
 
 
 def trade_offs(results: dict[str, dict], metric: str) -> dict[str, tuple[float, float]]:
-    """Name to (speed-up of the whole test step against the first of the results, ``metric``)."""
+    """Map each name to (speed-up of the whole test step against the first result, value of ``metric``)."""
     base = next(iter(results.values()))
     return {name: (base['total_ms'] / r['total_ms'], r['metrics'][metric]) for name, r in results.items()}
 
 
 def front_beyond_plain(points: dict[str, tuple[float, float]]) -> list[str]:
-    """The ``pareto_front`` of what is faster than plain: of points (speed-up, accuracy), those above 1."""
+    """List the names on the ``pareto_front`` of points (speed-up, accuracy) whose speed-up is above 1."""
     return [name for name in pareto_front(points) if points[name][0] > 1]
 
 
 def by_speed(results: dict[str, dict]) -> dict[str, dict]:
-    """The results, the first of them first, which is plain, and the others from the slowest to the fastest."""
+    """Sort results from the slowest to the fastest; the first result, plain, stays first."""
     plain, *others = results
     return {name: results[name] for name in (plain, *sorted(others, key=lambda name: -results[name]['total_ms']))}
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
-    """Results of ``compare_on_test_data`` as rows of cells, the head first, speed-ups against the first of them."""
+    """Format results of ``compare_on_test_data`` as rows of cells, the head first; speed-ups are against the first."""
     base, metrics = _base_and_metrics(results)
-    # Some metrics are of 100, others, such as COCO's, of 1.
+    # Some metrics range to 100, others, such as COCO's, to 1.
     digits = {m: 3 if max(abs(r['metrics'][m]) for r in results.values()) <= 1 else 2 for m in metrics}
     rows = [['reduction', *metrics, 'GFLOPs', 'encoder ms', 'encoder speed-up', 'images/s', 'speed-up']]
     for name, r in results.items():
@@ -77,7 +77,7 @@ def table(results: dict[str, dict]) -> list[list[str]]:
 
 
 def records(results: dict[str, dict]) -> Iterator[dict]:
-    """Results of ``compare_on_test_data`` as flat rows for a CSV file, IoU of each class included."""
+    """Yield results of ``compare_on_test_data`` as flat rows for a CSV file, with the IoU of each class."""
     base, metrics = _base_and_metrics(results)
     for name, r in results.items():
         yield dict(

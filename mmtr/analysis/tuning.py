@@ -1,9 +1,10 @@
-"""Search for the settings of a reduction that reach a speed-up, or keep the accuracy, on given images."""
+"""Search for settings of a reduction that reach a speed-up, or keep the accuracy, on given images."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Callable, Optional
+from types import ModuleType
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -18,23 +19,28 @@ from .journal import check_same
 
 @dataclass(frozen=True)
 class Target:
-    """Either a speed-up at which the metric is to be best, or a drop of the metric at which a speed-up is."""
+    """Target of a search: the best metric at a given speed-up, or the best speed-up at a given drop of the metric.
+
+    Args:
+        speed_up: Least speed-up against the plain model; None: ``max_drop`` is given.
+        max_drop: Largest drop of the metric, in its points; None: ``speed_up`` is given.
+    """
 
     speed_up: Optional[float] = None
     max_drop: Optional[float] = None
 
     def constraints(self, outcome: Outcome) -> dict[str, float]:
-        """By name how far an outcome is from what it must reach; none is above 0: it does."""
+        """Return name -> distance of an outcome from each limit; values of 0 or below satisfy it."""
         if self.max_drop is None:
             return {'speed-up': self.speed_up - outcome.speed_up}
         return {'drop': outcome.drop - self.max_drop, 'speed-up': 1 - outcome.speed_up}
 
     def shortfall(self, outcome: Outcome) -> float:
-        """How far an outcome is from the target in all; 0: it is reached."""
+        """Sum of the distances by which an outcome misses the target; 0 if it reaches the target."""
         return sum(max(value, 0) for value in self.constraints(outcome).values())
 
     def value(self, outcome: Outcome) -> float:
-        """What is to be as large as possible."""
+        """The value to maximise: the metric or the speed-up."""
         return outcome.accuracy if self.max_drop is None else outcome.speed_up
 
     def __str__(self):
@@ -45,8 +51,8 @@ class Target:
         )
 
 
-def import_optuna():
-    """The library that searches; raises ``UserError`` where it is not installed."""
+def import_optuna() -> ModuleType:
+    """Import optuna; raises ``UserError`` if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -57,11 +63,18 @@ def import_optuna():
     return optuna
 
 
-def open_study(path: Optional[str], made: dict):
-    """The optuna study in the file ``path`` (None: in memory), to be gone on with.
+def open_study(path: Optional[str], made: dict) -> Any:
+    """Open or create the optuna study in a file.
+
+    Args:
+        path: The file; None: in memory.
+        made: What the results depend on, see ``mmtr.analysis.journal.made_with``.
+
+    Returns:
+        optuna's ``Study``. Trials in which a process was killed are marked as failed.
 
     Raises:
-        UserError: It was made with something else than ``made``.
+        UserError: optuna is not installed, or the study was made with other settings than ``made``.
     """
     optuna = import_optuna()
     storage = None
@@ -76,13 +89,13 @@ def open_study(path: Optional[str], made: dict):
     return study
 
 
-def finished(study) -> list:
-    """The trials of a study that were measured."""
+def finished(study: Any) -> list:
+    """List the completed trials of a study."""
     return [trial for trial in study.trials if trial.state.name == 'COMPLETE']
 
 
 def search(
-    study,
+    study: Any,
     measure: Callable[[dict], Outcome],
     target: Target,
     methods: list[str],
@@ -91,22 +104,22 @@ def search(
     seed: int,
     progress: Optional[Callable[[], object]] = None,
 ) -> None:
-    """Add trials to ``study`` until it has ``trials``; the same ones again if ``measure`` gives the same.
+    """Add trials to ``study`` until it has ``trials`` completed ones; deterministic if ``measure`` is.
 
     Args:
-        study: Of ``open_study``.
-        measure: From the value of the key ``token_reduction`` to its outcome.
-        target: What the settings are to reach.
-        methods: Names of reducers; each is tried once with any settings before the sampler chooses.
-        backbone: What the reducers are for.
-        trials: In all, those included that ``study`` already has.
-        seed: Of the sampler.
+        study: Study of ``open_study``.
+        measure: Measures a value of the config key ``token_reduction``.
+        target: The target of the search.
+        methods: Names of reducers; each is tried once before the sampler chooses among them.
+        backbone: Shape of the backbone that the reducers are for.
+        trials: Number of trials in all, including those that ``study`` already has.
+        seed: Seed of the sampler.
         progress: Called after each trial.
     """
     optuna = import_optuna()
     for number in range(len(finished(study)), trials):
-        # A sampler of its own for each trial: what it draws depends on the trials so far alone, so that an
-        # interrupted search goes on as if it had not been.
+        # Each trial has its own sampler, whose draws depend only on the trials so far: an interrupted search goes on
+        # as if it had not been interrupted.
         own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         study.sampler = optuna.samplers.TPESampler(seed=own_seed)
         if number < len(methods):
@@ -115,7 +128,7 @@ def search(
         try:
             method = trial.suggest_categorical('method', methods)
             settings = TOKEN_REDUCERS.get(method).search_space(_Named(trial, method), backbone)
-            # As it is kept in the study, where a tuple is a list; 0.15 for 0.15000000000000002.
+            # The form in which the study stores it: lists for tuples, 0.15 for 0.15000000000000002.
             reduction = json.loads(json.dumps(dict(type=method, **settings)), parse_float=lambda n: round(float(n), 6))
             outcome = measure(reduction)
         except BaseException:
@@ -130,10 +143,10 @@ def search(
             progress()
 
 
-def ranked(study, target: Target) -> Iterator[tuple[dict, Outcome]]:
-    """Distinct settings of a study with their outcome, the best first of those that reach the target.
+def ranked(study: Any, target: Target) -> Iterator[tuple[dict, Outcome]]:
+    """Yield the distinct settings of a study with their outcome, best first.
 
-    The others follow, the nearest to it first.
+    Settings that reach the target come first, by their value; the others follow, the nearest to the target first.
     """
     found = [(trial.user_attrs['reduction'], Outcome(**trial.user_attrs['outcome'])) for trial in finished(study)]
     seen = []
@@ -143,12 +156,12 @@ def ranked(study, target: Target) -> Iterator[tuple[dict, Outcome]]:
             yield reduction, outcome
 
 
-def fronts(study) -> Iterator[tuple[str, dict, Outcome]]:
-    """What of a study is faster than plain and best at its speed, from the slowest to the fastest.
+def fronts(study: Any) -> Iterator[tuple[str, dict, Outcome]]:
+    """Yield the settings of a study that are faster than plain and on the first or second Pareto front, slowest first.
 
     Yields:
-        'front' for settings that no other one beats both in accuracy and in speed, 'runner-up' for those that only
-        settings of the front beat; the value of the key ``token_reduction``; its outcome.
+        'front' for a setting that no other beats both in accuracy and in speed, 'runner-up' for one that only
+        settings of the front beat; the value of the config key ``token_reduction``; its outcome.
     """
     found = {}
     for trial in finished(study):

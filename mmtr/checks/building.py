@@ -1,7 +1,8 @@
-"""What a registry says of a config that it cannot build, as a sentence that names the key."""
+"""Turn the errors of a registry that cannot build a config into sentences that name the key of the config."""
 
 import inspect
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.config import Config
@@ -18,13 +19,16 @@ _MISSING = re.compile(r'(?:(\w+)\.)?\w+\(\) missing \d+ required (?:positional|k
 
 
 @contextmanager
-def in_words_of(cfg):
-    """Context in which a setting that a class of a registry has not, lacks or is itself unknown is a ``UserError``.
+def in_words_of(cfg: Config) -> Iterator[None]:
+    """Context in which registries build ``cfg``, and report its faulty settings as a ``UserError``.
 
-    Any other error, and one that is not of the config's words, stays what it is, with its traceback.
+    Any other error, and one that the config did not cause, is raised as it is, with its traceback.
 
     Args:
-        cfg: mmengine ``Config`` that is built inside.
+        cfg: The config that is built in the context.
+
+    Raises:
+        UserError: A type is unknown, or a class gets a setting that it does not have or misses one that it needs.
     """
     try:
         yield
@@ -55,7 +59,7 @@ def _said(error, cfg):
 
 
 def _settings(kind):
-    """The names of the arguments of a class or function, and whether it takes any other."""
+    """The arguments of a class or function by name, and whether it takes any others by ``**kwargs``."""
     if not inspect.isclass(kind):
         kinds = [kind]
     else:
@@ -92,7 +96,8 @@ def _unexpected(cfg, built, name):
 
 
 def _missing(cfg, built, owner, names):
-    # A constructor that forgets an argument of something else is a fault of the code. Python 3.9 names no owner.
+    # If a constructor leaves out an argument in a call of its own, the code is at fault, not the config. The message
+    # names the owner of the function from Python 3.10 on.
     owners = {base.__name__ for base in inspect.getmro(built['obj_cls'])} if inspect.isclass(built['obj_cls']) else ()
     if (owner and owner not in owners) or not set(names) <= set(_settings(built['obj_cls'])[0]):
         return None
@@ -116,7 +121,7 @@ def _unknown(cfg, built):
 
 
 def _path(cfg, built, *keys):
-    """Where in ``cfg`` the dict is that was built, whose values may have changed on the way: ``a.b.0``."""
+    """Path, such as ``a.b.0``, of the dict in ``cfg`` that was built; its values may have changed on the way."""
     found = [
         path for path, node in _dicts(cfg) if node.get('type') == built.get('type') and all(key in node for key in keys)
     ]
@@ -135,7 +140,7 @@ def _dicts(node, path=''):
 
 
 def _type_in_base(cfg, path, name):
-    """The other type that a file of the config has at ``path`` together with the setting ``name``, or None."""
+    """The type at ``path`` in a base config that has the setting ``name`` there, if it is another type; or None."""
     for base in _files(cfg.filename) if cfg.filename else ():
         node = base
         for key in path.split('.'):
@@ -152,10 +157,10 @@ def _at(cfg, path):
 
 
 def _files(filename):
-    """The config of a file as it is without options, and of each file that it inherits from."""
+    """The config of a file without command-line options, and that of each file that it inherits from."""
     try:
         yield Config.fromfile(filename)
         for base in Config._get_base_files(filename):
             yield from _files(Config._get_cfg_path(base, filename)[0])
-    except (OSError, SyntaxError, AttributeError, KeyError):  # not of a file of this kind
+    except (OSError, SyntaxError, AttributeError, KeyError):  # the file cannot be read this way
         return

@@ -1,27 +1,29 @@
-"""COCO's annotation files are looked into before a run: mmdet passes over what it does not know, or stops later."""
+"""Check annotation files in COCO's format before a run: mmdet ignores what it does not know, or stops hours later."""
 
 import json
 import os.path as osp
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable, Optional
 
 from mmtr.config.types import type_name
 from mmtr.errors import UserError
 from mmtr.words import some
 
 
-def check_coco(kind, settings, path, folders, listed):
-    """Check the annotation file of a data set that mmdet reads as COCO's; other data sets are left alone.
+def check_coco(kind: type, settings: dict, path: str, folders: dict[str, str], listed: Callable[[str], bool]) -> None:
+    """Check the annotation file of a data set that mmdet reads in COCO's format; accept other data sets unchecked.
 
     Args:
         kind: Class of the data set.
-        settings: Its arguments.
+        settings: Arguments of the data set.
         path: The annotation file.
-        folders: Of images ('img') and, for panoptic data, of label maps ('seg').
-        listed: Function that tells whether a file is there.
+        folders: Folders of the images ('img') and, for panoptic data, of the label maps ('seg').
+        listed: Tells whether a file exists.
 
     Raises:
-        UserError: The file is of another task, has categories that the data set does not know, or lacks some that
-            it does; label maps are not there.
+        UserError: The file is of another task, has categories that the data set does not know, or lacks categories
+            of the data set; or label maps are not there.
     """
     loader = next((base.__name__ for base in kind.__mro__ if 'load_data_list' in vars(base)), None)
     pipeline = str(settings.get('pipeline'))
@@ -45,11 +47,16 @@ def _classes(kind, settings):
     return {**getattr(kind, 'METAINFO', {}), **own, **(settings.get('metainfo') or {})}.get('classes') or ()
 
 
-def check_classes(model, kind, settings):
-    """Check that every head of a model has as many classes as its data.
+def check_classes(model: Optional[dict], kind: type, settings: dict) -> None:
+    """Check that every head of a model has as many classes as the data set.
+
+    Args:
+        model: Config of the model.
+        kind: Class of the data set.
+        settings: Arguments of the data set.
 
     Raises:
-        UserError: It has another number; or the data set's ``metainfo`` is not written as mmseg and mmdet read it.
+        UserError: A head has another number of classes; or ``metainfo`` is not written as mmseg and mmdet read it.
     """
     meta = settings.get('metainfo') or {}
     if isinstance(meta, dict):
@@ -64,7 +71,7 @@ def check_classes(model, kind, settings):
     classes = _classes(kind, settings)
     _check_names(kind, meta, classes)
     bases = {base.__name__ for base in kind.__mro__}
-    # A class may be what a prompt says; what is tracked is one thing, whatever the data call it.
+    # Models with a language model take their classes from a prompt; trackers see one class, whatever the data call it.
     if not isinstance(classes, (list, tuple)) or 'language_model' in (model or {}) or 'BaseVideoDataset' in bases:
         return
     for key, head in heads_in(model or {}):
@@ -74,7 +81,7 @@ def check_classes(model, kind, settings):
                 f'{key} has {counts[0]} classes of things and {counts[1]} of stuff, but {kind.__name__} '
                 f'has {len(classes)} classes: set num_things_classes and num_stuff_classes of {key}.'
             )
-        # Panoptic data also train heads of instances alone.
+        # Panoptic data also train heads for instances only, which have fewer classes.
         count = None if 'CocoPanopticDataset' in bases else head.get('num_classes')
         if None in counts and isinstance(count, int) and classes and count != len(classes):
             raise UserError(
@@ -85,7 +92,7 @@ def check_classes(model, kind, settings):
 
 
 def _check_names(kind, meta, classes):
-    """As mmseg, which knows the classes of a data set by name."""
+    """Raise a ``UserError`` if mmseg cannot map the names of classes, or there is not one colour a class."""
     own = getattr(kind, 'METAINFO', {}).get('classes')
     if not hasattr(kind, 'get_label_map') or not isinstance(classes, (list, tuple)):
         return
@@ -103,16 +110,20 @@ def _check_names(kind, meta, classes):
         )
 
 
-def heads_in(model, path='model'):
-    """(key, config) of each head in the config of a model that tells the classes of its data apart."""
+def heads_in(model: dict, path: str = 'model') -> Iterator[tuple[str, dict]]:
+    """Yield (dotted key, config) of each head in a model's config that predicts the classes of the data.
+
+    Args:
+        path: Key of ``model`` in the config.
+    """
     for key, value in model.items():
-        if key in ('rpn_head', 'semantic_head', 'teacher'):  # object or not; stuff; another model's
+        if key in ('rpn_head', 'semantic_head', 'teacher'):  # predicts objectness; stuff; of another model
             continue
         for i, each in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if not isinstance(each, dict):
                 continue
             below = f'{path}.{key}.{i}' if isinstance(value, (list, tuple)) else f'{path}.{key}'
-            if key.endswith('head') and type_name(each) != 'STDCHead':  # of boundaries
+            if key.endswith('head') and type_name(each) != 'STDCHead':  # it predicts boundaries
                 yield below, each
             yield from heads_in(each, below)
 
@@ -154,7 +165,7 @@ def _check_categories(path, objects, categories, classes, panoptic):
             f"'{path}' has annotations of category {unknown[0]}, which is none of its {len(names)} categories."
         )
     absent = [name for name in classes if name not in names.values()]
-    # mmdet reads panoptic data of all categories or none, instances also of some.
+    # mmdet can select some categories of instance data, but not of panoptic data.
     further = sorted(names[i] for i in used if names[i] not in classes) if panoptic and classes else []
     if absent or further:
         which = f'does not have {absent[0]!r}' if absent else f'has {further[0]!r}'

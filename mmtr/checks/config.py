@@ -1,9 +1,11 @@
-"""A config is looked at before anything is built: what stock code stops at hours later, or never, is one sentence."""
+"""Check a config before anything is built, for faults that stock code finds hours later or never."""
 
 import difflib
 import inspect
 import logging
+from collections.abc import Iterable, Sequence
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
@@ -12,15 +14,16 @@ from mmtr.checks.heads import check_head_keys
 from mmtr.checks.model_config import check_head, check_sizes, check_test_cfg, inner_model, segmentation_heads, type_of
 from mmtr.config.model import model_of
 from mmtr.errors import UserError
+from mmtr.optional import import_mmpretrain
 from mmtr.settings import closest
 
-# What a run needs all of, or none.
+# Keys of a config that a run needs together, or not at all.
 TOGETHER = (
     ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     ('val_dataloader', 'val_cfg', 'val_evaluator'),
     ('test_dataloader', 'test_cfg', 'test_evaluator'),
 )
-# What mmengine takes out of a loader before torch sees it.
+# Keys of a loader that mmengine reads; the others are arguments of torch's DataLoader.
 LOADER_KEYS = (
     'dataset',
     'sampler',
@@ -30,7 +33,7 @@ LOADER_KEYS = (
     'collate_fn',
     'disable_subprocess_warning',
 )
-# Transforms that give a model nothing that it takes.
+# Transforms whose output is no input of a model, so that a pipeline cannot end with them.
 PACK_NOTHING = (
     'LoadImageFromFile',
     'LoadAnnotations',
@@ -45,22 +48,24 @@ PACK_NOTHING = (
     'Collect',
 )
 OLD_LOADER_KEYS = dict(samples_per_gpu='batch_size', workers_per_gpu='num_workers')
-# mmsegmentation 0.x and mmdetection 2.x.
+# Keys of configs of mmsegmentation 0.x and mmdetection 2.x.
 OLD_KEYS = ('data', 'runner', 'lr_config', 'optimizer_config', 'checkpoint_config', 'log_config', 'evaluation')
 IOU_METRICS = dict(mIoU=('mIoU', 'mAcc'), mDice=('mDice', 'mAcc'), mFscore=('mFscore', 'mPrecision', 'mRecall'))
 COCO_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
-def check_config(cfg, loaders):
-    """Check what a config says of a run, without its data, which ``check_data`` looks at.
+def check_config(cfg: Config, loaders: Sequence[str]) -> None:
+    """Check the settings of a run; ``check_data`` checks the data sets.
 
     Args:
-        cfg: mmengine ``Config``.
+        cfg: The config.
         loaders: Names of the data loaders that the run uses, such as ``('test_dataloader',)``.
 
     Raises:
         UserError: A setting cannot work, or would have no effect.
     """
+    if cfg.get('default_scope') == 'mmpretrain':
+        import_mmpretrain("default_scope='mmpretrain'")
     _check_names(cfg, loaders)
     if loaders and cfg.get(loaders[0]) is None:
         needed = next(', '.join(keys) for keys in TOGETHER if loaders[0] in keys)
@@ -85,8 +90,8 @@ def check_config(cfg, loaders):
         check_sizes(model['data_preprocessor'])
 
 
-def nearest(name, known) -> str:
-    """How a sentence about ``name`` ends: with the known name that is most like it, if any is."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """End a sentence about an unknown ``name``: with the known name most like it, else with a full stop."""
     found = closest(name, known)
     return f'; did you mean {found!r}?' if found else '.'
 
@@ -108,7 +113,7 @@ def _check_names(cfg, loaders):
     for key, value in cfg.items():
         like = difflib.get_close_matches(key, known, 1, 0.9)
         if like and key not in known and isinstance(value, (dict, list)):
-            # No error: mmsegmentation ships a config with such a slip.
+            # A warning only: a config of mmsegmentation has such a slip.
             print_log(
                 f'The config has {key!r}, which nothing reads; did you mean {like[0]!r}?', 'current', logging.WARNING
             )
@@ -197,7 +202,7 @@ def _evaluators(cfg, name):
 
 
 def _check_scores(cfg):
-    """The score of ``save_best`` must be one that evaluation gives."""
+    """Raise a ``UserError`` if ``save_best`` names a score that the evaluation does not give."""
     best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
     given = []
     for metric in _evaluators(cfg, 'val_evaluator'):
@@ -214,7 +219,7 @@ def _check_scores(cfg):
 
 
 def _scores_of(metric):
-    """The names of what a metric gives, or None where that is not known."""
+    """The names of the scores that a metric gives; None for a metric that is not known here."""
     kind, prefix = type_of(metric), metric.get('prefix')
     if kind == 'IoUMetric':
         chosen = metric.get('iou_metrics', ['mIoU'])
@@ -235,7 +240,7 @@ def _scores_of(metric):
 
 
 def _check_annotations(cfg, name):
-    """What scores label maps must be given some."""
+    """Raise a ``UserError`` if an ``IoUMetric`` gets no label maps."""
     evaluator = name.replace('dataloader', 'evaluator')
     for metric in _evaluators(cfg, evaluator):
         if (

@@ -1,10 +1,13 @@
-"""Data sets are looked at before anything is built, so that a wrong path is one sentence, at once."""
+"""Check data sets before anything is built, so that a wrong path is reported at once, in one sentence."""
 
 import inspect
 import os
 import os.path as osp
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Union
 
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmtr.checks.model_config import inner_model
@@ -19,24 +22,24 @@ from .images_of_classes import check_images_of_classes, reads_classes
 from .masks import check_masks, check_reduction
 
 PAGE = 'docs/datasets.md'
-#: Masks that are looked into before a run; the others are checked as they are loaded.
+#: Number of label maps that are read before a run; the others are checked as they are loaded.
 SAMPLE = 8
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
-def check_data(cfg, loaders):
+def check_data(cfg: Config, loaders: Iterable[str]) -> None:
     """Check every data set of the given loaders of a config.
 
     Args:
-        cfg: mmengine ``Config``.
-        loaders: Names like ``('train_dataloader', 'val_dataloader')``; those the config lacks are skipped.
+        cfg: The config.
+        loaders: Names like ``('train_dataloader', 'val_dataloader')``; names that the config lacks are skipped.
 
     Raises:
-        UserError: A folder or annotation file is not there, or images lack annotations. It says which
-            path, the layout that the data set reads, and the page that tells how to prepare it. Or the data set
-            has not a setting that is given; an annotation file is of another task or has other classes than the data
-            set and the model; one of a few label maps is none, holds labels that are no class or is not binary where
-            it must be; class folders are not those of the data set, the model or the other data sets.
+        UserError: A folder or annotation file is not there, or images lack annotations: names the path, the layout
+            that the data set reads, and the page that tells how to prepare it. Or the data set has no such setting;
+            an annotation file is of another task or has other classes than data set and model; one of the few label
+            maps that are read is no label map, holds a label that is no class, or is not binary where it must be; or
+            class folders are not those of the data set, the model or the other data sets.
     """
     folders = []
     for loader in loaders:
@@ -49,8 +52,8 @@ def check_data(cfg, loaders):
     _check_same(folders)
 
 
-def datasets_in(cfg):
-    """The data set configs in that of a loader, taken out of their wrappers."""
+def datasets_in(cfg: Any) -> Iterator[dict]:
+    """Yield the data set configs in the ``dataset`` of a loader, without wrappers such as ``RepeatDataset``."""
     # Wrappers (RepeatDataset, ConcatDataset, ...) hold others under one of these two keys.
     if isinstance(cfg, (list, tuple)):
         for each in cfg:
@@ -63,13 +66,13 @@ def datasets_in(cfg):
             yield cfg
 
 
-def loads_annotations(step) -> bool:
-    """Whether a step of a pipeline reads annotations."""
+def loads_annotations(step: dict) -> bool:
+    """Whether a step of a pipeline loads annotations."""
     return 'Annotations' in type_name(step['type'])
 
 
 def _settings(kind, cfg):
-    """The config over the defaults in the signatures of the class and its parents."""
+    """The settings of a data set: its config, and the defaults of its class and base classes."""
     settings = {}
     for base in reversed(kind.__mro__):
         if '__init__' in vars(base):
@@ -82,7 +85,7 @@ def _settings(kind, cfg):
 def _check(registry, cfg, model, scope):
     kind = registry.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
     if not inspect.isclass(kind):
-        return  # an unknown type is the registry's to report
+        return  # the registry reports an unknown type
     settings = _settings(kind, cfg)
     _check_prefix(kind, settings)
     check_classes(model, kind, settings)
@@ -97,7 +100,7 @@ def _check(registry, cfg, model, scope):
         return
     prefixes = dict(img_path=prefixes) if isinstance(prefixes, str) else prefixes
     folders = {key: osp.join(root, prefix) for key, prefix in prefixes.items() if prefix is not None}
-    if not any(map(loads_annotations, settings.get('pipeline') or ())):  # nothing reads them, e.g. in a bare test split
+    if not any(map(loads_annotations, settings.get('pipeline') or ())):  # such as a test split without annotations
         folders.pop('seg_map_path', None)
     names = osp.join(root, settings['ann_file']) if settings.get('ann_file') else None
     layout = _layout(kind.__name__, folders, names, settings)
@@ -109,7 +112,7 @@ def _check(registry, cfg, model, scope):
             raise UserError(f"The folder '{folder}' is not there: {layout}.")
     if names and not osp.exists(names):
         raise UserError(f"The annotation file '{names}' is not there: {layout}.")
-    listed = {}  # one listing of each folder instead of a question for each file
+    listed = {}  # each folder is listed once: faster than a look-up for each file
     if 'img_suffix' in settings and 'img_path' in folders:
         _check_pairs(registry, kind, cfg, settings, folders, layout, listed, model, scope)
     elif names:
@@ -183,8 +186,11 @@ def _is_listed(path, listed):
     return name in listed[folder]
 
 
-def images_in(folder, pattern: str = '*', what: str = '--images') -> list[Path]:
-    """The image files that match ``pattern`` below a folder, sorted; ``what`` is said before its name in the error.
+def images_in(folder: Union[str, Path], pattern: str = '*', what: str = '--images') -> list[Path]:
+    """List the image files in a folder that match the glob ``pattern``, sorted.
+
+    Args:
+        what: Name of the folder in the error.
 
     Raises:
         UserError: There are none.

@@ -1,14 +1,20 @@
-"""Labels must be classes."""
+"""Check that the labels of a label map are classes of the model."""
+
+from collections.abc import Collection, Sequence
+from typing import Union
+
+import numpy as np
+from torch import Tensor
 
 from mmtr.checks.model_config import TWO_CLASSES
 from mmtr.errors import UserError
 
-#: What an image of so many channels is.
+#: Kind of image by its number of channels.
 CHANNELS = {2: 'grey with alpha', 3: 'colour', 4: 'colour with alpha'}
 
 
-def check_shape(shape, path) -> None:
-    """Raise a ``UserError`` if ``shape`` is not that of a label map, (H, W); ``path`` is its file."""
+def check_shape(shape: Sequence[int], path: str) -> None:
+    """Raise a ``UserError`` if the shape of the image in the file ``path`` is not that of a label map, (H, W)."""
     if len(shape) != 2:
         what = CHANNELS.get(shape[-1], 'of an unknown kind')
         raise UserError(
@@ -17,13 +23,16 @@ def check_shape(shape, path) -> None:
         )
 
 
-def check_classes_of_images(labels, num_classes, where) -> None:
-    """Raise a ``UserError`` if a label of images is no class.
+def check_classes_of_images(labels: Union[Tensor, np.ndarray], num_classes: int, where: str) -> None:
+    """Check that labels of whole images are classes of the model.
 
     Args:
-        labels: Tensor or array of any shape.
-        num_classes: Of the model.
+        labels: Labels, of any shape.
+        num_classes: Number of classes of the model.
         where: The file of the labels, or of the image.
+
+    Raises:
+        UserError: One is no class.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
@@ -34,18 +43,20 @@ def check_classes_of_images(labels, num_classes, where) -> None:
         )
 
 
-def check_labels(labels, num_classes, ignored, path, reduced) -> None:
-    """Check that the labels of a map are classes.
+def check_labels(
+    labels: Union[Tensor, np.ndarray], num_classes: int, ignored: Collection[int], path: str, reduced: bool
+) -> None:
+    """Check that labels are classes of the model.
 
     Args:
-        labels: Tensor or array of any shape.
-        num_classes: Of the model.
-        ignored: Labels that are no class, and may be there.
-        path: The file.
-        reduced: Whether 1 was taken off every label in it.
+        labels: Labels as the model gets them, of any shape.
+        num_classes: Number of classes of the model.
+        ignored: Further labels that are allowed, such as 255 for 'ignored'.
+        path: The file of the label map, for the error.
+        reduced: Whether 1 was subtracted from every label (``reduce_zero_label``).
 
     Raises:
-        UserError: One is none, and what to set.
+        UserError: A label is neither a class nor ignored; says what to set.
     """
     wrong = (labels < 0) | (labels >= num_classes)
     for value in ignored:

@@ -1,4 +1,7 @@
-"""A few label maps are looked into before a run: colours, 16 bits, labels that are no class."""
+"""Read a few label maps before a run, to find colours, 16 bits, and labels that are no class."""
+
+from collections.abc import Iterable, Iterator
+from typing import Optional
 
 import mmcv
 import numpy as np
@@ -11,12 +14,12 @@ from mmtr.errors import UserError
 
 from .labels import check_labels, check_shape
 
-# Whose transforms turn no colours into labels.
+# Packages whose transforms do not turn colours into labels.
 STOCK = ('mmcv', 'mmseg', 'mmdet', 'mmtr')
 
 
-def steps_in(pipeline):
-    """Each step of a pipeline, those within others too."""
+def steps_in(pipeline: Optional[Iterable]) -> Iterator[dict]:
+    """Yield each step of a pipeline, nested steps included."""
     for step in pipeline or ():
         if isinstance(step, (list, tuple)):
             yield from steps_in(step)
@@ -25,8 +28,15 @@ def steps_in(pipeline):
             yield from steps_in(step.get('transforms'))
 
 
-def check_reduction(kind, settings) -> None:
-    """Raise a ``UserError`` if data set and pipeline differ in ``reduce_zero_label``, which mmseg says in a worker."""
+def check_reduction(kind: type, settings: dict) -> None:
+    """Raise a ``UserError`` if data set and pipeline differ in ``reduce_zero_label``.
+
+    mmseg finds that later, in a worker of the loader.
+
+    Args:
+        kind: Class of the data set.
+        settings: Arguments of the data set.
+    """
     own = settings.get('reduce_zero_label')
     for step in steps_in(settings.get('pipeline')):
         given = step.get('reduce_zero_label') if type_of(step) == 'LoadAnnotations' else None
@@ -38,19 +48,19 @@ def check_reduction(kind, settings) -> None:
             )
 
 
-def check_masks(pairs, pipeline, model, scope) -> None:
-    """Look into the label maps of some images, as mmseg's ``LoadAnnotations`` reads them.
+def check_masks(pairs: Iterable[dict], pipeline: Iterable, model: dict, scope: str) -> None:
+    """Check the label maps of some images, loaded by mmseg's ``LoadAnnotations``.
 
-    Transforms of the user's own may turn anything into labels, so with one of them nothing is looked into.
+    A transform of the user's own may turn anything into labels: if the pipeline has one, nothing is checked.
 
     Args:
-        pairs: Of the data set's ``load_data_list``.
-        pipeline: Of the data set.
+        pairs: Entries of the data set's ``load_data_list``.
+        pipeline: Pipeline of the data set.
         model: Config of the model.
-        scope: Of the transforms' names.
+        scope: Registry scope of the pipeline.
 
     Raises:
-        UserError: A file is no image, no map of one label a pixel, or has labels that 8 bits or the model do not.
+        UserError: A file is no image, has several channels or values that 8 bits cannot hold, or a label is no class.
     """
     with TRANSFORMS.switch_scope_and_registry(scope) as registry:
         steps = list(steps_in(pipeline))

@@ -1,4 +1,7 @@
-"""What the model of a config says is looked at before it is built."""
+"""Check the model of a config before it is built."""
+
+from collections.abc import Iterator
+from typing import Any, Optional
 
 from mmtr.config.types import type_name
 from mmtr.errors import UserError
@@ -11,18 +14,18 @@ TWO_CLASSES = (
 )
 
 
-def type_of(cfg) -> str:
-    """The name of the class of a config, or of None: ''."""
+def type_of(cfg: Any) -> str:
+    """Return the name of the class that a config builds, without its package; '' for None or a config without type."""
     return type_name(cfg['type']) if isinstance(cfg, dict) and cfg.get('type') else ''
 
 
-def inner_model(model) -> dict:
-    """The model within test-time augmentation, or as it is."""
+def inner_model(model: Optional[dict]) -> dict:
+    """Return the config of the model inside a test-time-augmentation wrapper; without one, ``model``."""
     return (model or {}).get('module') or model or {}
 
 
-def segmentation_heads(model):
-    """(key, config) of each head of a segmentor."""
+def segmentation_heads(model: dict) -> Iterator[tuple[str, dict]]:
+    """Yield (dotted key, config) of each head of a segmentor."""
     for key in ('decode_head', 'auxiliary_head'):
         heads = model.get(key)
         for i, head in enumerate(heads if isinstance(heads, (list, tuple)) else [heads]):
@@ -30,10 +33,16 @@ def segmentation_heads(model):
                 yield f'model.{key}.{i}' if isinstance(heads, (list, tuple)) else f'model.{key}', head
 
 
-def check_head(key, head, model):
-    """Raise a ``UserError`` for a segmentation head whose class counts or weights do not fit each other."""
+def check_head(key: str, head: dict, model: dict) -> None:
+    """Raise a ``UserError`` if the numbers of classes, outputs and weights of a segmentation head do not agree.
+
+    Args:
+        key: Dotted key of the head, for the error.
+        head: Config of the head.
+        model: Config of the model.
+    """
     count, out = head.get('num_classes'), head.get('out_channels')
-    if not count or 'channels' not in head:  # one of another making, such as Mask2Former's or of depth
+    if not count or 'channels' not in head:  # not derived from BaseDecodeHead, such as Mask2Former's; or of depth
         return
     if count == 1:
         raise UserError(f'{key}.num_classes=1, but {TWO_CLASSES}.')
@@ -64,8 +73,8 @@ def check_head(key, head, model):
         )
 
 
-def check_test_cfg(model):
-    """Raise a ``UserError`` for a sliding window without a size or stride."""
+def check_test_cfg(model: dict) -> None:
+    """Raise a ``UserError`` if ``test_cfg`` has an unknown mode, or a sliding window without size or stride."""
     test = model.get('test_cfg') or {}
     mode = test.get('mode')
     if mode not in ('whole', 'slide'):
@@ -84,8 +93,8 @@ def check_test_cfg(model):
         )
 
 
-def check_sizes(preprocessor):
-    """Raise a ``UserError`` where images of one batch cannot get one size."""
+def check_sizes(preprocessor: dict) -> None:
+    """Raise a ``UserError`` if a ``SegDataPreProcessor`` would not pad the images of a batch to one size."""
     size, divisor = preprocessor.get('size'), preprocessor.get('size_divisor')
     if (size is None) == (divisor is None):
         raise UserError(

@@ -1,8 +1,9 @@
-"""What a checkpoint must hold for a training run to go on from it, whatever the run."""
+"""Check the training state in a checkpoint that a run resumes, as far as it does not depend on the run."""
 
 import functools
 import reprlib
 from numbers import Real
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -12,10 +13,13 @@ from mmtr.errors import UserError
 
 
 def check_state(checkpoint: dict, path: str) -> None:
-    """Check all that can be checked without the run: what is there, and of which kind.
+    """Check that the entries of a checkpoint are there and of the right types.
+
+    Args:
+        path: The file, for the error.
 
     Raises:
-        UserError: Names the place, what is there, and what should be; or that the file is of no training run.
+        UserError: The file holds no training state; or an entry is wrong: names it, its value, and what is right.
     """
     if 'iter' not in checkpoint.get('meta', {}) or 'message_hub' not in checkpoint or 'state_dict' not in checkpoint:
         raise UserError(f"'{path}' holds weights but no state of a training run to resume; {from_weights(path)}.")
@@ -25,13 +29,13 @@ def check_state(checkpoint: dict, path: str) -> None:
         except KeyError:
             value = None
         else:
-            # Hooks ask whether a part is there, not whether it is None.
+            # Hooks test only that an entry is there, so None is wrong in it.
             holds = holds if value is not None or '.' in place else _is_there
         if not holds(value):
             refuse(path, f'its {place} is {shown(value)}, not {right}')
     hub = checkpoint['message_hub']
     for name, value in hub['log_scalars'].items():
-        if isinstance(value, HistoryBuffer) and not _is_history(value):  # mmengine passes over what is none
+        if isinstance(value, HistoryBuffer) and not _is_history(value):  # mmengine skips anything but a HistoryBuffer
             refuse(path, f'its log of {name} is damaged')
     for name, value in hub['runtime_info'].items():
         kind = next((kind for start, kind in INFO.items() if name.startswith(start)), None)
@@ -45,30 +49,30 @@ def check_state(checkpoint: dict, path: str) -> None:
             refuse(path, f'its message_hub.resumed_keys does not say that {name} is resumed')
 
 
-def refuse(path, why):
+def refuse(path: str, why: str) -> NoReturn:
     """Raise the ``UserError`` that a checkpoint cannot be resumed."""
     raise UserError(f"'{path}' cannot be resumed: {why}.")
 
 
-def from_weights(path):
-    """Half a sentence: how to start from the weights alone."""
+def from_weights(path: str) -> str:
+    """Tell, in half a sentence, how to start from the weights only."""
     return f"to start from the weights use --cfg-options load_from='{path}'"
 
 
-def shown(value):
-    """A value in a sentence; of a tensor its shape."""
+def shown(value: Any) -> str:
+    """Describe a value in a sentence; a tensor by its shape."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f'a {type(value).__name__} of shape {tuple(value.shape)}'
     return 'nothing' if value is None else reprlib.repr(value)
 
 
-def is_count(value):
-    """Whether a value is a number of steps."""
+def is_count(value: Any) -> bool:
+    """Whether a value is an int from 0 to 2^31 - 1."""
     return type(value) is int and 0 <= value < 2**31
 
 
-def is_number(value):
-    """Whether a value is one finite or infinite number."""
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, also infinite, but not NaN."""
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
         value = 0 if value.is_meta else value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and value == value  # what NaN is not
@@ -96,7 +100,7 @@ def _is_history(value):
     )
 
 
-#: Place in a checkpoint: what is right there, and that in words. What may be absent admits None.
+#: Dotted key in a checkpoint -> (test of its value, the right value in words). None stands for an absent entry.
 STATE = {
     'meta.iter': (is_count, 'a number of iterations'),
     'meta.epoch': (is_count, 'a number of epochs'),
@@ -110,7 +114,7 @@ STATE = {
     'ema_state_dict': (_optional(_names), 'a dict of tensors'),
 }
 
-#: How a name in message_hub.runtime_info begins: the same. Longer ones first.
+#: Prefix of a name in message_hub.runtime_info -> as in ``STATE``; the longer of two prefixes comes first.
 INFO = {
     'keep_ckpt_ids': (
         _optional(lambda value: isinstance(value, list) and all(map(is_count, value))),

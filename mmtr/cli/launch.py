@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: from the command line to a running ``Runner``."""
+"""Functions that ``tools/train.py`` and ``tools/test.py`` share: from the command line to a running ``Runner``."""
 
 import argparse
 import os
@@ -6,11 +6,14 @@ import os.path as osp
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
+from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -28,7 +31,7 @@ from mmtr.errors import UserError, in_words
 from mmtr.inference.model import has_peft
 from mmtr.operators import check_operators
 
-# Where each launcher other than torchrun says who a process is.
+# Environment variables in which each launcher gives the rank of a process.
 LAUNCHER_ENV = dict(
     pytorch=dict(RANK='RANK', LOCAL_RANK='LOCAL_RANK', WORLD_SIZE='WORLD_SIZE'),
     slurm=dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS'),
@@ -36,8 +39,8 @@ LAUNCHER_ENV = dict(
 )
 
 
-def parser(description):
-    """``ArgumentParser`` with the options that training and testing share."""
+def parser(description: str) -> argparse.ArgumentParser:
+    """Build a parser with the options that training and testing share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help="config file, or a packaged one like 'mmtr::...' or 'mmseg::segmenter/...'")
     parser.add_argument('--work-dir', help='folder for logs and results; default work_dirs/<config name>')
@@ -45,13 +48,13 @@ def parser(description):
     add_options(parser)
     add_token_reduction(parser)
     parser.add_argument('--launcher', choices=('none', *LAUNCHER_ENV), default='none', help='job launcher')
-    # torch.distributed.launch, with which mim starts processes, gives it in addition to the variable.
+    # mim starts processes with torch.distributed.launch, which passes this option beside LOCAL_RANK.
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     return parser
 
 
-def read_config(args):
-    """Config of a run, with the command line merged in, and what our tools do by default beside mmengine's defaults.
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config of a run, merge the command line into it, and add the hooks that our tools use by default.
 
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
@@ -72,16 +75,16 @@ def read_config(args):
     return cfg
 
 
-def add_hook(cfg, **hook):
-    """Append a custom hook to a config."""
+def add_hook(cfg: Config, **hook: Any) -> None:
+    """Append a custom hook, given by its type and settings, to a config."""
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
 
 
-def writable(path, option):
-    """Check, without writing, that ``path`` is or can become a folder in which this user may write.
+def writable(path: str, option: str) -> None:
+    """Check, without writing, that ``path`` is, or can become, a folder in which this user may write.
 
     Raises:
-        UserError: It cannot; names the option that gave the path.
+        UserError: It cannot; names ``option``, which gave the path.
     """
     parent = osp.abspath(path)
     while not osp.lexists(parent):
@@ -92,11 +95,11 @@ def writable(path, option):
         raise UserError(f"{option} '{path}' is not writable: this user may not write in '{parent}'.")
 
 
-def start_processes(cfg):
-    """Join the process group of the launcher; on a CPU with gloo, which mmengine's own start-up cannot do.
+def start_processes(cfg: Config) -> None:
+    """Join the process group of ``cfg.launcher``; without a GPU with gloo, which mmengine does not support.
 
     Raises:
-        UserError: The processes were not started by that launcher.
+        UserError: The launcher did not start this process.
     """
     if cfg.launcher == 'none':
         return
@@ -127,15 +130,15 @@ def start_processes(cfg):
 
 
 class RecordingRunner(Runner):
-    """mmengine's ``Runner``, which leaves a work folder the config of its training, and users their own file.
+    """mmengine's ``Runner`` that overwrites neither the config of a training in the work folder nor the user's file.
 
-    Stock writes the config of every run to the work folder by the name of its file. Here that of a test, which has no
-    training, and that of a run whose config file lies there go to the run's log folder.
+    The stock runner writes the config of every run to the work folder, under the name of its file. This one writes
+    the config of a test, and of a run whose config file lies in the work folder, to the log folder of the run.
     """
 
     @master_only
-    def dump_config(self):
-        """See the class."""
+    def dump_config(self) -> None:
+        """Write the config of the run; see the class."""
         if self.cfg.filename and _record(self.cfg) is None:
             self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename)))
         else:
@@ -143,7 +146,7 @@ class RecordingRunner(Runner):
 
 
 def _record(cfg):
-    """Path of the config of a training in its work folder; None for a test, or if the config file itself is that."""
+    """Path in the work folder for the config of a training; None for a test, or if the config file is that file."""
     if not (cfg.filename and cfg.get('train_cfg')):
         return None
     path = osp.join(cfg.work_dir, osp.basename(cfg.filename))
@@ -151,24 +154,24 @@ def _record(cfg):
 
 
 @contextmanager
-def runner(cfg, loaders, folders=()):
-    """Context that yields the ``Runner`` of a config once its data have been checked.
+def runner(cfg: Config, loaders: Sequence[str], folders: Sequence[str] = ()) -> Iterator[Runner]:
+    """Check a config and its data, then yield its ``Runner`` as a context.
 
-    A run that a ``UserError`` stops before its first training iteration leaves no folder behind.
+    If a ``UserError`` stops the run before its first training iteration, the folders that it created are removed.
 
     Args:
-        cfg: mmengine ``Config``.
+        cfg: The config.
         loaders: Names of the data loaders that the run uses.
         folders: Output folders besides the work folder.
 
     Raises:
-        UserError: The model needs operators that mmcv-lite has not; see also
+        UserError: The model needs operators that mmcv-lite lacks; see also
             :func:`mmtr.checks.config.check_config`, :func:`mmtr.checks.building.in_words_of`,
             :func:`mmtr.checks.data.check_data` and :func:`start_processes`.
     """
     check_config(cfg, loaders)
     check_data(cfg, loaders)
-    # The tools load nothing but tensors, whichever of mmengine's loaders a checkpoint comes through.
+    # The tools load only tensors and plain values, whichever of mmengine's loaders reads a checkpoint.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     start_processes(cfg)
     built = None
@@ -180,7 +183,7 @@ def runner(cfg, loaders, folders=()):
             check_heads(unwrap(check_operators(built.model)))
             yield built
     except Exception as error:
-        # Not built.iter, which would build the training data to say 0.
+        # built.iter would build the training data first.
         trained = built is not None and getattr(built._train_loop, 'iter', 0) > 0
         if in_words(error) and not trained and is_main_process():
             clean()
@@ -190,13 +193,13 @@ def runner(cfg, loaders, folders=()):
 
 
 def _wait_for_a_name(work_dir):
-    """mmengine names the folder of a run by the second, and would empty the log of another that began then."""
+    """Wait for the next second if another run began in this one: mmengine names log folders by the second."""
     while osp.exists(osp.join(work_dir, time.strftime('%Y%m%d_%H%M%S'))):
         time.sleep(0.05)
 
 
 def _cleaner(cfg, folders):
-    """Function that removes what this run has written so far, and nothing that was there before."""
+    """Build a function that removes the files of this run, and none that was there before."""
     dumped = _record(cfg)
     fresh = [folder for folder in map(osp.abspath, folders) if not osp.exists(folder)]
     earlier = Path(dumped).read_bytes() if dumped and osp.isfile(dumped) else None
@@ -204,7 +207,7 @@ def _cleaner(cfg, folders):
     before = MMLogger.get_current_instance()
 
     def clean():
-        # Another run may share the work folder: only the log folder of this one goes.
+        # Another run may share the work folder: only the log folder of this run is removed.
         logger = MMLogger.get_current_instance()
         for handler in tuple(logger.handlers) if logger is not before else ():
             if hasattr(handler, 'baseFilename'):

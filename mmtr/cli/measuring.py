@@ -1,12 +1,15 @@
-"""What the tools share that measure models: their command line, and from it to a trained model."""
+"""Functions that the tools for measuring share: from the command line to a trained model."""
 
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from mmtr.apis import apply_token_reduction
 from mmtr.checks.data import check_data
@@ -15,8 +18,8 @@ from mmtr.errors import UserError
 from mmtr.inference.model import build_model, load_weights
 
 
-def positive(text):
-    """A whole number above 0, from the command line."""
+def positive(text: str) -> int:
+    """Parse a whole number above 0; raises ``ValueError``, as ``argparse`` expects."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -26,14 +29,14 @@ def positive(text):
 positive.__name__ = 'whole number above 0'  # argparse names the type in its error
 
 
-def add_machine(parser):
-    """Give an ``argparse`` parser the options of where and how a model runs."""
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add the options ``--threads`` and ``--device`` to a parser."""
     parser.add_argument('--threads', type=positive, help='CPU threads of torch')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def use_machine(args):
-    """Do as the options of ``add_machine`` say; raises ``UserError`` if there is no such device."""
+def use_machine(args: argparse.Namespace) -> None:
+    """Apply the options of ``add_machine``; raises ``UserError`` if there is no such device."""
     try:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -43,8 +46,8 @@ def use_machine(args):
         torch.set_num_threads(args.threads)
 
 
-def parser(description):
-    """``ArgumentParser`` with config, checkpoint, and how they are run."""
+def parser(description: str) -> argparse.ArgumentParser:
+    """Build a parser with config, checkpoint, ``--cfg-options`` and the options of ``add_machine``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config of the plain model, with its test data')
     parser.add_argument('checkpoint', help='.pth or .safetensors file')
@@ -53,11 +56,15 @@ def parser(description):
     return parser
 
 
-def load(args, loaders=('test_dataloader',)):
-    """Config and trained model of what ``parser`` read: not reduced, in eval mode, on its device.
+def load(args: argparse.Namespace, loaders: Sequence[str] = ('test_dataloader',)) -> tuple[Config, nn.Module]:
+    """Load the config and the trained model that ``args`` name: without reduction, in eval mode, on ``args.device``.
+
+    Args:
+        args: Of ``parser``.
+        loaders: Names of the data loaders whose data are checked.
 
     Raises:
-        UserError: One of them, or the data of ``loaders``, is not there or does not fit.
+        UserError: Config, checkpoint or data are not there or do not fit each other.
     """
     use_machine(args)
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
@@ -75,8 +82,8 @@ def load(args, loaders=('test_dataloader',)):
     return cfg, apply_token_reduction(model, None).to(args.device)
 
 
-def check_file(path, option):
-    """Raise a ``UserError`` unless files can be written beside ``path``, which is no folder."""
+def check_file(path: str, option: str) -> None:
+    """Raise a ``UserError`` if ``path``, given by ``option``, is a folder or its folder is not writable."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.access(folder, os.W_OK):
         raise UserError(f'{option} {path} cannot be written: give a file in a folder that exists.')

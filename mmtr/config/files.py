@@ -1,10 +1,12 @@
-"""Reading configs, also those packaged with mmtr, mmseg and mmdet ('mmtr::...'), under either OpenMMLab stack."""
+"""Read configs from files and from installed packages ('mmtr::NAME.py', 'mmseg::...'), under either OpenMMLab stack."""
 
+import argparse
 import functools
 import importlib.util
 import os.path as osp
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Optional
 
 from mmengine import hub
 from mmengine.config import Config
@@ -17,19 +19,19 @@ from .pure_python import is_pure, with_names
 from .types import full_name, is_type
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel carries configs and tools where every OpenMMLab package has them; in a checkout they lie beside the package.
+# A wheel has configs and tools in .mim, as every OpenMMLab package; in a checkout they lie beside the package.
 MIM = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parent
 OWN = 'mmtr::'
 
 
 def _in_own(path):
-    """The file of 'mmtr::<name>.py'; any other path as it is."""
+    """Return the file of 'mmtr::NAME.py'; any other path is returned as it is."""
     return osp.join(MIM, 'configs', path[len(OWN) :]) if str(path).startswith(OWN) else path
 
 
 def _find_own_configs():
-    # mmengine's own lookup knows a fixed list of packages, wants a folder before the name, and finds no editable
-    # install of today's pip. A config of ours is as if given by the path of its file: it has no scope either.
+    # mmengine's lookup has a fixed list of packages, requires a folder before the name, and does not find the editable
+    # installs of current pip. So mmtr::NAME.py is replaced by the path of its file, which has no scope either.
     get_base, get_config, read = Config._get_cfg_path, hub.get_config, Config.fromfile
 
     def _get_cfg_path(cfg_path, filename):
@@ -52,18 +54,18 @@ def _find_own_configs():
 
 
 def _find_by_import_name(module):
-    # mmengine looks a module up by the name of its distribution, which the maintained fork has changed;
-    # for mmengine.hub, one that is not found is one to install.
+    # mmengine looks a module up by the name of its distribution, which the maintained fork has changed, and
+    # mmengine.hub would ask to install a package that it does not find.
     try:
         version(MODULE2PACKAGE[module])
     except PackageNotFoundError:
         MODULE2PACKAGE[module] = module
 
 
-def load_config(path):
-    """mmengine ``Config`` of a file, or of a packaged one like 'mmtr::<name>.py' or 'mmseg::segmenter/<name>.py'.
+def load_config(path: str) -> Config:
+    """Read the config of a file, or a packaged one such as 'mmtr::NAME.py' or 'mmseg::segmenter/NAME.py'.
 
-    Classes in it become names: see ``mmtr.config.pure_python.with_names``.
+    Classes in it are replaced by their names: see ``mmtr.config.pure_python.with_names``.
 
     Raises:
         UserError: There is no such config, or it cannot be read.
@@ -90,11 +92,11 @@ def load_config(path):
         raise UserError(f"Config '{path}' cannot be read: {type(error).__name__}: {error}.") from error
 
 
-def read_reductions(path):
-    """The dict ``reductions`` of a Python or YAML file: name -> value of the key ``token_reduction``.
+def read_reductions(path: str) -> dict[str, Optional[dict]]:
+    """Read the dict ``reductions`` of a Python or YAML file: name -> value of the config key ``token_reduction``.
 
     Raises:
-        UserError: There is no such file, or no such dict in it.
+        UserError: There is no such file, or it has no dict ``reductions``.
     """
     try:
         return with_names(Config.fromfile(path)).reductions.to_dict()
@@ -104,8 +106,8 @@ def read_reductions(path):
         ) from error
 
 
-def add_options(parser):
-    """Give an ``argparse`` parser the option ``--cfg-options``."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--cfg-options`` to a parser."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -117,8 +119,12 @@ def add_options(parser):
     )
 
 
-def add_token_reduction(parser, what=''):
-    """Give an ``argparse`` parser the option ``--token-reduction``, which ``read_config`` follows."""
+def add_token_reduction(parser: argparse.ArgumentParser, what: str = '') -> None:
+    """Add the option ``--token-reduction``, which ``read_config`` merges into the config, to a parser.
+
+    Args:
+        what: Verb before the help text.
+    """
     parser.add_argument(
         '--token-reduction',
         nargs='+',
@@ -129,11 +135,11 @@ def add_token_reduction(parser, what=''):
     )
 
 
-def merge_options(cfg, options):
-    """Merge settings, as ``--cfg-options`` gives them, into a config.
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Merge settings, values by dotted keys as of ``--cfg-options``, into a config, in place.
 
     Raises:
-        UserError: They do not fit the config.
+        UserError: A setting does not fit the config.
     """
     try:
         cfg.merge_from_dict(options)
@@ -141,8 +147,8 @@ def merge_options(cfg, options):
         raise UserError(f"Settings {', '.join(options)} do not fit config '{cfg.filename}': {error}.") from error
 
 
-def read_config(args):
-    """``load_config`` of ``args.config``, with what the options of a tool say.
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config ``args.config`` and merge ``args.cfg_options`` and ``args.token_reduction`` into it.
 
     Raises:
         UserError: The config cannot be read, or an option does not fit it.
@@ -154,10 +160,13 @@ def read_config(args):
     return cfg
 
 
-def with_reduction(cfg, reduction):
-    """What a config must change for ``reduction``, ``dict(type=..., **settings)`` or empty for none: by dotted keys.
+def with_reduction(cfg: Config, reduction: dict) -> dict[str, Any]:
+    """List the changes, values by dotted keys, that give a config a token reduction.
 
-    A backbone of mmtr gets the key, any other model the hook.
+    A backbone of mmtr gets the key ``token_reduction``, any other model the hook ``mmtr.TokenReductionHook``.
+
+    Args:
+        reduction: ``dict(type=..., **settings)``; an empty dict removes the reduction.
 
     Raises:
         UserError: The config has no model with a backbone.
@@ -178,10 +187,18 @@ def with_reduction(cfg, reduction):
     return changes
 
 
-def inherited(path, changes, folder):
-    """Text of a config in ``folder`` that is the one of ``path`` with ``changes``, values by dotted keys.
+def inherited(path: str, changes: dict[str, Any], folder: str) -> str:
+    """Write, as text, a config that is the one of ``path`` with changes.
 
-    It inherits from it, unless that is in pure Python, where mmengine lets none but its like inherit: then it is whole.
+    The text inherits from ``path`` by ``_base_``. If ``path`` is in pure Python, the text holds the whole config: in
+    mmengine only another pure-Python config could inherit from it.
+
+    Args:
+        changes: Values by dotted keys.
+        folder: Folder in which the text will be stored; the path of the base is relative to it.
+
+    Raises:
+        UserError: The config cannot be read, or the changes do not fit it.
     """
     cfg = load_config(path)
     if is_pure(cfg):

@@ -1,28 +1,30 @@
-"""Settings on the command line: ``--cfg-options KEY=VALUE ...`` and ``--token-reduction NAME KEY=VALUE ...``."""
+"""Parse settings on the command line: ``--cfg-options KEY=VALUE ...``, ``--token-reduction NAME KEY=VALUE ...``."""
 
 import argparse
 import ast
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
 
 from mmengine.config import DictAction
 
 from mmtr.errors import UserError
 
 
-def parse_value(text: str):
-    """What VALUE of KEY=VALUE stands for. Nothing in it is run.
+def parse_value(text: str) -> Any:
+    """Parse the VALUE of a setting KEY=VALUE, without running any code in it.
 
-    Python's literals and ``dict(...)``, and what mmengine takes besides: true and false, ``a,b`` for a list, and text
-    without quotes, also within lists.
+    A value is a Python literal, ``dict(...)``, or one of mmengine's forms: true and false, ``a,b`` for a list, and
+    text without quotes, also in lists.
 
     Raises:
-        UserError: It has a bracket too many or too few, or a call of something other than ``dict``.
+        UserError: ``text`` has unbalanced brackets, or calls something other than ``dict``.
     """
     try:
         node = ast.parse(text.strip(), mode='eval').body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return _text(text)
     value = _value(node, text.strip())
-    # Without brackets, which is mmengine's way to write a list, the first element begins the text.
+    # mmengine writes lists as a,b without brackets: then the first element starts at column 0.
     bare = isinstance(node, ast.Tuple) and node.elts and node.elts[0].col_offset == 0
     return list(value) if bare else value
 
@@ -59,8 +61,8 @@ def _value(node, source):
         return DictAction._parse_int_float_bool(ast.get_source_segment(source, node))
 
 
-def parse_settings(options) -> dict:
-    """``KEY=VALUE`` texts as a dict; raises ``UserError`` for what is none."""
+def parse_settings(options: Iterable[str]) -> dict[str, Any]:
+    """Parse texts KEY=VALUE to a dict; raises ``UserError`` for a text of another form."""
     settings = {}
     for option in options:
         key, equals, value = option.partition('=')
@@ -71,18 +73,30 @@ def parse_settings(options) -> dict:
 
 
 class Options(argparse.Action):
-    """An action for KEY=VALUE ..., which adds to what was given before."""
+    """An ``argparse`` action that collects KEY=VALUE settings in a dict, over repeated options."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        """See ``argparse.Action``."""
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: Optional[str] = None,
+    ) -> None:
+        """Add the settings to those of earlier options; see ``argparse.Action``."""
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parse_settings(values)})
 
 
 class TokenReduction(argparse.Action):
-    """An action for NAME KEY=VALUE ...: a value of the key ``token_reduction``, empty for none."""
+    """An ``argparse`` action that parses NAME KEY=VALUE ... to ``dict(type=NAME, ...)``; 'none' to an empty dict."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        """See ``argparse.Action``."""
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: Optional[str] = None,
+    ) -> None:
+        """Store the dict, a value of the config key ``token_reduction``; see ``argparse.Action``."""
         name, *settings = values
         if '=' in name:
             raise UserError(

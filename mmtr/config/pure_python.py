@@ -1,4 +1,4 @@
-"""Configs in pure Python (``read_base()``, classes in place of names) as configs with names, which all others are."""
+"""Convert configs in pure Python (``read_base()``, classes as types) to configs that name their classes."""
 
 import inspect
 
@@ -15,25 +15,25 @@ KEYS = ('type', 'constructor')
 
 
 def is_pure(cfg: Config) -> bool:
-    """Whether a config was read from a file in pure Python."""
+    """Whether a config was read from a file in mmengine's pure-Python style."""
     return bool(cfg.filename) and Config._is_lazy_import(cfg.filename)
 
 
 def with_names(cfg: Config) -> Config:
-    """``cfg`` with the registered name of each class or function that is a ``type``, as one would write it by name.
+    """Replace each class or function that is a ``type`` in ``cfg`` by its name in the registry.
 
-    OpenMMLab compares types with names, and writes nothing else: a class that was read from such a config and is put
-    into another dict ends in a file that cannot be read. The same for ``package.module.Name``, which mmengine writes
-    for a class; what is in no registry gets or keeps it. A ``default_scope`` that is not set becomes that of the model,
-    so that names need no scope before them.
+    OpenMMLab compares types with names and dumps names: a class copied into another dict gives a file that cannot be
+    read. A path ``package.module.Name``, which mmengine writes for a class, is replaced too. A class in no registry
+    becomes such a path. If ``default_scope`` is not set, it becomes the library of the model, so that names need no
+    scope.
 
     Raises:
-        ImportError: A class is not where it is imported from.
+        ImportError: A class is not in the module that the config imports it from.
     """
     raw = cfg._to_lazy_dict()
     built = {}
 
-    def build(node, key=None):  # all of them first, since importing registers
+    def build(node, key=None):  # all before the first name is looked up: an import registers classes
         if isinstance(node, dict):
             for each, value in node.items():
                 build(value, each)
@@ -65,13 +65,13 @@ def with_names(cfg: Config) -> Config:
 
 
 def _library(kind):
-    """That of a class, or of one that it is derived from."""
+    """The OpenMMLab library that a class, or one of its base classes, is from; None if there is none."""
     packages = [base.__module__.partition('.')[0] for base in inspect.getmro(kind)] if inspect.isclass(kind) else []
     return next((name for name in packages if name in MODULE2PACKAGE and name not in ('mmengine', 'mmcv')), None)
 
 
 def _registered(scope):
-    """Class or function -> its name where ``scope`` is the default; None where registries differ on it."""
+    """Map each registered class or function to its name under the scope ``scope``; None if registries differ."""
     names = {}
     roots = [each for each in vars(registry).values() if isinstance(each, registry.Registry)]
     for root in (*roots, TOKEN_REDUCERS, PEFTS):

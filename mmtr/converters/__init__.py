@@ -1,7 +1,7 @@
-"""Official checkpoints -> OpenMMLab keys, one file a source.
+"""Convert official checkpoints to OpenMMLab keys, one file a source.
 
 A source is a module with ``read(path)``, which returns the arguments of its pure function
-``convert(state, ...) -> (state_dict, Notes)``. A new one is a file here and a line in ``SOURCES``.
+``convert(state, ...) -> (state_dict, Notes)``. To add a source, add a file here and a line to ``SOURCES``.
 """
 
 from . import augreg_npz, cropr, dar, dinov2, eva02, maskdino, segmenter, swin, timm_vit

@@ -1,22 +1,23 @@
-"""Google's AugReg ViT (JAX, ``.npz``) -> the stock backbone, to start training from."""
+"""Convert Google's AugReg ViT (JAX, ``.npz``) to the stock ViT backbone, to start training from."""
 
 import zipfile
 import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 
-from .vit import backbone_notes, depth, fold_patch_bias, need, rename
+from .vit import Notes, backbone_notes, depth, fold_patch_bias, need, rename
 
 KIND = 'an AugReg ViT'
 DROPPED = ('head/kernel', 'head/bias', 'pre_logits/kernel', 'pre_logits/bias')
 ATTENTION = 'MultiHeadDotProductAttention_1'
 
 
-def read(path):
-    """(state, ) of an ``.npz`` file, never unpickling; raises ``UserError``."""
+def read(path: str) -> tuple[dict[str, Tensor]]:
+    """Read (state, ) from an ``.npz`` file without unpickling; raises ``UserError`` if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return ({key: torch.from_numpy(arrays[key]) for key in arrays.files},)
@@ -24,11 +25,14 @@ def read(path):
         raise UserError(f'{path} cannot be read as an .npz file of plain arrays: {error}.') from error
 
 
-def convert(state):
-    """JAX's keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``.
+def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+    """Convert JAX's keys to the backbone's, without prefix; drop the classifier.
 
-    JAX multiplies from the right, (in, out), with heads as an axis of their own: query, key and value
+    JAX stores matrices as (in, out), with heads as an axis of their own: query, key and value
     are (in, heads, channels), out is (heads, channels, out).
+
+    Raises:
+        UserError: The weights are not those of an AugReg ViT.
     """
     kernel = need(state, 'embedding/kernel', KIND)
     positions = need(state, 'Transformer/posembed_input/pos_embedding', KIND)

@@ -1,10 +1,14 @@
-"""The official Cropr segmentation checkpoints, unpruned or pruned -> ``EncoderDecoder`` on ``mmtr.EVA02``."""
+"""Convert the official Cropr segmentation checkpoints, pruned or not, to ``EncoderDecoder`` on ``mmtr.EVA02``."""
+
+from typing import Optional
+
+from torch import Tensor
 
 from .eva02 import eva02_table, fuse, notes_of
-from .vit import depth, grid_side, need, read_model, rename
+from .vit import Notes, depth, grid_side, need, read_model, rename
 
 KIND = 'an official Cropr segmentation model'
-# In a Cropr module of the release -> in ``mmtr.reducers.Cropr``; the first are always there.
+# Names in a Cropr module of the release -> in ``mmtr.reducers.Cropr``. Every file has the queries.
 QUERIES = ('cross_attn.queries', 'queries')
 LINEAR = {
     'cross_attn.q': 'q',
@@ -20,16 +24,21 @@ LINEAR = {
 }
 
 
-def read(path):
-    """(state, ) of a ``checkpoint.pth`` of the release."""
+def read(path: str) -> tuple[dict[str, Tensor]]:
+    """Read (state, ) from a ``checkpoint.pth`` of the release; raises ``UserError``."""
     return (read_model(path, KIND),)
 
 
-def convert(state, num_heads=None):
-    """The release's keys -> ``backbone.*`` and ``decode_head.*``; raises ``UserError``.
+def convert(state: dict[str, Tensor], num_heads: Optional[int] = None) -> tuple[dict[str, Tensor], Notes]:
+    """Convert the release's keys to ``backbone.*`` and ``decode_head.*``.
 
-    The Cropr modules, one after each layer but the last two, go to ``backbone.token_reducer``. ``num_heads``: see
-    ``mmtr.converters.eva02``.
+    The Cropr modules, one after each layer but the last two, become ``backbone.token_reducer``.
+
+    Args:
+        num_heads: See ``mmtr.converters.eva02.convert``.
+
+    Raises:
+        UserError: The weights are not those of an official Cropr model.
     """
     table = eva02_table(state, KIND, 'backbone.')
     weight = need(state, 'head.weight', KIND)
@@ -70,7 +79,7 @@ def convert(state, num_heads=None):
 
 
 def _module_settings(state, dim):
-    """The settings of ``mmtr.reducers.Cropr`` in which the modules differ from the released training command's."""
+    """Settings of ``mmtr.reducers.Cropr`` in which these modules differ from the release's training command."""
     settings = {}
     projections = tuple(name for name in 'qkv' if f'cropr.0.cross_attn.{name}.weight' in state)
     if projections:
@@ -84,7 +93,7 @@ def _module_settings(state, dim):
 
 
 def _module_table(state, source, target):
-    """Every key of one Cropr module that the file has; what must be there is checked when it is loaded."""
+    """The table for ``rename`` of the weights that the file has of one Cropr module; loading finds missing ones."""
     table = {source + QUERIES[0]: (target + QUERIES[1], need(state, source + QUERIES[0], KIND).shape)}
     for old, new in LINEAR.items():
         for kind in ('weight', 'bias'):

@@ -1,9 +1,11 @@
-"""The official DAR-TR-PEFT checkpoints, plain or distilled -> ``EncoderDecoder`` on ``mmtr.DINOv2`` with ``DAR``.
+"""Convert the official DAR-TR-PEFT checkpoints, plain or distilled, to ``EncoderDecoder`` on ``mmtr.DINOv2``.
 
-The release keeps what was tuned alone: the file of the DINOv2 that it was tuned on must lie beside it.
+The release stores only the tuned weights: the file of the DINOv2 backbone must lie beside it.
 """
 
 from pathlib import Path
+
+from torch import Tensor
 
 from mmtr.errors import UserError
 
@@ -11,9 +13,9 @@ from . import dinov2
 from .vit import SIZES, Notes, depth, need, rename
 
 KIND = 'an official DAR checkpoint'
-# What the distilled ones also hold for training: the teacher and the two MLPs.
+# Distilled checkpoints also hold parts for training only: the teacher and two MLPs.
 TRAINING_ONLY = ('d_head_s.', 'd_head_t.', 'backbone_t.')
-# In block {i} of the release -> in the backbone; each has a weight and a bias.
+# Names in block {i} of the release -> in the backbone; each module has a weight and a bias.
 BRANCHES = {
     'adapter.down_proj': 'peft.adapters.{i}.down',
     'adapter.up_proj': 'peft.adapters.{i}.up',
@@ -24,13 +26,17 @@ BRANCHES = {
     'token_mask_gen.conv': 'token_reducer.selectors.{i}',
 }
 SCALE = 'peft.scales.{i}.weight'
-# 1x1 convolutions of the release that are linear layers here.
+# These 1x1 convolutions of the release are linear layers here.
 LINEAR = ('compensator.down_conv1', 'compensator.down_conv2.1', 'compensator.up_conv')
 CONVOLUTIONS = {'decode_head.convs.0.': 'decode_head.conv.', 'decode_head.fusion_conv.': 'decode_head.fusion_conv.'}
 
 
-def read(path):
-    """(state, base) of a tuned checkpoint and of the DINOv2 beside it, which has the name of the official file."""
+def read(path: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read (state, base): the tuned weights, and the official DINOv2 file in the same folder.
+
+    Raises:
+        UserError: A file cannot be read, or the DINOv2 file is not there.
+    """
     state = dinov2.read(path)[0]
     dim = need(state, 'backbone.blocks.0.adapter.down_proj.weight', KIND).shape[1]
     letter = {width: size for (width, _), (size, _) in SIZES.items()}.get(dim, '?')
@@ -43,8 +49,16 @@ def read(path):
     return state, dinov2.read(file)[0]
 
 
-def convert(state, base):
-    """The release's keys and those of DINOv2 -> ``backbone.*`` and ``decode_head.*``; raises ``UserError``."""
+def convert(state: dict[str, Tensor], base: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+    """Convert the release's keys and those of its DINOv2 to ``backbone.*`` and ``decode_head.*``.
+
+    Args:
+        state: The tuned weights.
+        base: The weights of the official DINOv2.
+
+    Raises:
+        UserError: The weights are not those of an official DAR checkpoint, or ``base`` is of another size.
+    """
     layers = depth(state, r'backbone\.blocks\.(\d+)\.')
     dim = need(state, 'backbone.blocks.0.adapter.down_proj.weight', KIND).shape[1]
     weight = need(state, 'decode_head.conv_seg.weight', KIND)
@@ -76,7 +90,7 @@ def convert(state, base):
     converted.update({f'backbone.{key}': value for key, value in frozen.items()})
     settings.update(
         {
-            # As the release sets it, unlike that DINOv2; it shows at other sizes than 518.
+            # The release's settings, which differ from DINOv2's and matter at other sizes than 518.
             'backbone.interpolate_antialias': True,
             'backbone.interpolate_offset': 0.0,
             'backbone.token_reduction.type': 'DAR',

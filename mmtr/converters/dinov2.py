@@ -1,4 +1,6 @@
-"""The official DINOv2 (facebookresearch), with and without registers -> ``mmtr.DINOv2``, to start training from."""
+"""Convert the official DINOv2, with or without registers, to ``mmtr.DINOv2``, to start training from."""
+
+from torch import Tensor
 
 from mmtr.errors import UserError
 
@@ -10,8 +12,12 @@ KIND = 'an official DINOv2'
 DROPPED = ('mask_token',)
 
 
-def convert(state):
-    """The release's keys -> the backbone's, without prefix; the mask token is dropped. Raises ``UserError``."""
+def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+    """Convert the release's keys to the backbone's, without prefix; drop the mask token.
+
+    Raises:
+        UserError: The weights are not those of an official DINOv2 of size S, B or L.
+    """
     converted = rename(state, _table(state), KIND, DROPPED)
     settings = _settings(converted)
     letter = SIZES.get((settings['backbone.embed_dims'], settings['backbone.num_layers']), (None,))[0]

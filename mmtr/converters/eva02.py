@@ -1,28 +1,35 @@
-"""A timm EVA-02 -> ``mmtr.EVA02``, to start training from.
+"""Convert timm's EVA-02 to ``mmtr.EVA02``, to start training from.
 
-timm has two layouts: Ti and S with one projection for queries, keys and values and one for the FFN's gate
-and value, B and L with one for each and a norm inside the FFN. Here both have one, and the rotary embedding
-turns channels i and i + D / 2 of a head where theirs turns neighbours.
+timm has two layouts. Ti and S have one projection for queries, keys and values, and one for gate and value of the
+FFN; B and L have separate projections and a norm inside the FFN. ``mmtr.EVA02`` has joint projections for both. Its
+rotary embedding rotates channels i and i + D / 2 of a head, timm's rotates channels 2i and 2i + 1.
 """
 
 import re
+from typing import Optional
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 
 from .timm_vit import read
-from .vit import SIZES, Notes, depth, grid_side, need, rename
+from .vit import SIZES, Notes, Table, depth, grid_side, need, rename
 
 __all__ = ['convert', 'eva02_table', 'fuse', 'notes_of', 'read']
 KIND = 'a timm EVA-02'
 DROPPED = ('head.weight', 'head.bias')
 
 
-def convert(state, num_heads=None):
-    """timm's keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``.
+def convert(state: dict[str, Tensor], num_heads: Optional[int] = None) -> tuple[dict[str, Tensor], Notes]:
+    """Convert timm's keys to the backbone's, without prefix; drop the classifier.
 
-    ``num_heads``, which is not in the file; None: of 64 channels each, as all that were released.
+    Args:
+        num_heads: Number of attention heads, which the file does not hold; None: heads of 64 channels, as in every
+            released EVA-02.
+
+    Raises:
+        UserError: The weights are not those of an EVA-02, or ``num_heads`` does not fit them.
     """
     converted = rename(state, eva02_table(state, KIND), KIND, DROPPED)
     fuse(converted, num_heads=num_heads)
@@ -37,12 +44,17 @@ def convert(state, num_heads=None):
     return converted, notes
 
 
-def eva02_table(state, kind, target=''):
-    """The table for ``rename`` of a timm EVA-02 in either layout, to be followed by ``fuse``."""
+def eva02_table(state: dict[str, Tensor], kind: str, target: str = '') -> Table:
+    """Build the table for ``rename`` of a timm EVA-02 in either layout; call ``fuse`` on the renamed weights.
+
+    Args:
+        kind: Name of the source in errors.
+        target: Prefix of the new keys.
+    """
     kernel = need(state, 'patch_embed.proj.weight', kind)
     positions = need(state, 'pos_embed', kind)
     dim = len(kernel)
-    # With mean pooling timm keeps the last norm under another name.
+    # timm's models with mean pooling have another name for the last norm.
     norm = 'norm' if 'norm.weight' in state else 'fc_norm'
     table = {
         'cls_token': (f'{target}cls_token', (1, 1, dim)),
@@ -83,8 +95,14 @@ def _block_table(state, source, target, dim, hidden):
     return {source + old: (target + new, shape) for old, (new, shape) in table.items()}
 
 
-def fuse(state, prefix='', num_heads=None):
-    """Bring the projections of either layout into ours, in place."""
+def fuse(state: dict[str, Tensor], prefix: str = '', num_heads: Optional[int] = None) -> None:
+    """Join the projections of either layout and reorder their rows for ``mmtr.EVA02``, in place.
+
+    Args:
+        state: Renamed weights.
+        prefix: Prefix of the backbone's keys in ``state``.
+        num_heads: See ``convert``.
+    """
     _, layers, heads, _ = _size(state, prefix, num_heads)
     for i in range(layers):
         at = f'{prefix}layers.{i}.'
@@ -99,7 +117,7 @@ def fuse(state, prefix='', num_heads=None):
 
 
 def _halves(rows, heads):
-    """The rows of a projection, of each head first the even ones, then the odd ones."""
+    """Reorder the rows of a projection: within each head first the even rows, then the odd rows."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -121,8 +139,15 @@ def _size(state, prefix, num_heads):
     return dim, layers, heads, letter if heads == usual_heads else None
 
 
-def notes_of(state, source, prefix='', num_heads=None):
-    """The ``Notes`` of a converted backbone: the settings that its weights need."""
+def notes_of(state: dict[str, Tensor], source: str, prefix: str = '', num_heads: Optional[int] = None) -> Notes:
+    """Return the ``Notes`` of a converted backbone, with the settings that its weights need.
+
+    Args:
+        state: Weights after ``fuse``.
+        source: Name in ``SOURCES``.
+        prefix: Prefix of the backbone's keys in ``state``.
+        num_heads: See ``convert``.
+    """
     dim, layers, heads, letter = _size(state, prefix, num_heads)
     hidden = state[f'{prefix}layers.0.ffn.fc2.weight'].shape[1]
     settings = {

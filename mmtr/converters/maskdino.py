@@ -1,8 +1,9 @@
-"""The official MaskDINO checkpoints (detectron2's keys) -> ``mmtr.MaskDINO``."""
+"""Convert the official MaskDINO checkpoints (detectron2's keys) to ``mmtr.MaskDINO``."""
 
 import re
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 
@@ -14,9 +15,10 @@ KIND = 'an official MaskDINO'
 PIXEL, PREDICTOR = 'sem_seg_head.pixel_decoder.', 'sem_seg_head.predictor.'
 HEAD, OURS = 'panoptic_head.', 'panoptic_head.pixel_decoder.'
 HEADS, POINTS = 8, 4
-# Constants of the release's own modules.
+# Constants in the release's modules.
 DROPPED = ('criterion.empty_weight', 'pixel_mean', 'pixel_std')
-# Number of classes -> things, and the data set in the names of our configs. Other numbers are of things.
+# Number of classes -> number of things, and the data set in the names of our configs. With any other number of classes
+# all are things.
 DATA = {
     80: (80, 'coco-instance'),
     133: (80, 'coco-panoptic'),
@@ -25,15 +27,18 @@ DATA = {
 }
 
 
-def read(path):
-    """(state, ) of a checkpoint of the release."""
+def read(path: str) -> tuple[dict[str, Tensor]]:
+    """Read (state, ) from a checkpoint of the release; raises ``UserError``."""
     return (read_model(path, KIND),)
 
 
-def convert(state):
-    """The release's keys -> ``backbone.*`` and ``panoptic_head.*``; raises ``UserError``.
+def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+    """Convert the release's keys to ``backbone.*`` and ``panoptic_head.*``.
 
-    It has the box head and the last norm under several names; here each is there once.
+    The release stores the box head and the last norm under several names; the result holds each once.
+
+    Raises:
+        UserError: The weights are not those of an official MaskDINO.
     """
     backbone = {key: state[key] for key in state if key.startswith('backbone.')}
     state = _without_copies({key: value for key, value in state.items() if key not in backbone})
@@ -58,7 +63,7 @@ def convert(state):
 
 
 def _without_copies(state):
-    """The state without second names for the same weights."""
+    """Drop the second names of weights that the release stores several times; raises ``UserError`` if they differ."""
     names = {'decoder.norm.': 'decoder_norm.'}
     for i in range(depth(state, PREDICTOR.replace('.', r'\.') + r'decoder\.layers\.(\d+)\.')):
         names |= {f'bbox_embed.{i}.': '_bbox_embed.', f'decoder.bbox_embed.{i}.': '_bbox_embed.'}
@@ -72,7 +77,7 @@ def _without_copies(state):
 
 
 class _Table(dict):
-    """Table for ``rename``, filled by module."""
+    """Table for ``rename`` with methods that add the weights of one module each."""
 
     def add(self, old, new, *shape, bias=True):
         self[f'{old}.weight'] = (f'{new}.weight', shape)
@@ -107,7 +112,7 @@ def _head_table(state):
 def _pixel_table(table, settings, state, levels, channels):
     kernels = [need(state, f'{PIXEL}input_proj.{i}.0.weight', KIND) for i in range(levels)]
     encoded = sum(kernel.shape[-1] == 1 for kernel in kernels)
-    # The release's two orders of the levels; the convolutions are here always from the finest on.
+    # The release has two orders of the levels; here the convolutions always start at the finest level.
     coarse_first = encoded > 1 and kernels[0].shape[1] > kernels[1].shape[1]
     for i, kernel in enumerate(kernels):
         new = f'input_convs.{encoded - 1 - i if coarse_first else i}' if i < encoded else f'extra_convs.{i - encoded}'
@@ -183,7 +188,7 @@ def _predictor_table(table, settings, state, levels, channels):
 
 
 def _resnet(state):
-    """Weights, settings, and the name in our configs."""
+    """(weights, settings, name in our configs) of a ResNet backbone."""
     table, layers = resnet_table(state, KIND, 'backbone.', 'backbone.')
     counted = [key for key in state if key.endswith('num_batches_tracked')]  # a SyncBN's; a frozen norm has none
     weights = rename(state, table, KIND, counted)
@@ -192,7 +197,7 @@ def _resnet(state):
 
 
 def _swin(state):
-    """As ``_resnet``: the official keys, and a norm for each of the maps."""
+    """As ``_resnet`` for a Swin, whose official keys are joined by a norm for each feature map."""
     state = {key.removeprefix('backbone.'): value for key, value in state.items()}
     norms = {key: state.pop(key).float() for key in list(state) if re.match(r'norm\d\.', key)}
     weights, notes = swin.convert(state)

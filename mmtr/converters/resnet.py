@@ -1,19 +1,28 @@
-"""detectron2's ResNet of bottlenecks -> mmdet's ``ResNet``; a part of other sources."""
+"""Convert detectron2's ResNet of bottlenecks to mmdet's ``ResNet``; other sources use this."""
 
 import re
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 
-from .vit import depth, need
+from .vit import Table, depth, need
 
 BLOCKS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 STATISTICS = ('weight', 'bias', 'running_mean', 'running_var')
 
 
-def resnet_table(state, kind, source='', target=''):
-    """The table for ``rename`` of a ResNet whose keys begin with ``source``, and its depth; raises ``UserError``."""
+def resnet_table(state: dict[str, Tensor], kind: str, source: str = '', target: str = '') -> tuple[Table, int]:
+    """Build the table for ``rename`` of a ResNet, and find its depth (50, 101 or 152).
+
+    Args:
+        kind: Name of the source in errors.
+        source, target: Prefixes of the old and the new keys.
+
+    Raises:
+        UserError: The ResNet has another depth, or weights are missing.
+    """
     table, blocks = {}, tuple(depth(state, re.escape(source) + rf'res{i}\.(\d+)\.') for i in (2, 3, 4, 5))
     if blocks not in BLOCKS:
         raise UserError(
@@ -38,7 +47,7 @@ def resnet_table(state, kind, source='', target=''):
     return table, BLOCKS[blocks]
 
 
-def count_batches(state):
-    """Give every norm the counter that torch's has and a frozen one of detectron2 has not, in place."""
+def count_batches(state: dict[str, Tensor]) -> None:
+    """Add ``num_batches_tracked`` = 0 for every norm, in place; detectron2's frozen norms lack it."""
     for key in [key for key in state if key.endswith('.running_mean')]:
         state[key.replace('running_mean', 'num_batches_tracked')] = torch.tensor(0)

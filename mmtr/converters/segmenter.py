@@ -1,14 +1,16 @@
-"""The official Segmenter release (ICCV 2021), or ALGM's (CVPR 2024) of the same layout -> an ``EncoderDecoder``.
+"""Convert the official Segmenter release (ICCV 2021), or ALGM's (CVPR 2024, same layout), to an ``EncoderDecoder``.
 
-It differs from stock mmseg in five things that this file settles: ``proj_patch`` and
+The release differs from stock mmseg in five points, which this file resolves: ``proj_patch`` and
 ``proj_classes`` multiply from the right, the linear head is a Linear and not a 1x1 convolution, the
 patch embedding has a bias, every LayerNorm has eps 1e-5, and position tables are resized bilinearly.
-Token order is the same, classes last.
+The order of the tokens is the same: classes last.
 """
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+from torch import Tensor
 
 from mmtr.errors import UserError
 
@@ -35,7 +37,7 @@ NORMALIZATIONS = {
 
 
 class _VariantLoader(yaml.SafeLoader):
-    """Safe YAML that also knows tuples, which the release writes its image size as."""
+    """Safe YAML loader that also reads Python tuples: the release stores the image size as one."""
 
 
 _VariantLoader.add_constructor(
@@ -43,8 +45,12 @@ _VariantLoader.add_constructor(
 )
 
 
-def read(path):
-    """(state, variant) of a release folder, or of a checkpoint with its ``variant.yml`` beside it."""
+def read(path: str) -> tuple[dict[str, Tensor], Any]:
+    """Read (state, variant) from a folder of the release, or from a checkpoint with ``variant.yml`` beside it.
+
+    Raises:
+        UserError: A file cannot be read, or ``variant.yml`` is not there.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / 'checkpoint.pth'
@@ -63,10 +69,14 @@ def read(path):
     return state, variant
 
 
-def convert(state, variant):
-    """The release's keys -> ``backbone.*`` and ``decode_head.*``; raises ``UserError``.
+def convert(state: dict[str, Tensor], variant: Any) -> tuple[dict[str, Tensor], Notes]:
+    """Convert the release's keys to ``backbone.*`` and ``decode_head.*``; drop the encoder's unused classifier.
 
-    ``variant`` is the content of ``variant.yml``. The encoder's unused classifier is dropped.
+    Args:
+        variant: The content of ``variant.yml``.
+
+    Raises:
+        UserError: The weights are not those of an official Segmenter, or ``variant`` is of another model.
     """
     if 'encoder.dist_token' in state:
         raise UserError(
@@ -118,7 +128,7 @@ def _mask_head_table(classes, dim):
 
 
 def _notes(state, settings, variant, linear):
-    """Settings and remarks from ``variant.yml``; raises ``UserError`` where it is not of these weights."""
+    """Complete settings and remarks by ``variant.yml``; raises ``UserError`` if it is of another model."""
     try:
         net = variant['net_kwargs']
         size, heads = tuple(net['image_size']), net['n_heads']
@@ -171,7 +181,7 @@ def _notes(state, settings, variant, linear):
     letter, usual_heads = SIZES.get(found[:2], (None, None))
     fits = None
     if heads == usual_heads and dataset in DATASETS:
-        # The size is left out where it is the paper's.
+        # The names of our configs leave out the size that the paper uses.
         backbone = '' if reduction and letter == 'l' else f'_vit-{letter}'
         fits = f'segmenter{backbone}{"_linear" if linear else ""}{"_algm" if reduction else ""}_{DATASETS[dataset]}.py'
     meta = dict(source='segmenter', dataset=dataset, normalization=net['normalization'], settings=settings)
@@ -179,7 +189,7 @@ def _notes(state, settings, variant, linear):
 
 
 def _token_reduction(said):
-    """Settings of ALGM, which its release keeps with those of the data; empty of a plain Segmenter."""
+    """Settings of ALGM, which its release stores with those of the data; empty for a plain Segmenter."""
     if said.get('patch_type') != 'algm':
         return {}
     (local_layer, global_layer), (rows, columns) = said['selected_layers'], said['merging_window_size']

@@ -1,28 +1,34 @@
-"""An official Swin Transformer, 1k or 22k classes, any window -> the stock backbone, to start training from."""
+"""Convert an official Swin Transformer, any window, 1k or 22k classes, to the stock backbone to start training from."""
 
 import re
+
+from torch import Tensor
 
 from .vit import Notes, depth, need, read_model, rename
 
 KIND = 'an official Swin Transformer'
 # (embed_dims, depths) -> the letter in the names of our configs.
 SIZES = {(96, (2, 2, 6, 2)): 't', (96, (2, 2, 18, 2)): 's', (128, (2, 2, 18, 2)): 'b', (192, (2, 2, 18, 2)): 'l'}
-# The classifier and the norm before it, and what a model computes itself.
+# The classifier, the norm before it, and buffers that the model computes itself.
 DROPPED = re.compile(r'head\.|norm\.|.*\.(attn_mask|relative_position_index)$')
 
 
-def read(path):
-    """(state, ) from a file of the release."""
+def read(path: str) -> tuple[dict[str, Tensor]]:
+    """Read (state, ) from a file of the release; raises ``UserError``."""
     return (read_model(path, KIND),)
 
 
-def is_official(state) -> bool:
-    """Whether weights have the official names."""
+def is_official(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict has the official names."""
     return 'layers.0.blocks.0.norm1.weight' in state
 
 
-def convert(state):
-    """The official keys -> the backbone's, without prefix; the classifier is dropped. Raises ``UserError``."""
+def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+    """Convert the official keys to the backbone's, without prefix; drop the classifier.
+
+    Raises:
+        UserError: The weights are not those of an official Swin Transformer.
+    """
     kernel = need(state, 'patch_embed.proj.weight', KIND)
     dim, stages = len(kernel), depth(state, r'layers\.(\d+)\.')
     depths = tuple(depth(state, rf'layers\.{i}\.blocks\.(\d+)\.') for i in range(stages))
@@ -84,5 +90,5 @@ def _block_table(state, old, new, dim):
 
 
 def _unfold_order(x):
-    """The four neighbours that a patch merging takes in: official order -> that of ``nn.Unfold``, channels first."""
+    """Reorder the input channels of patch merging from the official order to that of ``nn.Unfold``, channels first."""
     return x.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)

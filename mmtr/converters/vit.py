@@ -1,26 +1,33 @@
-"""What the sources share: how a file is read, a plain ViT's keys, and the check that all of it arrived."""
+"""Functions that the sources share: read a file, rename the keys of a plain ViT, check that no weight is left over."""
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.weights.files import read_checkpoint
 
 # (embed_dims, num_layers) -> the letter in the names of our configs, num_heads.
 SIZES = {(192, 12): ('t', 3), (384, 12): ('s', 6), (768, 12): ('b', 12), (1024, 24): ('l', 16)}
+#: For ``rename``: source key -> (new key, shape).
+Table = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass
 class Notes:
-    """What a conversion found out beside the weights.
+    """Results of a conversion beside the weights.
 
-    ``settings`` maps keys of a config's ``model``, dotted, to the values that the weights need.
-    ``fits`` is the name of the config in ``configs/`` (or a pattern, for a backbone), None if there
-    is none. ``meta`` is stored with the weights; ``remarks`` are sentences for the user. ``pretrained`` is
-    the key of the config's ``model`` that takes the file of a backbone.
+    Args:
+        meta: Stored with the weights.
+        settings: Dotted keys of a config's ``model`` -> the values that the weights need.
+        fits: Name of the config in ``configs/`` (of a backbone a pattern), None if there is none.
+        remarks: Sentences for the user.
+        pretrained: Key of the config's ``model`` that takes the file of a backbone.
     """
 
     meta: dict
@@ -30,35 +37,42 @@ class Notes:
     pretrained: str = 'pretrained'
 
 
-def read_model(path, kind):
-    """The weights in a checkpoint file that keeps them under 'model'; raises ``UserError``."""
+def read_model(path: str, kind: str) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint file that stores them under 'model'.
+
+    Args:
+        kind: Name of the source in errors; so in all functions here.
+
+    Raises:
+        UserError: The file cannot be read or has no 'model'.
+    """
     state = read_checkpoint(path).get('model')
     if not isinstance(state, dict):
         raise UserError(f"'{path}' is not {kind}, which keeps its weights under 'model'.")
     return state
 
 
-def need(state, key, kind):
-    """The tensor ``key`` of ``state``; raises ``UserError`` when it is not there."""
+def need(state: dict[str, Tensor], key: str, kind: str) -> Tensor:
+    """Return the tensor ``key`` of ``state``; raises ``UserError`` if it is missing."""
     if not isinstance(state.get(key), torch.Tensor):
         raise UserError(f'The file lacks {key!r}, so it is not {kind}.')
     return state[key]
 
 
-def depth(state, pattern):
-    """Number of layers, from the highest that ``pattern`` (a regex with one group) finds in the keys."""
+def depth(state: dict[str, Tensor], pattern: str) -> int:
+    """Count layers: one more than the highest number that ``pattern``, a regex with one group, finds in the keys."""
     return max((int(m[1]) for m in map(re.compile(pattern).match, state) if m), default=-1) + 1
 
 
-def heads_of_64(dim, kind):
-    """The number of attention heads of 64 channels each; raises ``UserError``."""
+def heads_of_64(dim: int, kind: str) -> int:
+    """Return the number of attention heads if each has 64 channels; raises ``UserError`` if 64 does not divide dim."""
     if dim % 64:
         raise UserError(f'The file has {dim} channels, which are no heads of 64, as in {kind}.')
     return dim // 64
 
 
-def grid_side(positions):
-    """Side of the square of patches of a position table (1, 1 + N, C); raises ``UserError`` if it is none."""
+def grid_side(positions: Tensor) -> int:
+    """Side, in patches, of the grid of a position table (1, 1 + N, C); raises ``UserError`` if N is no square."""
     entries = positions.shape[1]
     side = math.isqrt(entries - 1)
     if side * side != entries - 1:
@@ -66,11 +80,15 @@ def grid_side(positions):
     return side
 
 
-def rename(state, table, kind, dropped=()):
-    """The tensors of ``state`` under new names, as float32.
+def rename(state: dict[str, Tensor], table: Table, kind: str, dropped: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of ``state`` under new names, as float32.
 
-    ``table`` maps each source key to (new key, shape); ``dropped`` are the only keys left behind.
-    Raises ``UserError``, naming keys, when one is unknown, missing or of another shape.
+    Args:
+        table: Source key -> (new key, shape).
+        dropped: Source keys that are left out, if they are there.
+
+    Raises:
+        UserError: A key is unknown, missing or of another shape; names it.
     """
 
     def name(keys):
@@ -91,8 +109,14 @@ def rename(state, table, kind, dropped=()):
     return renamed
 
 
-def block_table(source, target, dim, hidden):
-    """The table for ``rename`` of one timm transformer block: key prefixes, embedding and FFN widths."""
+def block_table(source: str, target: str, dim: int, hidden: int) -> Table:
+    """Build the table for ``rename`` of one timm transformer block.
+
+    Args:
+        source, target: Prefixes of the old and the new keys, without the last dot.
+        dim: Embedding dimension.
+        hidden: Hidden channels of the FFN.
+    """
     shapes = {
         ('norm1', 'ln1.'): (dim,),
         ('attn.qkv', 'attn.attn.in_proj_'): (3 * dim, dim),
@@ -108,8 +132,12 @@ def block_table(source, target, dim, hidden):
     return table
 
 
-def vit_table(state, kind, source='', target=''):
-    """The table for ``rename`` of a timm ViT whose keys begin with ``source``."""
+def vit_table(state: dict[str, Tensor], kind: str, source: str = '', target: str = '') -> Table:
+    """Build the table for ``rename`` of a timm ViT.
+
+    Args:
+        source, target: Prefixes of the old and the new keys.
+    """
     kernel = need(state, f'{source}patch_embed.proj.weight', kind)
     positions = need(state, f'{source}pos_embed', kind)
     hidden = len(need(state, f'{source}blocks.0.mlp.fc1.weight', kind))
@@ -127,11 +155,11 @@ def vit_table(state, kind, source='', target=''):
     return table
 
 
-def fold_patch_bias(state, prefix=''):
-    """Move the patch embedding's bias into the position table, in place.
+def fold_patch_bias(state: dict[str, Tensor], prefix: str = '') -> None:
+    """Add the patch embedding's bias to the position table and remove it, in place.
 
-    The sum is the same at any resolution, and the model is one that the stock configs, with
-    ``patch_bias=False``, hold: mmseg would otherwise drop the bias without a word.
+    The sum is the same at any resolution. The stock configs have ``patch_bias=False``, with which mmseg
+    would drop the bias in silence.
     """
     bias = state.pop(f'{prefix}patch_embed.projection.bias')
     positions = state[f'{prefix}pos_embed'].clone()
@@ -139,8 +167,16 @@ def fold_patch_bias(state, prefix=''):
     state[f'{prefix}pos_embed'] = positions
 
 
-def backbone_settings(state, kind, eps, prefix=''):
-    """The ``backbone`` keys that converted weights need; raises ``UserError`` for another kind of ViT."""
+def backbone_settings(state: dict[str, Tensor], kind: str, eps: float, prefix: str = '') -> dict:
+    """Return the settings ``backbone.*`` that converted weights need.
+
+    Args:
+        eps: Of every LayerNorm.
+        prefix: Prefix of the backbone's keys in ``state``.
+
+    Raises:
+        UserError: Patches are not square, or the FFN is no multiple of the channels wide.
+    """
     dim, channels, *patch = state[f'{prefix}patch_embed.projection.weight'].shape
     hidden = len(state[f'{prefix}layers.0.ffn.layers.0.0.weight'])
     if len(patch) != 2 or patch[0] != patch[1]:
@@ -159,8 +195,16 @@ def backbone_settings(state, kind, eps, prefix=''):
     }
 
 
-def backbone_notes(state, source, kind, num_heads=None):
-    """The ``Notes`` of a converted backbone without a head; ``num_heads`` where the file tells it."""
+def backbone_notes(state: dict[str, Tensor], source: str, kind: str, num_heads: Optional[int] = None) -> Notes:
+    """Return the ``Notes`` of a converted backbone without a head.
+
+    Args:
+        source: Name in ``SOURCES``.
+        num_heads: Number of attention heads, if the file holds it; None: that of a ViT of this size.
+
+    Raises:
+        UserError: See ``backbone_settings``; or the position table has no entry for a class token.
+    """
     settings = backbone_settings(state, kind, eps=1e-6)
     size = (settings['backbone.embed_dims'], settings['backbone.num_layers'])
     letter, heads = SIZES.get(size, (None, None))

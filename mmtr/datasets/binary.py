@@ -1,4 +1,7 @@
-"""Foreground and background: saliency, camouflage, blur, polyps, skin lesions, cells."""
+"""Data sets of foreground and background: saliency, camouflage, blur, polyps, skin lesions, cells."""
+
+from collections.abc import Sequence
+from typing import Optional
 
 import mmcv
 import numpy as np
@@ -11,26 +14,27 @@ from mmtr.errors import UserError
 from mmtr.registry import DATASETS, TRANSFORMS
 
 IGNORED = 255
-# Masks saved as JPEG or resized have other values along the border: 0.6% to 11% of the pixels where this was tried.
+# Masks that were resized or saved as JPEG have grey values along borders: 0.6% to 11% of the pixels in those we tried.
 MAX_GREY_SHARE = 0.25
 
 
 @DATASETS.register_module()
 class BinaryDataset(BaseSegDataset):
-    """Images with a mask each, which ``mmtr.LoadBinaryAnnotations`` loads.
+    """Data set of images with one mask each, which ``mmtr.LoadBinaryAnnotations`` loads.
 
     Args:
-        foreground: The labels that are foreground, if the masks are label maps of several classes; None: they are
-            masks of 0 and 255.
-        kwargs: mmseg's ``BaseSegDataset``'s.
+        foreground: Labels of the foreground, if the masks are label maps of several classes; None: the masks have the
+            values 0 and 255.
+        pipeline: Steps of the pipeline.
+        kwargs: Arguments of mmseg's ``BaseSegDataset``.
 
     Raises:
-        UserError: The pipeline loads masks as label maps, in which 255 is no foreground.
+        UserError: The pipeline has mmseg's ``LoadAnnotations``, for which 255 means 'ignored'.
     """
 
     METAINFO = dict(classes=('background', 'foreground'), palette=[[0, 0, 0], [255, 255, 255]])
 
-    def __init__(self, foreground=None, pipeline=(), **kwargs):
+    def __init__(self, foreground: Optional[Sequence[int]] = None, pipeline: Sequence = (), **kwargs):
         if any(isinstance(step, dict) and type_name(step['type']) == 'LoadAnnotations' for step in pipeline):
             raise UserError(
                 "mmtr.BinaryDataset's pipeline must load masks by type='mmtr.LoadBinaryAnnotations', not "
@@ -39,8 +43,8 @@ class BinaryDataset(BaseSegDataset):
         self.foreground = foreground
         super().__init__(pipeline=pipeline, **kwargs)
 
-    def load_data_list(self):
-        """As of ``BaseSegDataset``; each image with ``foreground``."""
+    def load_data_list(self) -> list[dict]:
+        """List the images as ``BaseSegDataset`` does, and add ``foreground`` to each."""
         return [dict(info, foreground=self.foreground) for info in super().load_data_list()]
 
 
@@ -48,7 +52,7 @@ class BinaryDataset(BaseSegDataset):
 class LoadBinaryAnnotations(LoadAnnotations):
     """Loads the mask of an image of ``mmtr.BinaryDataset`` as labels: 0 background, 1 foreground, 255 ignored.
 
-    In a mask, what is above 127 is foreground and nothing is ignored; in a label map 255 is.
+    In a mask, values above 127 are foreground, and no pixel is ignored. In a label map, 255 is ignored.
 
     Raises:
         UserError: The mask is no image, or not binary; names the file.
@@ -66,11 +70,14 @@ class LoadBinaryAnnotations(LoadAnnotations):
             results['gt_seg_map'] = np.where(labels == IGNORED, IGNORED, np.isin(labels, foreground)).astype(np.uint8)
 
 
-def read_mask(path, backend_args=None):
-    """The mask in a file, (H, W) with 0 to 255.
+def read_mask(path: str, backend_args: Optional[dict] = None) -> np.ndarray:
+    """Read a binary mask, (H, W) uint8 from 0 to 255.
+
+    Args:
+        backend_args: Of mmengine's ``fileio.get``.
 
     Raises:
-        UserError: It is no image, or not binary.
+        UserError: The file is no image, or the mask is not binary.
     """
     content = fileio.get(path, backend_args=backend_args)
     mask = mmcv.imfrombytes(content, flag='grayscale', backend='cv2') if content else None

@@ -1,7 +1,7 @@
-from mmtr.config import files as configs  # noqa: F401  packaged configs are found from now on
+from mmtr.config import files as configs  # noqa: F401  makes mmengine find 'mmtr::NAME.py'
 
-from . import loaders  # noqa: F401  checkpoints are read as data from now on
-from .hooks import token_reduction  # noqa: F401  models built without a runner follow it too
+from . import loaders  # noqa: F401  makes mmengine read checkpoints as data only
+from .hooks import token_reduction  # noqa: F401  applies the hook also to models built without a runner
 from .layer_decay import LayerDecayConstructor
 from .optim_wrapper import CPUAmpOptimWrapper
 from .trainable import TrainableConstructor

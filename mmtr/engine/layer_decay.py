@@ -1,8 +1,10 @@
-"""Learning rates that fall layer by layer towards the image, where mmseg knows some backbones by name only."""
+"""Layer-wise learning rate decay for any backbone with layers; mmseg's version knows some backbones by name."""
 
 import re
+from typing import Any, Optional
 
 from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -10,20 +12,20 @@ from mmtr.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """Optimizer whose learning rate is ``decay_rate`` times smaller with each layer of ``model.backbone``.
+    """Builds an optimizer whose learning rate is multiplied by ``decay_rate`` for each layer towards the image.
 
-    Heads and the backbone's last norm keep the rate of the config, its last layer has it once decayed, the
-    embedding most. Vectors (biases, norms), position table, class token and registers have no weight decay.
+    Heads and the backbone's last norm have the learning rate of the config. The last layer's is decayed once, the
+    embedding's most often. Vectors (biases, norms), position table, class token and registers have no weight decay.
 
     Args:
-        optim_wrapper_cfg: mmengine's; its optimizer has an ``lr``.
+        optim_wrapper_cfg: As in mmengine; the optimizer has an ``lr``.
         paramwise_cfg: ``dict(decay_rate=...)``.
 
     Raises:
         UserError: ``decay_rate`` is missing or no number above 0, up to 1; or the backbone has no ``layers``.
     """
 
-    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('decay_rate')
         if self.paramwise_cfg.keys() != {'decay_rate'} or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
@@ -33,8 +35,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             )
         self.decay_rate = rate
 
-    def add_params(self, params, module, **kwargs):
-        """A group for each learning rate and weight decay of the trainable parameters of ``module``."""
+    def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
+        """Append to ``params`` a group of trainable parameters for each learning rate and weight decay."""
         layers = getattr(getattr(module, 'backbone', None), 'layers', None)
         if layers is None:
             raise UserError('LayerDecayConstructor needs a model whose backbone has layers.')

@@ -1,11 +1,13 @@
-"""The loaders of mmengine's ``CheckpointLoader``: ours read data alone. Importing this module puts them in force.
+"""Loaders for mmengine's ``CheckpointLoader`` that read checkpoints as data only.
 
-They take the place of mmengine's, some of which unpickle anything; see ``mmtr/weights/``.
+Importing this module registers them in place of mmengine's, some of which run any code in a pickle; see
+``mmtr/weights/``.
 """
 
 import os
 import urllib.error
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import mmengine.runner.checkpoint as stock
@@ -17,16 +19,16 @@ from mmtr.errors import UserError
 from mmtr.weights.files import read_checkpoint
 
 
-def load_from_local(filename, map_location=None):
-    """Loader of mmengine's ``CheckpointLoader`` for local paths; see :func:`read_checkpoint`."""
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """Read a checkpoint from a local path; see :func:`read_checkpoint`."""
     return read_checkpoint(filename, map_location)
 
 
-def load_from_http(filename, map_location=None):
-    """Loader for ``http(s)://``: downloads once into torch's hub folder, then reads as a local file.
+def load_from_http(filename: str, map_location: Any = None) -> dict:
+    """Read a checkpoint from ``http(s)://``; the file is downloaded once, into torch's hub folder.
 
     Raises:
-        UserError: The download failed, or see :func:`read_checkpoint`.
+        UserError: The download failed; or see :func:`read_checkpoint`.
     """
     folder = Path(torch.hub.get_dir(), 'checkpoints')
     path = folder / os.path.basename(urlsplit(filename).path)
@@ -34,7 +36,7 @@ def load_from_http(filename, map_location=None):
     if rank == 0:
         _download(filename, path)
     barrier()
-    # Other machines may not share rank 0's folder.
+    # Other machines may have a folder of their own.
     _download(filename, path)
     return read_checkpoint(path, map_location)
 
@@ -49,11 +51,11 @@ def _download(url, path):
         raise UserError(f"Checkpoint '{url}' could not be downloaded: {error}.") from error
 
 
-def load_from_zoo(filename, map_location=None):
-    """Loader for the names ``torchvision://``, ``open-mmlab://`` and ``mmcls://``, which stand for an ``http(s)://``.
+def load_from_zoo(filename: str, map_location: Any = None) -> dict:
+    """Read a checkpoint by its name ``torchvision://``, ``open-mmlab://`` or ``mmcls://``, which stands for a URL.
 
     Raises:
-        UserError: The name stands for nothing, or see :func:`load_from_http`.
+        UserError: mmengine does not know the name; or see :func:`load_from_http`.
     """
     scheme, name = filename.split('://', 1)
     name = stock.get_deprecated_model_names().get(name, name)
@@ -68,11 +70,11 @@ def load_from_zoo(filename, map_location=None):
     return stock._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
-def load_from_storage(filename, map_location=None):
-    """Loader for ``s3://`` and ``petrel://``, by mmengine's file backend; see :func:`read_checkpoint`.
+def load_from_storage(filename: str, map_location: Any = None) -> dict:
+    """Read a checkpoint from ``s3://`` or ``petrel://`` through mmengine's file backend.
 
     Raises:
-        UserError: The backend's package is not installed, or see :func:`read_checkpoint`.
+        UserError: The package of the backend is not installed; or see :func:`read_checkpoint`.
     """
     try:
         file = get_file_backend(filename, backend_args=dict(backend='petrel'))
@@ -82,8 +84,8 @@ def load_from_storage(filename, map_location=None):
         return read_checkpoint(path, map_location)
 
 
-def refuse(filename, map_location=None):
-    """Loader for ``pavi://``, which mmengine would unpickle. Raises ``UserError``."""
+def refuse(filename: str, map_location: Any = None) -> NoReturn:
+    """Raise a ``UserError`` for ``pavi://``, whose files mmengine would unpickle."""
     raise UserError(f"Checkpoint '{filename}' is not read from there; download it and name the file.")
 
 

@@ -1,4 +1,4 @@
-"""A segmentor or classifier as an ONNX file, and whether that file says what the model says."""
+"""Export a segmentor or classifier to an ONNX file, and compare the file with the model."""
 
 import importlib.util
 import logging
@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Callable
 
 import mmcv
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -28,12 +30,12 @@ PAGE = 'docs/deploy.md'
 
 
 def check_packages() -> None:
-    """Raise a ``UserError`` if a package that export needs is not installed, or torch is too old."""
+    """Raise a ``UserError`` if torch is too old or a package that the export needs is not installed."""
     if torch.__version__ < (2, 6):
         raise UserError(f'Export to ONNX needs torch 2.6 or later, not {torch.__version__}.')
     absent = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
     if absent:
-        # Each may ask for another numpy, which the stack does not stand.
+        # The command pins numpy: these packages may require another version than OpenMMLab.
         raise UserError(
             f'Export to ONNX needs {" and ".join(absent)}, which is not installed: pip install mmtr[onnx] '
             f'numpy=={np.__version__}, or pip install onnx onnxscript onnxruntime numpy=={np.__version__}.'
@@ -41,17 +43,17 @@ def check_packages() -> None:
 
 
 def _translations():
-    """ONNX for operators of torch that torch's exporter does not know, as functions that it runs on its values."""
+    """Translations to ONNX of operators that torch's exporter does not know: {operator: function}."""
     from onnxscript import opset18 as op
 
     def sort_stable(x, stable=True, dim=-1, descending=False):
-        # TopK gives equal values in order of position: its specification says so.
+        # TopK is stable: by its specification, equal values keep the order of their positions.
         size = op.Reshape(op.Gather(op.Shape(x), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
     def cdist(a, b, p, compute_mode=None):
         if p != 2:
-            raise NotImplementedError  # ONNX could only build all differences, (B, N, M, C)
+            raise NotImplementedError  # in ONNX this would need all differences, (B, N, M, C)
         axis, factor = op.Constant(value_ints=[2]), op.Constant(value_float=2.0)
         norms = op.Add(op.ReduceSumSquare(a, axis), op.Transpose(op.ReduceSumSquare(b, axis), perm=[0, 2, 1]))
         product = op.MatMul(a, op.Transpose(b, perm=[0, 2, 1]))
@@ -61,14 +63,14 @@ def _translations():
 
 
 def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
-    """Write a model as ONNX: ``image`` to ``logits`` or ``scores`` and ``labels``, see ``of_pixels``.
+    """Write a model as ONNX, from ``image`` to ``logits`` or ``scores``, and ``labels``; see ``of_pixels``.
 
-    The size of the batch is open, height and width are fixed.
+    The batch size is dynamic; height and width are fixed.
 
     Args:
-        model: Of a config, in eval mode, on the CPU.
+        model: The segmentor, in eval mode, on the CPU.
         path: The file.
-        shape: (H, W) in pixels.
+        shape: (H, W) of the images, in pixels.
 
     Raises:
         UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends on
@@ -86,9 +88,9 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         )
     pixels = torch.zeros(2, image_channels(model), *shape, dtype=torch.uint8)
     try:
-        # The strides of what a fused kernel gives are not those of what the exporter makes of it.
+        # The output of a fused kernel has other strides than the exporter's translation of it.
         with _quiet(), sdpa_kernel(SDPBackend.MATH):
-            # A batch of 1 would be taken for a constant, so the example has 2.
+            # The exporter would take a batch of 1 for a constant, so the example has 2 images.
             torch.onnx.export(
                 whole,
                 (pixels,),
@@ -113,7 +115,7 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
 
 @contextmanager
 def _quiet():
-    """Without the exporter's warnings of torchvision, which nothing here uses, and of its own insides."""
+    """Context without the exporter's warnings about torchvision, which is not used, and about its internals."""
     logs = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
     levels = [log.level for log in logs]
     for log in logs:
@@ -127,19 +129,19 @@ def _quiet():
             log.setLevel(level)
 
 
-def session(path: str):
-    """An onnxruntime session on the CPU, with as many threads as torch has."""
+def session(path: str) -> Any:
+    """Open an onnxruntime ``InferenceSession`` on the CPU with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that spin while they wait would take the cores from whoever runs in turns with it.
+    # Threads that spin while they wait would slow down PyTorch, which is timed in turns with this session.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
-def default_shape(cfg) -> tuple[int, int]:
-    """(H, W) that a config's model sees: the window it slides over an image, or the crop it was trained on.
+def default_shape(cfg: Config) -> tuple[int, int]:
+    """Return the input size (H, W) of a config's model: its sliding window, else its training crop.
 
     Of a classifier, the size of its position table.
 
@@ -163,10 +165,10 @@ def _to_shape(pixels, shape):
 
 
 def read_images(paths: Iterable[str], shape: tuple[int, int], channels: int = 3) -> list[Tensor]:
-    """Image files, and those in folders, resized to ``shape``: (channels, H, W) each, uint8, BGR.
+    """Read image files, and those in folders, and resize them to ``shape`` (H, W): (channels, H, W) each, uint8, BGR.
 
     Raises:
-        UserError: One is not there, no image, or has not so many channels.
+        UserError: A file is not there, is no image, or has another number of channels.
     """
     images = []
     files = [file for path in paths for file in (images_in(path) if Path(path).is_dir() else [path])]
@@ -184,8 +186,8 @@ def read_images(paths: Iterable[str], shape: tuple[int, int], channels: int = 3)
     return images
 
 
-def test_images(cfg, count: int, shape: tuple[int, int]) -> list[Tensor]:
-    """The first images of a config's test data after its pipeline, resized to ``shape``: (C, H, W) each, uint8.
+def test_images(cfg: Config, count: int, shape: tuple[int, int]) -> list[Tensor]:
+    """Load the first ``count`` images of a config's test data, and resize them to ``shape``: (C, H, W) each, uint8.
 
     Raises:
         UserError: The data are not there.
@@ -198,7 +200,7 @@ def test_images(cfg, count: int, shape: tuple[int, int]) -> list[Tensor]:
 
 
 def predict(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What ``of_pixels(model)`` gives, of one image (C, H, W), by the model's own test step."""
+    """Compute what ``of_pixels(model)`` gives, of one image (C, H, W), by the model's own test step."""
     if not isinstance(of_pixels(model), PixelSegmentor):
         with torch.inference_mode():
             result = model.test_step(dict(inputs=[image]))[0]
@@ -212,13 +214,13 @@ def predict(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far ONNX and PyTorch are apart on some images.
+    """Difference of the outputs of ONNX and PyTorch on some images.
 
     Args:
-        batch: Images in each batch that onnxruntime got. PyTorch got them one at a time.
-        largest: The largest absolute difference of a logit or score.
-        median: The median over the pixels, or images, of their largest absolute difference.
-        same_label: The share of them with the same label, 0 to 1.
+        batch: Number of images in each batch of onnxruntime; PyTorch ran them one at a time.
+        largest: Largest absolute difference of a logit or score.
+        median: Median over the pixels, or images, of the largest absolute difference of their logits or scores.
+        same_label: Share of them with the same label, 0 to 1.
     """
 
     batch: int
@@ -227,15 +229,14 @@ class Difference:
     same_label: float
 
 
-def compare_with_onnx(model: nn.Module, run, images: Sequence[Tensor]) -> list[Difference]:
-    """Compare an ONNX file with PyTorch: on one image at a time, and on one batch of all.
+def compare_with_onnx(model: nn.Module, run: Callable, images: Sequence[Tensor]) -> list[Difference]:
+    """Compare an ONNX file with PyTorch, on one image at a time and on one batch of all images.
 
-    Each is compared with what PyTorch says of each image alone, so that an image that depends on its
-    batch is a difference.
+    PyTorch runs each image alone, so an output that depends on the other images of its batch shows as a difference.
 
     Args:
-        model: What was exported.
-        run: Of the file: ``session(path).run``.
+        model: The exported model.
+        run: ``session(path).run`` of the file.
         images: (C, H, W) each, uint8.
     """
     expected, labels = (np.stack(each) for each in zip(*(predict(model, image) for image in images)))
@@ -254,21 +255,22 @@ def compare_with_onnx(model: nn.Module, run, images: Sequence[Tensor]) -> list[D
 def check_difference(
     model: nn.Module, differences: Sequence[Difference], tolerance: float, same_label: float = 0.95
 ) -> None:
-    """Raise a ``UserError`` if ONNX and PyTorch are further apart than rounding explains.
+    """Raise a ``UserError`` if ONNX and PyTorch differ by more than rounding.
 
-    Without a reducer the largest difference must keep the tolerance. A reducer compares tokens, and where
-    two are equally similar, rounding decides which: then the median pixel must, and the labels must agree.
+    The largest difference must be within the tolerance. With a reducer, which compares tokens, rounding decides between
+    equally similar ones, so there the median difference must be. The labels must agree in both cases.
 
     Args:
-        model: What was exported.
-        tolerance: Absolute, of logits.
-        same_label: The least share of pixels with the same label, 0 to 1.
+        model: The exported model.
+        differences: Results of ``compare_with_onnx``.
+        tolerance: Largest absolute difference of logits.
+        same_label: Least share of pixels with the same label, 0 to 1.
     """
     reduces = any(isinstance(m, TokenReducer) and type(m) is not TokenReducer for m in model.modules())
     whole = of_pixels(model)
     for found in differences:
         value, name = (found.median, 'median') if reduces else (found.largest, 'largest')
-        # Not NaN either.
+        # Written so that NaN fails too.
         if not (value <= tolerance and found.same_label >= same_label):
             raise UserError(
                 f'ONNX differs from PyTorch in batches of {found.batch}: the {name} difference of the '

@@ -1,24 +1,26 @@
-"""Where two predictions for one image differ."""
+"""Find where two predictions for one image differ."""
 
 from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
+from mmengine.structures import BaseDataElement
 
 from mmtr.errors import UserError
 
-#: Kinds of prediction; of several, the first one that a sample has is drawn and compared.
+#: Kinds of prediction; the first one that a sample has is drawn and compared.
 KINDS = ('pred_panoptic_seg', 'pred_instances', 'pred_sem_seg', 'pred_label')
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two predictions.
+    """Difference of two predictions for one image.
 
     Args:
-        pixels: (height, width) bool, where they differ; (1, 1) for the class of a whole image.
-        instances: How many the first has, the second, and both; None for a prediction without instances.
-        unit: What has a class: 'pixels', or 'images'.
+        pixels: Pixels that differ, (height, width) bool; (1, 1) for the class of a whole image.
+        instances: Numbers of instances in the first prediction, in the second, and in both; None for a prediction
+            without instances.
+        unit: What has a class: 'pixels' or 'images'.
     """
 
     pixels: np.ndarray
@@ -28,7 +30,14 @@ class Difference:
 
 @dataclass
 class _Seen:
-    """The class of each pixel, -1 for none, and the number of its instance, from 1 on, 0 for none; all instances."""
+    """A prediction by pixel.
+
+    Args:
+        classes: Class of each pixel, -1 for none.
+        numbers: Number of the instance of each pixel, from 1 on, 0 for none.
+        labels: Class of each instance.
+        masks: Mask of each instance, (height, width) bool.
+    """
 
     classes: np.ndarray
     numbers: np.ndarray
@@ -36,24 +45,24 @@ class _Seen:
     masks: list[np.ndarray] = field(default_factory=list)
 
 
-def shown(sample) -> str:
-    """Which of ``KINDS`` stands for the prediction in a data sample; raises ``UserError`` if it has none."""
+def shown(sample: BaseDataElement) -> str:
+    """Return the kind of prediction, the first of ``KINDS``, in a data sample; raises ``UserError`` if it has none."""
     for kind in KINDS:
         if kind in sample:
             return kind
     raise UserError(f'The model predicts neither labels nor instances, but {", ".join(sample.keys()) or "nothing"}.')
 
 
-def difference(first, second, score_thr: float = 0.3) -> Difference:
-    """Where two data samples of one image differ, mmseg's, mmdet's or mmpretrain's.
+def difference(first: BaseDataElement, second: BaseDataElement, score_thr: float = 0.3) -> Difference:
+    """Compare two data samples, of mmseg, mmdet or mmpretrain, of one image.
 
-    An instance of the one is the same as one of the other if both are of one class and their intersection over
-    union is above 0.5, as in the panoptic quality. A pixel differs if its class does, or if it is in instances that
-    are not the same. Of instances that overlap, it is in the one with the highest score.
+    Two instances are the same if they have one class and their intersection over union is above 0.5, as in the
+    panoptic quality. A pixel differs if its class differs, or if its instances are not the same. Where instances
+    overlap, a pixel belongs to the one with the highest score.
 
     Args:
-        first, second: Of the model's ``test_step``.
-        score_thr: Instances above this score count. One without a mask is its box.
+        first, second: Results of the model's ``test_step``.
+        score_thr: Only instances above this score count. The mask of an instance without one is its box.
     """
     kind = shown(first)
     if kind == 'pred_label':
@@ -116,7 +125,7 @@ def _iou(masks, others):
 
 
 def _pairs(same):
-    """How many instances can be paired, each one once."""
+    """Largest number of pairs of same instances in which each instance occurs once."""
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
 

@@ -1,4 +1,4 @@
-"""mmdet's inferencer of a model that is there already."""
+"""mmdet's inferencer for a model that is already built."""
 
 import warnings
 
@@ -15,21 +15,21 @@ __all__ = ['BaseDetector', 'DetInferencer']
 
 
 class DetInferencer(OfModel, StockInferencer):
-    """mmdet's, of a model; see ``OfModel``. Of several kinds of prediction, the one that ``shown`` names is drawn."""
+    """mmdet's ``DetInferencer`` for a built model; see ``OfModel``. It draws the prediction that ``shown`` names."""
 
     visualizer_type = DetLocalVisualizer
 
-    def draw(self, image, sample, score_thr):
-        """See ``OfModel``."""
+    def draw(self, image: np.ndarray, sample: DetDataSample, score_thr: float) -> np.ndarray:
+        """Draw a prediction; see ``OfModel``."""
         kind = shown(sample)
         void = len(self.visualizer.dataset_meta['classes'])
         if kind == 'pred_panoptic_seg' and (sample.pred_panoptic_seg.sem_seg == void).all():
-            return image.copy()  # where nothing was found, the stock visualizer stops
+            return image.copy()  # the stock visualizer fails if nothing was found
         state = np.random.get_state()
-        np.random.seed(0)  # it varies the colours of a class; the same way each time
+        np.random.seed(0)  # the visualizer draws random shades of the colours: the same each time
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings('ignore', '.*out of bounds')  # said of what touches the border, too
+                warnings.filterwarnings('ignore', '.*out of bounds')  # also given for objects that touch the border
                 self.visualizer.add_datasample(
                     '', image, DetDataSample(**{kind: sample.get(kind)}), draw_gt=False, pred_score_thr=score_thr
                 )

@@ -1,4 +1,4 @@
-"""Stock inferencers of a model that is there already: their pipelines, forward passes and visualizers."""
+"""Stock inferencers for a model that is already built: their pipelines, forward passes and visualizers."""
 
 import copy
 from typing import Union
@@ -6,6 +6,7 @@ from typing import Union
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
 from mmseg.apis import MMSegInferencer
 from mmseg.models import BaseSegmentor
 from mmseg.visualization import SegLocalVisualizer
@@ -15,16 +16,16 @@ from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError
 
-#: How much of the picture the colours of classes cover.
+#: Opacity of the colours of classes over the image.
 OPACITY = 0.6
 
 
 class OfModel:
-    """Mixin of a stock inferencer that takes a model in place of building one, and whose visualizer writes no files.
+    """Mixin for a stock inferencer that takes a built model, and whose visualizer writes no files.
 
     Args:
-        cfg: mmengine ``Config`` whose ``test_dataloader`` reads images.
-        model: Of that config, in eval mode, on its device.
+        cfg: Config whose ``test_dataloader`` reads images.
+        model: Model of that config, in eval mode, on its device.
         dataset_meta: ``classes`` and ``palette``, as ``dataset_meta`` gives them.
 
     Raises:
@@ -44,7 +45,7 @@ class OfModel:
             )
         except ValueError as error:
             raise UserError(f"Config '{cfg.filename}' reads no image files: {error}.") from error
-        # Not before: mmseg's starts with the classes of Cityscapes.
+        # Set last: mmseg's inferencer starts with the classes of Cityscapes.
         self.visualizer.dataset_meta = dataset_meta
 
     def _init_model(self, cfg, weights, device='cpu'):
@@ -54,27 +55,31 @@ class OfModel:
         return self.visualizer_type(alpha=OPACITY)
 
     def batch(self, image: Union[str, np.ndarray]) -> dict:
-        """What ``forward`` takes of one image: a file, or (height, width, 3) uint8 BGR."""
+        """Build the batch of one image for ``forward``, from a file or an array (height, width, 3) uint8 BGR."""
         return self.collate_fn([self.pipeline(image)])
 
-    def draw(self, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
-        """The image, (height, width, 3) uint8 RGB, with its prediction; instances from a score on."""
+    def draw(self, image: np.ndarray, sample: BaseDataElement, score_thr: float) -> np.ndarray:
+        """Draw a prediction on its image, (height, width, 3) uint8 RGB; only instances above ``score_thr``."""
         raise NotImplementedError
 
 
 class SegInferencer(OfModel, MMSegInferencer):
-    """mmseg's, of a model; see ``OfModel``."""
+    """mmseg's ``MMSegInferencer`` for a built model; see ``OfModel``."""
 
     visualizer_type = SegLocalVisualizer
 
-    def draw(self, image, sample, score_thr):
-        """See ``OfModel``."""
+    def draw(self, image: np.ndarray, sample: BaseDataElement, score_thr: float) -> np.ndarray:
+        """Draw the label map; see ``OfModel``."""
         self.visualizer.add_datasample('', image, sample, draw_gt=False)
         return self.visualizer.get_image()
 
 
-def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict):
-    """The stock inferencer for a segmentor of mmseg or a detector of mmdet, see ``OfModel``; or a ``ClsInferencer``."""
+def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> Union[OfModel, 'ClsInferencer']:  # noqa: F821
+    """Build the inferencer of a segmentor of mmseg, a detector of mmdet or a classifier; arguments as of ``OfModel``.
+
+    Raises:
+        UserError: The model is none of them; or see ``OfModel``.
+    """
     if isinstance(model, BaseSegmentor):
         return SegInferencer(cfg, model, dataset_meta)
     if derives(type(model), CLASSIFIER):
@@ -91,20 +96,23 @@ def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict):
 
 
 def dataset_meta(cfg: Config, meta: dict, model: nn.Module) -> tuple[dict, list[str]]:
-    """``classes`` and ``palette`` to draw a model's predictions with, and which of them had to be made up.
+    """Find names and colours of classes for drawing a model's predictions.
 
-    They are those of the checkpoint, else of the config's test data, if they are of all classes of the model.
+    They come from the checkpoint, else from the config's test data, if those have as many classes as the model.
 
     Args:
-        cfg: mmengine ``Config``.
-        meta: Of the checkpoint.
-        model: Of the config.
+        cfg: Config with test data.
+        meta: ``meta`` of the checkpoint.
+        model: Model of the config.
+
+    Returns:
+        A dict with ``classes`` and ``palette``; and which of the two were not found and are generated.
     """
     count = getattr(model, 'num_classes', None) or max(
         (module.num_classes for module in model.modules() if isinstance(getattr(module, 'num_classes', None), int)),
         default=0,
     )
-    # Checkpoints of before mmseg 1 and mmdet 3 have the keys in capitals.
+    # Checkpoints of mmseg 0.x and mmdet 2.x have the keys in capitals.
     saved = {key.lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}
     found = _complete(saved, count)
     if not (found.get('classes') and found.get('palette')):
@@ -119,19 +127,19 @@ def dataset_meta(cfg: Config, meta: dict, model: nn.Module) -> tuple[dict, list[
 
 
 def _complete(meta, count):
-    """The names and colours of a ``metainfo``, as lists, if they are of ``count`` classes."""
+    """Names and colours in a ``metainfo``, as lists; only those for ``count`` classes."""
     classes, palette = (meta.get(key) or () for key in ('classes', 'palette'))
     if classes and len(classes) != (count or len(classes)):
-        return {}  # its colours are of other classes too
+        return {}  # its colours are for other classes too
     found = dict(classes=list(classes)) if classes else {}
-    # mmdet leaves COCO's colours to data of fewer classes.
+    # A palette may be longer: mmdet leaves COCO's colours to data sets of fewer classes.
     if isinstance(palette, (list, tuple)) and len(palette) >= max(count, len(classes), 1):
         found['palette'] = list(map(tuple, palette))
     return found
 
 
 def _metainfo(cfg) -> dict:
-    """Of the config's test data, which need not be there."""
+    """The ``metainfo`` of the config's test data, whose files need not be there."""
     data = next(datasets_in(cfg.test_dataloader.dataset))
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope') or 'mmseg') as registry:
         return registry.build({**data, 'lazy_init': True, 'pipeline': []}).metainfo

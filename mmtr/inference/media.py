@@ -1,10 +1,10 @@
-"""Images and videos in, pictures and videos out."""
+"""Read images and videos, and write pictures and videos."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Callable, NamedTuple, Union
 
 import cv2
 import mmcv
@@ -16,7 +16,7 @@ from mmtr.errors import UserError
 from mmtr.files import written_whole
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
-#: Of a video that does not say how many frames a second it has.
+#: Frames a second of a video that does not say its own.
 DEFAULT_FPS = 25
 
 
@@ -24,9 +24,9 @@ class Picture(NamedTuple):
     """One image of a source.
 
     Args:
-        name: To tell it by, and of the file that ``write`` makes of it.
-        given: What a model's pipeline reads: a file, or a frame, (height, width, 3) uint8 BGR.
-        pixels: (height, width, 3) uint8 RGB.
+        name: Name of the image, and of the file that ``write`` makes of it.
+        given: Input of a model's pipeline: a file, or a frame, (height, width, 3) uint8 BGR.
+        pixels: The image, (height, width, 3) uint8 RGB.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Picture(NamedTuple):
 
 
 class Images:
-    """Iterates over the ``Picture`` of each file; files that cannot be read are said on stderr and left out.
+    """Iterates over the ``Picture`` of each file; leaves files out that cannot be read, and names them on stderr.
 
     Args:
-        paths: All of one folder.
+        paths: Image files of one folder.
 
     Attributes:
         unread: The files that could not be read so far.
-        repeats: How often each picture is timed, unless someone says.
+        repeats: Default number of timed runs of each picture.
     """
 
     unit, repeats = 'image', 5
@@ -64,11 +64,11 @@ class Images:
                 yield Picture(path.name, str(path), image[..., ::-1])
 
     @contextmanager
-    def writer(self, folder: Path):
-        """Context that yields a function of (name, RGB picture) that writes a file of that name into a folder.
+    def writer(self, folder: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
+        """Context that yields ``write(name, picture)``, which writes an RGB picture as a file into ``folder``.
 
         Raises:
-            UserError: A file cannot be written, or is one of those that are read.
+            UserError: A file cannot be written, or the images are in ``folder``.
         """
 
         def write(name, picture):
@@ -93,7 +93,7 @@ class Video:
     """Iterates over the ``Picture`` of each frame of a video.
 
     Raises:
-        UserError: OpenCV cannot open the file, or decode what is in it.
+        UserError: OpenCV cannot open or decode the file.
     """
 
     unit, repeats, unread = 'frame', 1, ()
@@ -120,13 +120,13 @@ class Video:
             )
 
     @contextmanager
-    def writer(self, folder: Path):
-        """Context that yields a function of (name, RGB picture) that appends a frame to FOLDER/NAME OF THE VIDEO.mp4.
+    def writer(self, folder: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
+        """Context that yields ``write(name, picture)``, which appends an RGB frame to FOLDER/NAME OF THE VIDEO.mp4.
 
-        The file is there when it is whole.
+        The file gets its name when it is complete.
 
         Raises:
-            UserError: It cannot be written, or could not be read again; or is the one that is read.
+            UserError: The file cannot be written or read again, or it is the video that is read.
         """
         path = folder / f'{self.path.stem}.mp4'
         if path.resolve() == self.path.resolve():
@@ -135,7 +135,7 @@ class Video:
 
         def write(name, picture):
             nonlocal count
-            # mp4v has even sides only, and OpenCV would cut what is left over.
+            # mp4v needs even sides, and OpenCV would cut the last row or column.
             picture = np.pad(picture, [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)], mode='edge')
             if count == 0:
                 stream.open(
@@ -158,10 +158,10 @@ class Video:
 
 
 def open_source(path: Path) -> Union[Images, Video]:
-    """The images of a file or folder, or the frames of a video file.
+    """Open the images of a file or folder, or the frames of a video file.
 
     Raises:
-        UserError: It is not there, is of another kind, or holds none.
+        UserError: ``path`` is not there, is neither image nor video, or is a folder without images.
     """
     suffix = path.suffix.lower()
     if path.is_dir():

@@ -1,9 +1,9 @@
-"""Build the model of a config and fill it from a checkpoint, outside of a runner."""
+"""Build the model of a config and load a checkpoint into it, without a runner."""
 
 import copy
 import warnings
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from mmengine.config import Config
@@ -28,8 +28,8 @@ from mmtr.weights.tuned import put_in_frozen, weights_in
 from .inferencers import dataset_meta, reads_images
 
 
-def without_pretrained(node):
-    """The config without the pretrained weights that it would download."""
+def without_pretrained(node: Any) -> Any:
+    """Copy a config, or any value in it, without the keys that load pretrained weights."""
     if isinstance(node, (list, tuple)):
         return type(node)(without_pretrained(value) for value in node)
     if not isinstance(node, dict):
@@ -47,21 +47,22 @@ def without_pretrained(node):
 
 
 def image_channels(model: nn.Module) -> int:
-    """How many channels the images of a model, or of a backbone, have: those of its first convolution."""
+    """Number of channels of the images of a model or backbone: the input channels of its first convolution, else 3."""
     backbone = getattr(model, 'backbone', model)
     return next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
-def has_peft(cfg) -> bool:
-    """Whether the backbone of a config has a ``peft``."""
+def has_peft(cfg: Config) -> bool:
+    """Whether the backbone in a config has a ``peft``."""
     return bool(((cfg.get('model') or {}).get('backbone') or {}).get('peft'))
 
 
-def build_model(cfg, device: str = 'cpu') -> nn.Module:
-    """The model of a config, reduced by its ``TokenReductionHook`` if it has one, in eval mode.
+def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
+    """Build the model of a config in eval mode, and apply its ``TokenReductionHook`` if it has one.
 
     Raises:
-        UserError: It needs operators that mmcv-lite has not; see ``in_words_of`` and ``check_heads``; or as the model.
+        UserError: The model needs operators that mmcv-lite lacks, or a setting is wrong; see ``in_words_of`` and
+            ``check_heads``.
     """
     with (
         in_words_of(cfg),
@@ -69,8 +70,8 @@ def build_model(cfg, device: str = 'cpu') -> nn.Module:
         DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'),
     ):
         warnings.simplefilter('ignore')
-        # Nothing is read here; but a checkpoint of what was tuned will ask for the pretrained file.
         check_head_keys(model_of(cfg))
+        # This reads no file. With a peft the keys stay: its checkpoints need the pretrained file later.
         model = MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg)))
         check_heads(check_operators(model))
     for hook in hooks_of(cfg):
@@ -85,19 +86,19 @@ def init_model(
     device: Optional[str] = None,
     cfg_options: Optional[dict] = None,
 ) -> nn.Module:
-    """The model of any config of mmseg, mmdet or mmtr, with its token reduction, for their ``inference_*`` functions.
+    """Build the model of a config of mmseg, mmdet or mmtr, with its token reduction, for ``inference_*`` functions.
 
-    As their ``init_model`` and ``init_detector``, but the checkpoint must cover the model, and a ``TokenReductionHook``
-    may be of a method that was trained. ``apply_token_reduction`` changes what the model reduces.
+    This does what their ``init_model`` and ``init_detector`` do, but the checkpoint must cover the model, and a
+    ``TokenReductionHook`` may use a trained method. ``apply_token_reduction`` changes the reduction of the model.
 
     Args:
         config: A file, a packaged config such as ``'mmtr::NAME.py'``, or an mmengine ``Config``.
         checkpoint: A ``.pth`` or ``.safetensors`` file; None: random weights.
-        device: None: the GPU if there is one.
+        device: Device of the model; None: the GPU if there is one.
         cfg_options: Settings that replace those of the config, by dotted keys.
 
     Raises:
-        UserError: One of them is not there, cannot be read or does not fit the others.
+        UserError: Config or checkpoint are not there, cannot be read or do not fit each other.
     """
     cfg = with_names(copy.deepcopy(config)) if isinstance(config, Config) else load_config(str(config))
     merge_options(cfg, cfg_options or {})
@@ -108,7 +109,7 @@ def init_model(
     meta = load_weights(model, checkpoint) if checkpoint else {}
     if reads_images(cfg):
         model.dataset_meta, _ = dataset_meta(cfg, meta, model)
-        # Where mmseg's functions look for what reads an image, and change it.
+        # mmseg's functions read this pipeline and change it.
         steps = cfg.get('test_pipeline') or next(datasets_in(cfg.test_dataloader.dataset)).pipeline
         cfg.test_pipeline = copy.deepcopy([step for step in steps if not loads_annotations(step)])
     model.cfg = cfg
@@ -116,10 +117,12 @@ def init_model(
 
 
 def read_weights(path: str, model: nn.Module, device: str = 'cpu') -> dict[str, torch.Tensor]:
-    """The ``state_dict`` of a checkpoint file for ``model``, without the prefix of data-parallel training.
+    """Read the ``state_dict`` of a checkpoint file for ``model``, without the prefix of data-parallel training.
+
+    Frozen weights that the file lacks are added: see ``put_in_frozen``.
 
     Raises:
-        UserError: The file cannot be read; or it holds only what was tuned, and see ``put_in_frozen``.
+        UserError: The file cannot be read; or see ``put_in_frozen``.
     """
     return weights_in(_read(path, model, device))
 
@@ -131,7 +134,7 @@ def _read(path, model, device='cpu'):
 
 
 def load_weights(model: nn.Module, path: str) -> dict:
-    """Fill ``model`` from a checkpoint file, and return the file's ``meta``, empty if it has none.
+    """Load a checkpoint file into ``model``, and return the file's ``meta``, empty if it has none.
 
     Raises:
         UserError: The file cannot be read, or does not cover the model exactly.

@@ -1,10 +1,11 @@
-"""One model on images, without and with its reduction: what it predicts, how fast, and where that differs."""
+"""Predict images with one model without and with its reduction; compare times and predictions."""
 
 from statistics import median
 from typing import Optional
 
 import numpy as np
 from mmengine.infer import BaseInferencer
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmtr.analysis.speed import interleave
@@ -20,10 +21,10 @@ from .media import Picture
 
 
 def plain_and_own(model: nn.Module) -> dict[str, TokenReducer]:
-    """No reduction, named plain, and the one that the model has, which is taken out of it.
+    """Return the reducers {'plain': no reduction, name: the reducer of ``model``}; ``model`` is plain afterwards.
 
     Raises:
-        UserError: The model has none.
+        UserError: The model has no reduction.
     """
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
     if own is None or type(own) is TokenReducer:
@@ -36,14 +37,14 @@ def plain_and_own(model: nn.Module) -> dict[str, TokenReducer]:
 
 
 class Predictor:
-    """Predicts and draws one picture after the other.
+    """Predicts and draws pictures.
 
     Args:
-        inferencer: Of ``build_inferencer``.
+        inferencer: Inferencer of ``build_inferencer``.
         score_thr: Instances above this score are drawn and compared; None: 0.3.
 
     Raises:
-        UserError: There is a ``score_thr``, but what the model predicts has no scores.
+        UserError: When a picture is drawn: ``score_thr`` is given, but the model predicts no instances.
     """
 
     def __init__(self, inferencer: BaseInferencer, score_thr: Optional[float] = None):
@@ -51,16 +52,16 @@ class Predictor:
         self.score_thr = 0.3 if score_thr is None else score_thr
 
     def __call__(self, picture: Picture) -> tuple[np.ndarray, str]:
-        """The picture to write, (height, width, 3) uint8 RGB, and what there is to say of it."""
+        """Predict and draw: return a picture, (height, width, 3) uint8 RGB, and a line of text about it."""
         sample = self.inferencer.forward(self.inferencer.batch(picture.given))[0]
         return self.draw(picture, sample), self.class_of(sample)
 
-    def class_of(self, sample) -> str:
-        """The class of a whole image and its score, in words; of another prediction ''."""
+    def class_of(self, sample: BaseDataElement) -> str:
+        """Return the class of a whole image and its score, in words; '' for another prediction."""
         return self.inferencer.in_words(sample) if shown(sample) == 'pred_label' else ''
 
-    def draw(self, picture: Picture, sample) -> np.ndarray:
-        """The picture with a prediction."""
+    def draw(self, picture: Picture, sample: BaseDataElement) -> np.ndarray:
+        """Draw a prediction on its picture, (height, width, 3) uint8 RGB."""
         if self.given_score_thr is not None and shown(sample) != 'pred_instances':
             raise UserError(
                 f'--score-thr {self.given_score_thr} is the least score of an instance, and this model '
@@ -70,12 +71,12 @@ class Predictor:
 
 
 class SideBySide(Predictor):
-    """Predicts without and with token reduction, and compares.
+    """Predicts pictures without and with token reduction, and compares times and predictions.
 
     Args:
-        inferencer, score_thr: As ``Predictor``.
-        reducers: Of ``plain_and_own``.
-        repeats: Times that each picture is timed with each of them.
+        inferencer, score_thr: See ``Predictor``.
+        reducers: Reducers of ``plain_and_own``.
+        repeats: Number of timed runs of each picture with each reducer.
     """
 
     def __init__(
@@ -93,13 +94,13 @@ class SideBySide(Predictor):
         self.unit = 'pixels'
         self.instances: list[tuple[int, int, int]] = []
 
-    def __call__(self, picture):
-        """See ``Predictor``: both predictions and where they differ."""
+    def __call__(self, picture: Picture) -> tuple[np.ndarray, str]:
+        """Predict with both reducers and draw both predictions and their difference; see ``Predictor``."""
         names, samples = list(self.reducers), {}
-        # Threads, caches and memory pools settle for each size of image.
+        # Threads, caches and memory pools warm up anew for each size of image.
         warmup = 0 if picture.pixels.shape in self.sizes else 1
         self.sizes.add(picture.pixels.shape)
-        # interleave shuffles alike for each picture: who is first, turns.
+        # interleave shuffles each picture alike, so the order is reversed for every second picture.
         order = names[::-1] if len(self.milliseconds['plain']) % 2 else names
         timings = interleave({name: self._call(picture, name, samples) for name in order}, self.repeats, warmup)
         took = [1e3 * timings[name].median for name in names]
@@ -127,7 +128,7 @@ class SideBySide(Predictor):
         return mosaic([[(text, fitted(panel)) for text, panel in panels]]), ', '.join([*speeds, differs, *counts])
 
     def _call(self, picture, name, samples):
-        batch = self.inferencer.batch(picture.given)  # one for each: predictions are written into its samples
+        batch = self.inferencer.batch(picture.given)  # a batch for each reducer: predictions are written into it
 
         def run():
             with reducer_of(self.inferencer.model.backbone, self.reducers[name]):
@@ -136,7 +137,7 @@ class SideBySide(Predictor):
         return run
 
     def table(self) -> str:
-        """Of all pictures so far: median times, the share of all pixels that differ, the number of instances."""
+        """Summarise all pictures so far: median times, share of pixels or images that differ, numbers of instances."""
         cells = [('', 'ms/image', 'images/s', 'speed-up', f'{self.unit} that differ')]
         plain = median(self.milliseconds['plain'])
         for name, each in self.milliseconds.items():

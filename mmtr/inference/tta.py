@@ -1,4 +1,6 @@
-"""Test-time augmentation, also for configs that say nothing of it."""
+"""Test-time augmentation, also for configs without settings for it."""
+
+from typing import Union
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -9,27 +11,28 @@ from mmtr.config.model import model_of
 from mmtr.config.types import derives
 from mmtr.errors import UserError
 
-#: Of an image's size in its test: those of mmseg's configs.
+#: Scales of an image, relative to its size in the plain test, as in mmseg's configs.
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-# An image first, so that the sample that the others are merged into is as the image is.
+# The unflipped image comes first: predictions are merged into the first sample.
 FLIPS = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
-# What the predictions of an augmented image are put back by.
+# Keys that are needed to undo the augmentation of a prediction.
 META_KEYS = ('flip', 'flip_direction')
 
 
 def name_of(cfg: dict) -> str:
-    """Of the class that ``cfg`` names or holds, without its package."""
+    """Return the name of the class in ``cfg['type']``, without its package."""
     return cfg['type'].rpartition('.')[2] if isinstance(cfg['type'], str) else cfg['type'].__name__
 
 
 def use_tta(cfg: Config) -> None:
-    """Change a config to test-time augmentation, as its ``tta_model`` and ``tta_pipeline`` say, or by default.
+    """Change a config to test-time augmentation, by its ``tta_model`` and ``tta_pipeline`` or by default, in place.
 
-    The default of a segmentor is that of mmseg's configs: ``RATIOS`` and flips, probabilities averaged. That of a
-    detector is that of mmdet's tools/test.py: flips, boxes joined by non-maximum suppression, here with their masks.
+    The default of a segmentor is that of mmseg's configs: ``RATIOS`` and flips, with averaged probabilities. The
+    default of a detector is that of mmdet's tools/test.py: flips, with boxes, and here masks too, merged by
+    non-maximum suppression.
 
     Raises:
-        UserError: The model has no default, or the config measures what is not merged.
+        UserError: The model has no default, or a metric measures predictions that are not merged.
     """
     detects = _detects(cfg)
     data = list(datasets_in(cfg.test_dataloader.dataset))
@@ -37,13 +40,13 @@ def use_tta(cfg: Config) -> None:
     if not tta_model:
         joined = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         tta_model = dict(type='DetTTAModel', tta_cfg=joined) if detects else dict(type='mmseg.SegTTAModel')
-    if name_of(tta_model) == 'DetTTAModel':  # mmdet's stops at masks
+    if name_of(tta_model) == 'DetTTAModel':  # mmdet's fails on masks
         from mmtr.models import detectors  # noqa: F401  takes long to import
 
         tta_model = {**tta_model, 'type': 'mmtr.DetTTAModel'}
     check_metrics(tta_model, cfg.test_evaluator)
     augmented = flipped if detects else scaled_and_flipped
-    # All before any is changed: two of them may be one object.
+    # All pipelines are built before any is set: two data sets may be one object.
     for each, pipeline in zip(data, [tta_pipeline or augmented(each.pipeline) for each in data]):
         each.pipeline = pipeline
     if not tta_pipeline:
@@ -64,10 +67,10 @@ def _detects(cfg):
     return detects
 
 
-def check_metrics(tta_model: dict, evaluator) -> None:
-    """Raise a ``UserError`` for a metric of what the stock TTA models do not merge.
+def check_metrics(tta_model: dict, evaluator: Union[dict, list]) -> None:
+    """Raise a ``UserError`` for a metric of predictions that the stock TTA models do not merge.
 
-    They would hand it the prediction of one view as it is, or none.
+    Such a metric would get the prediction of one view, or none.
     """
     kind = name_of(tta_model)
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
@@ -85,18 +88,18 @@ def check_metrics(tta_model: dict, evaluator) -> None:
 
 
 def scaled_and_flipped(steps: list[dict]) -> list[dict]:
-    """The TTA pipeline of a segmentor's test pipeline: each of its sizes times ``RATIOS``, each also flipped.
+    """Build the TTA pipeline of a segmentor from its test pipeline: scaled by each of ``RATIOS``, each also flipped.
 
-    Annotations are loaded last: they stay as they are.
+    Annotations are loaded last, so that they are neither scaled nor flipped.
 
     Raises:
-        UserError: The pipeline does not end in a step that packs.
+        UserError: The pipeline does not end with a packing step.
     """
     *steps, pack = _with_meta(steps)
     annotations = [step for step in steps if 'Annotations' in name_of(step)]
     steps = [step for step in steps if step not in annotations]
     at = next((i for i, step in enumerate(steps) if name_of(step) == 'Resize'), None)
-    if at is None:  # after what loads the image, which is at its own size
+    if at is None:  # no Resize: scale the image after the step that loads it
         steps = [steps[0], dict(type='Resize', scale_factor=1.0, keep_ratio=True), *steps[1:]]
         at = 1
     sizes = [_times(steps[at], ratio) for ratio in RATIOS]
@@ -113,10 +116,10 @@ def _times(resize, ratio):
 
 
 def flipped(steps: list[dict]) -> list[dict]:
-    """The TTA pipeline of a detector's test pipeline: each image also flipped, last.
+    """Build the TTA pipeline of a detector from its test pipeline: each image as it is and flipped.
 
     Raises:
-        UserError: The pipeline does not end in a step that packs.
+        UserError: The pipeline does not end with a packing step.
     """
     *steps, pack = _with_meta(steps)
     return [*steps, dict(type='TestTimeAug', transforms=[FLIPS, [pack]])]

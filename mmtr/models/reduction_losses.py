@@ -1,4 +1,6 @@
-"""How the auxiliary losses of a token reducer reach the runner."""
+"""Adding the auxiliary losses of token reducers to those of a segmentor or detector."""
+
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
@@ -6,9 +8,9 @@ from mmtr.reducers.auxiliary import auxiliary_outputs
 
 
 class ReductionLosses:
-    """Mixin for a stock segmentor, detector or classifier: ``loss`` has the losses of its token reducers too.
+    """Mixin for a stock segmentor, detector or classifier that adds the losses of its token reducers to ``loss``.
 
-    Those of the backbone's are named like ``reducer.layer_03.loss_ce``.
+    The losses of the backbone's reducer have names such as ``reducer.layer_03.loss_ce``.
 
     Raises:
         UserError: See ``check_reduction``.
@@ -19,7 +21,12 @@ class ReductionLosses:
         self.check_reduction()
 
     def check_reduction(self) -> None:
-        """Raise a ``UserError`` if a reducer that it has now has another number of classes, or cannot work with it."""
+        """Check that the current token reducers fit the model.
+
+        Raises:
+            UserError: A reducer has another number of classes than the model, or restores tokens after the head and
+                the model cannot do that.
+        """
         for reducer in self._reducers().values():
             found, expected = getattr(reducer, 'num_classes', None), self._num_classes()
             if None not in (found, expected) and found != expected:
@@ -32,7 +39,7 @@ class ReductionLosses:
             self._check_restoring()
 
     def _check_restoring(self):
-        """Raise a ``UserError`` if it cannot give back logits."""
+        """Raise a ``UserError`` if the model cannot restore logits after the head."""
         raise UserError(
             f"token_reduction.restore_at='after_head' gives back the logits of a segmentor, and a "
             f"{type(self).__name__} needs the full grid of patches: set restore_at='before_norm'."
@@ -53,8 +60,8 @@ class ReductionLosses:
         head = getattr(self, 'decode_head', None)
         return head[-1] if hasattr(head, '__getitem__') else head  # a cascade
 
-    def loss(self, inputs, data_samples):
-        """As stock, and the reducer's."""
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Compute the losses of the stock class, and those of the token reducers."""
         with auxiliary_outputs() as outputs:
             losses = super().loss(inputs, data_samples)
         for path, reducer in self._reducers().items():

@@ -13,10 +13,10 @@ BACKENDS = ('auto', 'sdpa', 'xformers', 'math')
 
 
 def check_backend(backend: str) -> str:
-    """Return ``backend`` if it can run on this machine.
+    """Check that an attention backend can run on this machine, and return it.
 
     Raises:
-        UserError: It is not one of ``BACKENDS``, or xformers is missing or has no GPU to run on.
+        UserError: ``backend`` is not one of ``BACKENDS``, or xformers is not installed, or has no CUDA GPU.
     """
     if backend not in BACKENDS:
         raise UserError(f'attn_backend={backend!r} is unknown: choose one of {", ".join(BACKENDS)}.')
@@ -34,7 +34,7 @@ def check_backend(backend: str) -> str:
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias): (..., N, D) and (..., M, D) -> (..., N, M)."""
+    """Compute attention weights, softmax(q k^T / sqrt(D) + bias): (..., N, D) and (..., M, D) -> (..., N, M)."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias).softmax(dim=-1)
 
@@ -42,16 +42,16 @@ def attention_weights(q: Tensor, k: Tensor, bias: Optional[Tensor] = None) -> Te
 def attention(
     q: Tensor, k: Tensor, v: Tensor, backend: str = 'auto', dropout: float = 0.0, bias: Optional[Tensor] = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v.
+    """Compute attention, softmax(q k^T / sqrt(D) + bias) v.
 
     Args:
-        q: (B, heads, N, D).
-        k, v: (B, heads, M, D).
-        backend: ``'sdpa'`` is torch's fused attention, which picks flash or memory-efficient
-            kernels itself; ``'auto'`` is the same, xformers being used only where it is asked for;
-            ``'math'`` builds the attention matrix.
+        q: (B, heads, N, D) queries.
+        k: (B, heads, M, D) keys.
+        v: (B, heads, M, D) values.
+        backend: One of ``BACKENDS``: ``'auto'`` and ``'sdpa'`` are torch's fused attention, which picks flash or
+            memory-efficient kernels itself; ``'math'`` builds the attention matrix.
         dropout: Probability to drop an attention weight.
-        bias: (B, 1, 1, M) or another shape that broadcasts to (B, heads, N, M); -inf hides a key.
+        bias: Added to the logits: (B, 1, 1, M) or another shape that broadcasts to (B, heads, N, M); -inf hides a key.
 
     Returns:
         (B, heads, N, D).
@@ -64,7 +64,7 @@ def attention(
         from xformers.ops import memory_efficient_attention
 
         if bias is not None:
-            # Its kernels read 8 keys at once, and take strides of 0 for what is broadcast.
+            # The kernels of xformers read 8 keys at once; broadcast axes may have stride 0.
             bias = F.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
             bias = bias.expand(*q.shape[:3], k.shape[2])
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -73,21 +73,26 @@ def attention(
 
 
 def received_attention(q: Tensor, k: Tensor) -> Tensor:
-    """How much attention each key receives, mean over heads and queries: (B, M), float32.
+    """Compute the attention that each key receives, as the mean over heads and queries: (B, M), float32.
 
-    Heads are taken one at a time, so that memory stays at one (B, N, M) matrix.
+    Heads are computed one at a time, so that memory stays at one (B, N, M) matrix.
+
+    Args:
+        q: (B, heads, N, D) queries.
+        k: (B, heads, M, D) keys.
     """
     heads = q.shape[1]
     return sum(attention_weights(q[:, h].float(), k[:, h].float()).mean(1) for h in range(heads)) / heads
 
 
 def class_attention(q: Tensor, k: Tensor) -> Tensor:
-    """The attention of the first token to every token, mean over heads: (B, N), float32, without gradient.
+    """Compute the attention of the class token to every token, as the mean over heads: (B, N), no gradient.
 
-    Only that row of the attention matrix is computed, in float32 also under autocast.
+    Only the first row of the attention matrix is computed, in float32 also under autocast.
 
     Args:
-        q, k: (B, heads, N, D).
+        q: (B, heads, N, D) queries; the class token is the first.
+        k: (B, heads, N, D) keys.
     """
     q, k = q[:, :, :1].detach().float(), k.detach().float()
     with torch.autocast(q.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Bipartite matching: every second token may merge into the most similar of the others (ToMe, Sec. 3)."""
+"""Bipartite soft matching: tokens in every second place merge into the most similar token between (ToMe, Sec. 3)."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -10,15 +10,15 @@ from .matching import gather_tokens, merge_mean, similarity
 
 
 def best_edges(metric: Tensor, first: int = 0, valid: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
-    """The token that each one of every second is most similar to, among those between, by cosine.
+    """Match every second token to the most similar one of the tokens between them, by cosine similarity.
 
     Args:
-        metric: (B, N, C) with N >= 2.
-        first: The position of the first that is matched, 0 or 1: S = ceil((N - first) / 2) are.
-        valid: (B, N) False where there is no token to be matched with; None: nowhere.
+        metric: (B, N, C) features that are compared, N >= 2.
+        first: Position of the first token that is matched, 0 or 1; S = ceil((N - first) / 2) tokens are matched.
+        valid: (B, N) False for padding, which nothing is matched to; None: there is no padding.
 
     Returns:
-        The similarity (B, S), float32, and which of those between (B, S).
+        The similarity of each match (B, S), float32, and its index among the tokens between (B, S).
     """
     alike = similarity(metric[:, first::2], metric[:, 1 - first :: 2], 'cosine')
     if valid is not None:
@@ -28,12 +28,12 @@ def best_edges(metric: Tensor, first: int = 0, valid: Optional[Tensor] = None) -
 
 @dataclass(frozen=True)
 class Matching:
-    """Which r of N tokens merge into which of the others.
+    """A matching by which r of N tokens merge into others.
 
     Args:
-        kept: (B, N - r) positions of the tokens that stay: those that could merge, then those merged into.
-        source: (B, r) positions of those that merge.
-        into: (B, r) which of the kept tokens each of them merges into.
+        kept: (B, N - r) positions of the tokens that stay: first the sources that do not merge, then the targets.
+        source: (B, r) positions of the tokens that merge.
+        into: (B, r) index in ``kept`` of the token that each of them merges into.
     """
 
     kept: Tensor
@@ -41,23 +41,23 @@ class Matching:
     into: Tensor
 
     def slots(self) -> Tensor:
-        """Which kept token stands for each token: (B, N)."""
+        """Index in ``kept`` of the token that represents each of the N tokens: (B, N)."""
         own = torch.arange(self.kept.shape[1], device=self.kept.device).expand_as(self.kept)
         slots = self.kept.new_zeros(self.kept.shape[0], self.kept.shape[1] + self.source.shape[1])
         return slots.scatter(1, self.kept, own).scatter(1, self.source, self.into)
 
 
 def soft_matching(metric: Tensor, r: int, num_prefix: int = 0) -> Matching:
-    """Bipartite soft matching (ToMe, Sec. 3): the r tokens in even places with the most similar odd one join it.
+    """Match tokens in even places to the most similar ones in odd places; the r best matches merge (ToMe, Sec. 3).
 
-    Places are those of the whole sequence, prefix tokens first, as in the released code. So with a class token the
-    odd patches join the even ones. What stays of them keeps its order; without a prefix it is in that of its
-    similarity, the largest first, which decides the places in the next layer.
+    Places are counted in the whole sequence, prefix tokens first, as in the released code: with a class token, odd
+    patches merge into even ones. Sources that do not merge keep their order; without prefix tokens they are sorted by
+    similarity, the largest first, as in the released code. Their order decides the places in the next layer.
 
     Args:
-        metric: (B, N, C) what patch tokens are compared by, with cosine similarity.
-        r: 1 to N // 2.
-        num_prefix: Tokens before those of ``metric``, which do not merge.
+        metric: (B, N, C) features of the patch tokens, compared by cosine similarity.
+        r: Number of tokens that merge, 1 to N // 2.
+        num_prefix: Number of prefix tokens, which come before those of ``metric`` and do not merge.
     """
     first = num_prefix % 2
     best, nearest = best_edges(metric, first)
@@ -71,34 +71,38 @@ def soft_matching(metric: Tensor, r: int, num_prefix: int = 0) -> Matching:
 
 
 def threshold_matching(metric: Tensor, threshold: float, valid: Tensor) -> Tensor:
-    """Where each token goes if all pairs from the threshold on merge, the even one into the odd: (B, N) positions.
+    """Match every token in an even place to the most similar one in an odd place, if their similarity is high enough.
 
     Args:
-        metric: (B, N, C) with N >= 2.
-        threshold: Cosine similarity.
+        metric: (B, N, C) features of the tokens, N >= 2.
+        threshold: Smallest cosine similarity at which a pair merges.
         valid: (B, N) False for padding.
+
+    Returns:
+        (B, N) position of the token that each token merges into; its own position if it does not merge.
     """
     best, nearest = best_edges(metric, 0, valid)
     return _targets(metric, 0, nearest, best >= threshold)
 
 
 def adaptive_matching(metric: Tensor, layer: int, valid: Tensor, num_prefix: int = 0) -> Tensor:
-    """As ``threshold_matching``, with the threshold that ALGM's released code takes from each image.
+    """Match as ``threshold_matching``, with a threshold from the similarities of each image (ALGM's released code).
 
-    Of the largest similarity of each token that can merge, it is the mean, and the standard deviation over ``layer``.
+    The threshold is mean + std / ``layer`` of the largest similarity of each token that can merge.
 
     Args:
         metric: (B, N, C) patch tokens, N >= 2.
-        layer: Counted from 1.
+        layer: Layer after whose attention tokens merge, counted from 1.
         valid: (B, N) False for padding, which is at the end.
-        num_prefix: Tokens before those of ``metric``: they do not merge, but places are of the whole sequence.
+        num_prefix: Number of prefix tokens, which come before those of ``metric``; they do not merge, but places are
+            counted in the whole sequence.
     """
     first = num_prefix % 2
     best, nearest = best_edges(metric, first, valid)
     there = valid[:, first::2]
     count = there.sum(1, keepdim=True)
     mean = best.where(there, 0).sum(1, keepdim=True) / count
-    # One token has no standard deviation: NaN, and it stays.
+    # The standard deviation of a single token is NaN, so that it does not merge.
     std = ((best - mean).where(there, 0).square().sum(1, keepdim=True) / (count - 1)).sqrt()
     return _targets(metric, first, nearest, there & (best >= mean + std / layer))
 
@@ -110,10 +114,15 @@ def _targets(metric, first, nearest, merges):
 
 
 def merge(x: Tensor, matching: Matching, size: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
-    """Means of what merges: (B, N, C) -> (B, N - r, C), and how many each stands for (B, N - r).
+    """Merge tokens into their mean.
 
     Args:
-        size: (B, N) weights: how many tokens each one stands for; None: one each.
+        x: (B, N, C) tokens.
+        matching: Matching of the N tokens.
+        size: (B, N) number of patches that each token represents, its weight in the mean; None: one each.
+
+    Returns:
+        The merged tokens (B, N - r, C), and the number of patches that each represents (B, N - r).
     """
     sizes = None if size is None else (size.gather(1, matching.kept), size.gather(1, matching.source))
     kept, others = gather_tokens(x, matching.kept), gather_tokens(x, matching.source)
@@ -121,5 +130,5 @@ def merge(x: Tensor, matching: Matching, size: Optional[Tensor] = None) -> tuple
 
 
 def unmerge(x: Tensor, matching: Matching) -> Tensor:
-    """Every token from the one that stands for it: (B, N - r, C) -> (B, N, C)."""
+    """Copy each merged token to all tokens that it represents: (B, N - r, C) -> (B, N, C)."""
     return gather_tokens(x, matching.slots())

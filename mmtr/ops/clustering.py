@@ -8,11 +8,11 @@ from .rows_columns import Assignment
 
 
 def _windows(grid: tuple[int, int], clusters: tuple[int, int], window: int, device) -> tuple[Tensor, Tensor]:
-    """Which centroids each token sees.
+    """Find the centroids that each token is compared with.
 
     Returns:
-        For each row of tokens, a band of consecutive rows of centroids that holds all that it sees
-        (H, band); and which of the band's centroids a token does not see (H, W, band * w).
+        For each row of tokens, the consecutive rows of centroids (a band) that hold all centroids in its windows
+        (H, band); and a mask of the band's centroids outside the window of each token (H, W, band * w).
     """
     radius = window // 2
     row, column = (torch.arange(n, device=device) * cells // n for n, cells in zip(grid, clusters))
@@ -26,28 +26,27 @@ def _windows(grid: tuple[int, int], clusters: tuple[int, int], window: int, devi
 def cluster_tokens(
     x: Tensor, grid: tuple[int, int], clusters: tuple[int, int], n_iters: int, window: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Token clustering layer: soft k-means that looks at near centroids only.
+    """Cluster tokens by soft k-means with near centroids only: the token clustering layer.
 
-    A row of tokens is compared with the rows of centroids in its window, a batch of small products
-    in place of all tokens with all centroids. In float32 also under autocast. Which token goes
-    where carries no gradient, the mean over the tokens does.
+    A row of tokens is compared with the rows of centroids in its windows: a batch of small products, instead of
+    all tokens with all centroids. Computed in float32 also under autocast. The weights of the tokens carry no
+    gradient, their weighted means do.
 
     Args:
-        x: (B, H * W, C).
-        grid: (H, W).
-        clusters: (h, w), at most ``grid``.
-        n_iters: Rounds, at least 1.
-        window: Side, in cells of the (h, w) grid, of the square around its own cell in which a token
-            sees centroids; odd.
+        x: (B, H * W, C) tokens in raster order.
+        grid: (H, W) of the tokens.
+        clusters: (h, w) of the centroids, at most ``grid``.
+        n_iters: Number of k-means iterations, at least 1.
+        window: Side, in cells of the (h, w) grid, of the square around its own cell in which a token is compared
+            with centroids; odd.
         temperature: Factor of the squared distances.
 
     Returns:
-        The centroids (B, h * w, C) in raster order, and the sum of the shares of the tokens in each
-        (B, h * w), float32.
+        The centroids (B, h * w, C) in raster order, and the sum of the token weights of each (B, h * w), float32.
     """
     rows, far = _windows(grid, clusters, window, x.device)
     tokens = x.float().unflatten(1, grid)
-    # Distances are small beside the mean that all tokens share: without it they keep more digits.
+    # Distances are small compared with the mean of all tokens: subtracting it first keeps more digits.
     centre = tokens.detach().mean((1, 2), keepdim=True)
     tokens = tokens - centre
     fixed = tokens.detach()
@@ -56,7 +55,7 @@ def cluster_tokens(
         for _ in range(n_iters):
             seen = centroids.detach()
             norms = seen.square().sum(-1)[:, rows].flatten(2).unsqueeze(2)
-            # The distance less the token's own norm, which is the same for all that the softmax compares.
+            # The squared distance minus the token's squared norm, a constant of its softmax.
             distance = norms - 2 * (fixed @ seen[:, rows].flatten(2, 3).transpose(2, 3))
             share = (-temperature * distance).masked_fill(far, -torch.inf).softmax(-1)
             size = _sum_bands(share.sum(2, keepdim=True).transpose(2, 3), rows, clusters)
@@ -66,35 +65,35 @@ def cluster_tokens(
 
 
 def _sum_bands(parts: Tensor, rows: Tensor, clusters: tuple[int, int]) -> Tensor:
-    """Add what each row of tokens gives the centroids of its band: (B, H, band * w, C) -> (B, h, w, C)."""
+    """Sum the contributions of all rows of tokens to the centroids: (B, H, band * w, C) -> (B, h, w, C)."""
     parts = parts.unflatten(2, (-1, clusters[1])).flatten(1, 2)
     return parts.new_zeros(parts.shape[0], *clusters, parts.shape[-1]).index_add(1, rows.flatten(), parts)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distances, at least 0: (..., N, C) and (..., M, C) -> (..., N, M)."""
+    """Compute squared Euclidean distances: (..., N, C) and (..., M, C) -> (..., N, M)."""
     norms = a.square().sum(-1, keepdim=True) + b.square().sum(-1).unsqueeze(-2)
     # Rounding can make the difference of two large numbers negative.
     return (norms - 2 * (a @ b.transpose(-1, -2))).clamp_min(0)
 
 
 def reconstruction(x: Tensor, centroids: Tensor, k: int, temperature: float, normalize: str) -> Assignment:
-    """Token reconstruction layer: the share of each cluster in each token.
+    """Compute the weight of each cluster in each token, for the token reconstruction layer.
 
-    In float32 also under autocast, and without gradient.
+    Computed in float32 also under autocast, without gradient.
 
     Args:
-        x: (B, N, C) tokens before they were clustered.
-        centroids: (B, M, C) as they were then.
-        k: Clusters that a token is restored from, the nearest ones; all if there are fewer.
+        x: (B, N, C) tokens before clustering.
+        centroids: (B, M, C) centroids right after clustering.
+        k: Number of nearest clusters that a token is reconstructed from; all M if there are fewer.
         temperature: Factor of the squared distances.
-        normalize: What a token's shares have: ``l2`` a Euclidean norm of 1, ``l1`` a sum of 1.
+        normalize: Norm by which the weights of a token are divided: ``l2``, their Euclidean norm, or ``l1``, their sum.
     """
     x, centroids = x.detach().float(), centroids.detach().float()
     centre = x.mean(1, keepdim=True)
     with torch.autocast(x.device.type, enabled=False):
         distance = squared_distance(x - centre, centroids - centre)
     distance, index = distance.topk(min(k, distance.shape[2]), dim=2, largest=False)
-    # Beside the nearest: normalised the same, but the shares of far clusters cannot all underflow to 0.
+    # Relative to the nearest cluster: the normalised weights are the same, but cannot all underflow to 0.
     weights = F.normalize((temperature * (distance[..., :1] - distance)).exp(), p=float(normalize[1]), dim=2)
     return Assignment(weights=weights.new_zeros(*x.shape[:2], centroids.shape[1]).scatter(2, index, weights))

@@ -1,4 +1,4 @@
-"""How alike vectors, or the attention maps of a layer, are."""
+"""Similarity of tokens to each other, and of the attention maps of a layer."""
 
 from typing import Optional
 
@@ -10,23 +10,22 @@ from .attention import attention_weights
 
 
 def mean_pairwise_cosine(x: Tensor) -> Tensor:
-    """Mean cosine similarity of all pairs of different vectors: (..., N, C) -> (...), float64, NaN for N < 2.
+    """Compute the mean cosine similarity of all pairs of vectors: (..., N, C) -> (...), float64, NaN for N < 2.
 
-    O(N C): the square of the sum of unit vectors is their own squares and every pair twice. A vector of zeros
-    is like no other one.
+    It costs O(N C): the squared norm of the sum of unit vectors is the sum of their squared norms plus twice the sum
+    over pairs. A zero vector has similarity 0 to every other one.
     """
     return _mean_of_pairs(*_sums(x), x.shape[-2])
 
 
 def attention_similarity(q: Tensor, k: Tensor, bias: Optional[Tensor] = None, chunk: int = 256) -> Tensor:
-    """``mean_pairwise_cosine`` of the attention maps that the queries of a head have: (B, heads), float64.
-
-    It is exact, and holds the maps of ``chunk`` queries at a time.
+    """Compute ``mean_pairwise_cosine`` of the attention maps of a head's queries: (B, heads), float64.
 
     Args:
-        q: (B, heads, N, D).
-        k: (B, heads, M, D).
-        bias: Added to the logits, broadcast to (B, heads, N, M); None: nothing.
+        q: (B, heads, N, D) queries.
+        k: (B, heads, M, D) keys.
+        bias: Added to the logits, broadcast to (B, heads, N, M); None: nothing is added.
+        chunk: Number of queries whose attention maps are in memory at a time; the result does not depend on it.
     """
     total = squares = 0.0
     for start in range(0, q.shape[2], chunk):
@@ -38,7 +37,7 @@ def attention_similarity(q: Tensor, k: Tensor, bias: Optional[Tensor] = None, ch
 
 
 def _sums(x):
-    """The sum of the unit vectors (..., C), and of their squares (...)."""
+    """Return the sum of the unit vectors (..., C), and the sum of their squared norms (...)."""
     unit = F.normalize(x.double(), dim=-1)  # near a similarity of 1, float32 shows its own rounding
     return unit.sum(-2), unit.square().sum((-2, -1))
 

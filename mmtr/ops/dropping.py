@@ -1,18 +1,20 @@
-"""Dropping tokens, and giving the positions that they left a token again."""
+"""Arithmetic of token dropping: random scores, fusing of dropped tokens, and nearest kept tokens."""
 
 from typing import Optional
 
 import torch
 from torch import Tensor
 
+from .query_scores import highest
+
 _PRIME = 2**31 - 1
 
 
-def pseudo_random(n: int, seed: int, device) -> Tensor:
-    """Numbers from 0 to 1 that depend on position and ``seed`` alone: (n,).
+def pseudo_random(n: int, seed: int, device: torch.device) -> Tensor:
+    """Hash positions 0 to ``n`` - 1 to pseudo-random numbers from 0 to 1, which depend on ``seed`` alone: (n,).
 
-    A hash of the position instead of a generator: it can be traced, compiled and exported. In whole numbers,
-    since a hash in floats magnifies by how little the sines of two libraries differ.
+    A hash, unlike a random generator, can be traced, compiled and exported. It is computed in integers, since a
+    hash in floats would magnify rounding differences between libraries.
     """
     value = torch.arange(1, n + 1, device=device)
     for offset in (seed, 1):
@@ -23,37 +25,53 @@ def pseudo_random(n: int, seed: int, device) -> Tensor:
     return value / _PRIME
 
 
+def random_rows_columns(grid: tuple[int, int], left: tuple[int, int], seed: int, device: torch.device) -> Tensor:
+    """Choose rows and columns of a grid at random: raster positions of what is left, ascending.
+
+    Args:
+        grid: (H, W) of the grid.
+        left: (rows, columns) that are chosen.
+        seed: Seed of the choice; rows and columns are chosen apart.
+        device: Device of the result.
+    """
+    rows, columns = (
+        highest(pseudo_random(n, seed + axis, device).unsqueeze(0), count)[0]
+        for axis, (n, count) in enumerate(zip(grid, left))
+    )
+    return (rows.unsqueeze(1) * grid[1] + columns).flatten()
+
+
 def others(kept: Tensor, n: int) -> Tensor:
-    """The slots that are not among ``kept``: (B, M) of 0 to ``n`` - 1 -> (B, n - M), ascending."""
+    """Return the indices from 0 to ``n`` - 1 that are not in ``kept``: (B, M) -> (B, n - M), ascending."""
     slots = torch.arange(n, device=kept.device).expand(kept.shape[0], n)
-    # Kept slots go to the end.
+    # Kept indices are sorted to the end.
     return slots.scatter_add(1, kept, torch.full_like(kept, n)).sort(1)[0][:, : n - kept.shape[1]]
 
 
 def fuse_tokens(x: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of tokens: (B, N, C) and (B, N) weights >= 0 -> (B, 1, C)."""
-    # Weights may underflow to zeros: then the tokens do not matter, but the result must be finite.
+    """Fuse tokens into their weighted mean: (B, N, C) and (B, N) weights >= 0 -> (B, 1, C)."""
+    # All weights may underflow to zero; the result must be finite then, too.
     share = weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     with torch.autocast(x.device.type, enabled=False):
         return share.to(x.dtype).unsqueeze(1) @ x
 
 
 def nearest_kept(index: Tensor, grid: tuple[int, int], of: Optional[Tensor] = None) -> Tensor:
-    """Which kept token is nearest to each position of the grid; of equally near ones, the first.
+    """Find the kept token nearest to each position of the patch grid; of equally near ones, the first.
 
     Args:
-        index: (B, M) raster position of each kept token; H * W for one that has none, which is never chosen.
-        grid: (H, W).
-        of: (B, G) of these positions alone.
+        index: (B, M) raster position of each kept token; H * W for a token without one, which is never chosen.
+        grid: (H, W) of the patch grid.
+        of: (B, G) raster positions to find a token for; None: all positions.
 
     Returns:
-        (B, H * W), or (B, G): slots of ``index``.
+        Index in ``index`` of the nearest token of each position: (B, G), or (B, H * W) without ``of``.
     """
     height, width = grid
     positions = height * width
     place = torch.arange(positions, device=index.device).unsqueeze(0) if of is None else of
     place, kept = place.unsqueeze(2), index.unsqueeze(1)
     down, right = place // width - kept // width, place % width - kept % width
-    # One whole number holds distance and position, so that ties are broken alike on every device.
+    # One integer holds distance and position, so that ties are broken alike on every device.
     rank = (down * down + right * right) * (positions + 1) + kept
     return rank.masked_fill(kept == positions, torch.iinfo(rank.dtype).max).argmin(2)

@@ -1,4 +1,4 @@
-"""Which class is the largest in each pixel, one class after the other, so that their maps need not exist together."""
+"""Argmax over classes, one class map at a time, so that the maps of all classes need not be in memory together."""
 
 from collections.abc import Iterable
 
@@ -6,19 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Above it torch enlarges each channel on its own, by a kernel that does not ask how many there are.
+# Above this height plus width of the output, the kernel of torch resizes each channel on its own.
 _SMALL = 128
 
 
 def first_largest(maps: Iterable[tuple[int, Tensor]], num_classes: int) -> Tensor:
-    """``torch.argmax`` over the classes of a picture; of equal ones the first.
+    """Compute the argmax over the classes of an image; of equal logits, the first class.
 
     Args:
-        maps: (class, its map (H, W)), in the order of the classes; one that comes not is nowhere the largest. No NaN.
-        num_classes: How many there could be.
+        maps: Pairs of class index and its logits (H, W), in ascending order of classes, without NaN. A class that is
+            nowhere the largest may be left out.
+        num_classes: Number of all classes.
 
     Returns:
-        (H, W), int64.
+        Class indices (H, W), int64.
     """
     maps = iter(maps)
     first, largest = next(maps)
@@ -29,20 +30,21 @@ def first_largest(maps: Iterable[tuple[int, Tensor]], num_classes: int) -> Tenso
     for number, each in maps:
         torch.gt(each, largest, out=greater)
         torch.maximum(largest, each, out=largest)
-        # A later class has a larger number: a product and a maximum, many times as fast as a masked write.
+        # A later class has a larger index, so a product and a maximum set it, much faster than a masked write.
         torch.maximum(labels, greater.mul_(number), out=labels)
     return labels.long()
 
 
 def can_be_largest(logits: Tensor, reach: int) -> Tensor:
-    """Classes, in order, of which one is the largest of all in any mean of neighbours: (K,), int64.
+    """Find the classes that can be the largest at some pixel of the resized logits: (K,), int64, ascending.
 
-    Left out is what in every place another class exceeds, by its smallest neighbour there, with all neighbours and
-    with more than rounding can be.
+    A class is left out if at every place another class exceeds it: if the smallest logit of that class among the
+    neighbours is above the largest of its own, by more than rounding errors.
 
     Args:
-        logits: (C, h, w), finite.
-        reach: Neighbours that a mean is of, in rows and columns: 2 of one bilinear resizing.
+        logits: (C, h, w) logits before resizing, finite.
+        reach: Number of neighbours, in rows and in columns, that a resized pixel is a weighted mean of: 2 for one
+            bilinear resizing.
     """
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
     logits = logits.float()
@@ -54,5 +56,5 @@ def can_be_largest(logits: Tensor, reach: int) -> Tensor:
 
 
 def independent_of_channels(x: Tensor, size: tuple[int, int]) -> bool:
-    """Whether bilinear resizing of some channels of ``x`` (B, C, h, w) on a CPU gives the bits that all would get."""
+    """Say whether bilinear resizing of single channels of ``x`` (B, C, h, w) on a CPU is bit-equal to that of all."""
     return x.is_contiguous() and x.shape[2] * x.shape[3] > 1 and sum(size) > _SMALL

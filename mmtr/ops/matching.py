@@ -10,20 +10,19 @@ METRICS = ('cosine', 'dot', 'euclidean', 'manhattan')
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens of ``x`` (B, N, C) at ``index`` (B, M): (B, M, C)."""
+    """Gather the tokens of ``x`` (B, N, C) at ``index`` (B, M): (B, M, C)."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def similarity(a: Tensor, b: Tensor, metric: str) -> Tensor:
-    """How similar each token of ``a`` is to each of ``b``, larger is more similar.
+    """Compute the similarity of each token of ``a`` to each token of ``b``; larger is more similar.
 
-    Computed in float32 also under autocast, since in half precision distinct tokens tie. It
-    carries no gradient: it is used to decide, not to learn.
+    Computed in float32 also under autocast, since in half precision distinct tokens tie; without gradient.
 
     Args:
-        a: (B, N, C).
-        b: (B, M, C).
-        metric: One of ``METRICS``; the distances are negated.
+        a: (B, N, C) tokens.
+        b: (B, M, C) tokens.
+        metric: One of ``METRICS``; distances are negated.
 
     Returns:
         (B, N, M), float32.
@@ -40,17 +39,17 @@ def similarity(a: Tensor, b: Tensor, metric: str) -> Tensor:
 def merge_mean(
     x: Tensor, others: Tensor, into: Tensor, sizes: Optional[tuple[Tensor, Tensor]] = None
 ) -> tuple[Tensor, Tensor]:
-    """Replace each token by the mean of itself and the others that go into it.
+    """Merge tokens into others: replace each of these by the mean of itself and those that merge into it.
 
     Args:
-        x: (B, M, C).
-        others: (B, N, C).
-        into: (B, N) which token of ``x`` each of ``others`` goes into.
-        sizes: (B, M) and (B, N), float32: how many tokens each one stands for, its weight in the
-            mean; None: one each.
+        x: (B, M, C) tokens that stay.
+        others: (B, N, C) tokens that merge into them.
+        into: (B, N) index in ``x`` of the token that each of ``others`` merges into.
+        sizes: (B, M) and (B, N), float32: number of patches that each token represents, its weight in the mean;
+            None: one each.
 
     Returns:
-        The merged tokens (B, M, C), and how many tokens each stands for (B, M), float32.
+        The merged tokens (B, M, C), and the number of patches that each represents (B, M), float32.
     """
     if sizes is None:
         count = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
@@ -59,7 +58,7 @@ def merge_mean(
         return total / count.unsqueeze(-1).to(x.dtype), count
     size, size_others = sizes
     count = size.scatter_add(1, into, size_others)
-    # float32, since half precision holds no sum of many tokens.
+    # Sums of many tokens need float32.
     total = (x * size.unsqueeze(-1)).scatter_add(
         1, into.unsqueeze(-1).expand_as(others), others * size_others.unsqueeze(-1)
     )
@@ -69,19 +68,20 @@ def merge_mean(
 def merge_into(
     x: Tensor, into: Tensor, size: Optional[Tensor] = None, order: Optional[Tensor] = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Merge each token into the one it points at; what is left may differ from image to image.
+    """Merge each token into its target; the number of tokens left may differ between images.
 
     Args:
-        x: (B, N, C).
-        into: (B, N) position of the token that each one merges into, which must stay itself; its
-            own position: it stays.
-        size: (B, N) how many tokens each one stands for, its weight in the mean; 0: padding; None: one each.
-        order: (B, N) positions in the order in which those that stay shall be; None: by position.
+        x: (B, N, C) tokens.
+        into: (B, N) position of the target of each token, which must be its own target; a token whose target is its
+            own position stays.
+        size: (B, N) number of patches that each token represents, its weight in the mean, 0 for padding; None: one
+            each.
+        order: (B, N) all positions, in the order that the tokens that stay shall have; None: ascending.
 
     Returns:
-        The merged tokens (B, M, C), in that order, with M as the image with most of them needs and zeros
-        after those of the others; how many tokens each stands for (B, M), float32, 0 for padding; the
-        position of each before (B, M); and which of them stands for each of the N (B, N).
+        The merged tokens (B, M, C), padded with zeros to the M tokens of the image with most; the number of patches
+        that each represents (B, M), float32, 0 for padding; the position that each had (B, M); and the index among
+        the M of the token that represents each of the N (B, N).
     """
     position = torch.arange(x.shape[1], device=x.device)
     size = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device) if size is None else size

@@ -1,4 +1,4 @@
-"""Scores of tokens by learned queries, and the highest of them, in the whole image or in each part of it."""
+"""Token scores from learned queries, and ranking by them in the whole image or within regions (Token Cropr)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +8,19 @@ NORM_EPS = 1e-6
 
 
 def query_scores(x: Tensor, scorer: Tensor, pre_norm: bool = False) -> Tensor:
-    """How much all queries together look for each token: (B, N, C) and (C,) -> (B, N), float32, no gradient.
+    """Score each token by the sum of its attention logits over heads and queries.
 
-    A token's score is the sum of its attention logits over heads and queries. Since
-    sum_m q_m k_n = (sum_m q_m) k_n, the queries are summed first: O(N C), whatever their number. In half
-    precision distinct scores would tie.
+    Since sum_m q_m k_n = (sum_m q_m) k_n, the queries are summed first: the cost is O(N C) for any number of queries.
+    Computed in float32, since in half precision distinct scores tie; without gradient.
 
     Args:
-        x: Tokens.
-        scorer: The sum of the queries.
-        pre_norm: Whether tokens are normalised first, without weight and bias: the weight belongs into
-            ``scorer``, and a bias adds the same to all tokens.
+        x: (B, N, C) tokens.
+        scorer: (C,) sum of the queries.
+        pre_norm: Whether tokens are normalised first, without weight and bias: the weight of the norm is part of
+            ``scorer``, and its bias adds the same to all scores.
+
+    Returns:
+        Scores (B, N), float32.
     """
     x, scorer = x.detach().float(), scorer.detach().float()
     with torch.autocast(x.device.type, enabled=False):
@@ -27,23 +29,27 @@ def query_scores(x: Tensor, scorer: Tensor, pre_norm: bool = False) -> Tensor:
 
 
 def highest(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` slots of highest score, in ascending order: (B, N) -> (B, count); of equal ones, the first."""
+    """Return the indices of the ``count`` highest scores, ascending: (B, N) -> (B, count); of ties, the first."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
 def within_regions(scores: Tensor, index: Tensor, grid: tuple[int, int], region: int) -> Tensor:
-    """Scores by which each region of the patch grid loses the same share of its patches: (B, N) -> (B, N).
+    """Turn scores into ranks by which each region of the patch grid loses the same share of its patches.
 
-    Tokens are ranked by the share of their region's patches that score higher; where that is equal, by their score.
+    Tokens are ranked by the share of their region's patches with a higher score; ties are broken by the score.
 
     Args:
+        scores: (B, N) score of each token.
         index: (B, N) raster position of each token.
-        grid: (H, W).
-        region: Patches a side; regions at the right and lower edge may be smaller.
+        grid: (H, W) of the patch grid.
+        region: Side of a region, in patches; regions at the right and lower edge may be smaller.
+
+    Returns:
+        New scores (B, N), all different.
     """
     rows, columns = (-(-n // region) for n in grid)
     row, column = index // grid[1], index % grid[1]
-    place = row * columns * region + column  # on a grid of whole regions
+    place = row * columns * region + column  # raster position in the grid padded to whole regions
     canvas = scores.new_full((scores.shape[0], rows * region * columns * region), -torch.inf)
     canvas = canvas.scatter(1, place, scores).view(-1, rows, region, columns, region).transpose(2, 3).flatten(3)
     higher = canvas.argsort(dim=3, descending=True, stable=True).argsort(dim=3)

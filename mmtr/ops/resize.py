@@ -1,4 +1,4 @@
-"""Pretrained weights for a grid of patches, made to fit another one."""
+"""Resizing of pretrained position tables and patch embeddings to another grid or patch size."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def _bicubic(x, antialias=True, **size):
-    # Antialiasing also picks another bicubic kernel, the one that timm's models are resized with.
+    # Antialiasing also changes the coefficient of the bicubic kernel, to the one that timm resizes with.
     return F.interpolate(x, mode='bicubic', antialias=antialias, **size)
 
 
@@ -18,11 +18,18 @@ def resize_positions(
     antialias: bool = True,
     offset: float = 0.0,
 ) -> Tensor:
-    """A position table (1, P + H * W, C) for another grid; its P prefix tokens stay as they are.
+    """Resize a position table to another grid, bicubically; the rows of prefix tokens stay as they are.
 
     Args:
+        table: (1, P + H * W, C) position table.
+        old: (H, W) of its grid.
+        new: (H', W') of the other grid.
+        num_prefix: Number of prefix tokens, P.
         antialias: As of ``F.interpolate``.
-        offset: Patches, below 1, that the new grid counts as larger where the scale is computed (DINO, DINOv2).
+        offset: Number of patches, below 1, added to the new grid where the scale is computed (DINO, DINOv2).
+
+    Returns:
+        (1, P + H' * W', C).
     """
     if old == new:
         return table
@@ -33,13 +40,16 @@ def resize_positions(
 
 
 def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
-    """A patch embedding's kernel for another patch size (FlexiViT, Beyer et al., Sec. 3.4).
+    """Resize the kernel of a patch embedding to another patch size (FlexiViT, Beyer et al., Sec. 3.4).
 
-    Patches that are enlarged together with the kernel get the embedding that they had.
+    Patches that are enlarged together with the kernel keep their embedding.
 
     Args:
-        kernel: (C, channels, height, width).
-        new: (height, width).
+        kernel: (C, channels, height, width) kernel.
+        new: (height, width) of the other patch size, in pixels.
+
+    Returns:
+        (C, channels, *new).
     """
     old = tuple(kernel.shape[-2:])
     if old == new:
@@ -53,10 +63,16 @@ def resize_patches(kernel: Tensor, new: tuple[int, int]) -> Tensor:
 def resize_relative_positions(
     table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = 'bicubic'
 ) -> Tensor:
-    """A table of relative positions ((2 H - 1) * (2 W - 1), heads) of an (H, W) window for another window.
+    """Resize a relative position table to another window; no antialiasing, which would blur the entry of offset 0.
 
-    ``mode``: as of ``F.interpolate``; bicubic is how OpenMMLab resizes the tables of pretrained Swins. No antialiasing:
-    it would blur the entry for a token itself.
+    Args:
+        table: ((2 H - 1) * (2 W - 1), heads) relative position table.
+        old: (H, W) of its window.
+        new: (H', W') of the other window.
+        mode: As of ``F.interpolate``; OpenMMLab resizes the tables of pretrained Swins bicubically.
+
+    Returns:
+        ((2 H' - 1) * (2 W' - 1), heads).
     """
     if old == new:
         return table

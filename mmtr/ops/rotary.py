@@ -8,21 +8,28 @@ from torch import Tensor
 
 
 def rotary_table(
-    grid: tuple[int, int], channels: int, reference: int, window: Optional[int] = None, device=None
+    grid: tuple[int, int],
+    channels: int,
+    reference: int,
+    window: Optional[int] = None,
+    device: Optional[torch.device] = None,
 ) -> Tensor:
-    """Cosine and sine of the angles by which each position of a grid turns its channel pairs.
+    """Compute the cosine and sine of the angle by which each position of a grid rotates each pair of channels.
 
-    The first half of the pairs turns with the row, the second with the column. Whatever its size, the
-    grid spans ``reference`` rows and columns, those of the grid that a model was pretrained on.
+    The first half of the pairs is rotated by the row, the second by the column. Rows and columns are scaled to
+    ``reference``, those of the grid that a model was pretrained on.
 
     Args:
         grid: (H, W), in patches.
-        channels: D of a head, a multiple of 4.
+        channels: Channels of a head, D, a multiple of 4.
         reference: Rows, and columns, of the pretraining grid.
-        window: Side of windows, in patches; then each window spans them, and all windows are alike.
+        window: Side of a window, in patches; positions are then those within a window, and each window is scaled to
+            ``reference``. None: positions are those in the grid.
+        device: Device of the table.
 
     Returns:
-        (2, H * W + 1, D / 2), float32; the last position is that of a token without one, which is not turned.
+        Cosines and sines (2, H * W + 1, D / 2), float32; the last position is for tokens without a position, which
+        are not rotated.
     """
     bands = 10000 ** (torch.arange(channels // 4, device=device) / -(channels // 4))
     rows, columns = (
@@ -35,14 +42,15 @@ def rotary_table(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of channels i and i + D / 2, in float32 or better.
+    """Rotate the pairs of channels i and i + D / 2, in float32 or better.
 
-    EVA-02 was trained on neighbouring channels as pairs; halves are several times faster, and the converter
+    EVA-02 was trained with neighbouring channels as pairs; halves are several times faster, and the converter
     reorders the projections.
 
     Args:
-        x: (..., heads, N, D).
-        cos, sin: (..., 1, N, D / 2), what broadcasts to the pairs of ``x``.
+        x: (..., heads, N, D) queries or keys.
+        cos: (..., 1, N, D / 2) cosines, which broadcast to the pairs of ``x``.
+        sin: (..., 1, N, D / 2) sines.
     """
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)

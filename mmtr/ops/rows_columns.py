@@ -27,18 +27,19 @@ _RESIZE = dict(
 def row_column_scores(
     x: Tensor, score: str, normal: tuple[int, int], attn: Optional[Tensor] = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Importance of each row and column (Sec. 3.2, Tab. 4a).
+    """Score the importance of each row and column (Sec. 3.2, Tab. 4a).
 
     Args:
-        x: (B, H, W, C).
-        score: One of ``SCORES``. ``max``, ``sum`` and ``range`` reduce the channels, then the row or
-            column, in the same way; ``attn`` takes the maximum of ``attn`` over the row or column.
-        normal: How many rows and columns will be normal; ``alternating`` spaces them evenly.
+        x: (B, H, W, C) tokens.
+        score: One of ``SCORES``. ``max``, ``sum`` and ``range`` reduce the channels, then the row or column; ``attn``
+            takes the maximum of ``attn`` over the row or column; ``random`` depends on the position alone, and is the
+            same for every image.
+        normal: Number of rows and of columns that will be normal; ``alternating`` spaces them evenly.
         attn: (B, H, W) attention that each token receives, for ``score='attn'``.
-        seed: Of ``score='random'``, the same for every image, whatever its batch.
+        seed: Seed of ``score='random'``.
 
     Returns:
-        (B, H) and (B, W), float32.
+        Scores of the rows (B, H) and of the columns (B, W), float32.
     """
     batch, height, width, _ = x.shape
     if score in ('random', 'alternating'):
@@ -59,25 +60,25 @@ def _alternating(n: int, count: int, device) -> Tensor:
 
 
 def _true_positions(mask: Tensor, count: int) -> Tensor:
-    """Positions of the ``count`` True values in each row of ``mask`` (B, N), ascending: (B, count)."""
+    """Return the positions of the ``count`` True values in each row of ``mask`` (B, N), ascending: (B, count)."""
     return mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _outer(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """Raster positions of all pairs of ``rows`` (B, R) and ``columns`` (B, S): (B, R * S)."""
+    """Return the raster positions of all pairs of ``rows`` (B, R) and ``columns`` (B, S): (B, R * S)."""
     return (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Which tokens of an (H, W) grid are normal, representative and unique (Sec. 3.2).
+    """The normal, representative and unique tokens of an (H, W) grid (Sec. 3.2); the last two are kept.
 
     Args:
         kept: (B, H' * W') raster position of each kept token, ascending.
         normal: (B, H * W - H' * W') raster positions of the normal tokens.
-        representative: (B, N_p) which of the kept tokens are representatives.
-        grid: (H, W).
-        reduced_grid: (H', W').
+        representative: (B, N_p) indices in ``kept`` of the representatives.
+        grid: (H, W) of all tokens.
+        reduced_grid: (H', W') of the kept tokens.
     """
 
     kept: Tensor
@@ -87,23 +88,24 @@ class Groups:
     reduced_grid: tuple[int, int]
 
     def labels(self) -> Tensor:
-        """0 for normal tokens, 1 for representative, 2 for unique ones: (B, H * W)."""
+        """The group of each token (B, H * W): 0 normal, 1 representative, 2 unique."""
         kept = torch.full_like(self.kept, 2).scatter(1, self.representative, 1)
         return self.kept.new_zeros(self.kept.shape[0], self.grid[0] * self.grid[1]).scatter(1, self.kept, kept)
 
     def slots(self, match: Tensor) -> Tensor:
-        """Which kept token stands for each token, given that of each normal one (B, N_n): (B, H * W)."""
+        """Index in ``kept`` of the token that represents each token: (B, N_n), of normal ones, -> (B, H * W)."""
         own = torch.arange(self.kept.shape[1], device=match.device).expand_as(self.kept)
         slots = self.kept.new_zeros(self.kept.shape[0], self.grid[0] * self.grid[1])
         return slots.scatter(1, self.kept, own).scatter(1, self.normal, match)
 
 
 def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int], unique: tuple[int, int]) -> Groups:
-    """Group tokens by the scores of row and column: lowest normal, highest unique, else representative.
+    """Group tokens by the scores of row and column: the lowest are normal, the highest unique, others representative.
 
     Args:
-        scores: (B, H) and (B, W). Equal scores are taken in order of position.
-        normal, unique: How many rows and columns of each kind.
+        scores: (B, H) scores of rows and (B, W) of columns; ties are ranked by position.
+        normal: Number of normal rows and of normal columns.
+        unique: Number of unique rows and of unique columns.
     """
     kept, dropped, representative, sizes = [], [], [], []
     for score, n_normal, n_unique in zip(scores, normal, unique):
@@ -129,10 +131,12 @@ def group_rows_columns(scores: tuple[Tensor, Tensor], normal: tuple[int, int], u
 
 
 def match_normal(x: Tensor, groups: Groups, metric: str) -> Tensor:
-    """The kept token, a representative, that each normal token is most similar to: (B, N_n).
+    """Match each normal token to the most similar representative; return its index in ``groups.kept``: (B, N_n).
 
     Args:
-        x: (B, H * W, C).
+        x: (B, H * W, C) tokens.
+        groups: Groups of the tokens.
+        metric: One of ``mmtr.ops.matching.METRICS``.
     """
     representatives = gather_tokens(x, groups.kept.gather(1, groups.representative))
     nearest = similarity(gather_tokens(x, groups.normal), representatives, metric).argmax(2)
@@ -140,12 +144,17 @@ def match_normal(x: Tensor, groups: Groups, metric: str) -> Tensor:
 
 
 def inject(x: Tensor, groups: Groups, merge: str, match: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
-    """Token Injector: (B, H * W, C) -> (B, H' * W', C), and how many tokens each is the mean of (B, H' * W').
+    """Reduce tokens to the kept rows and columns: the Token Injector.
 
     Args:
-        merge: ``average`` of a representative and all normal tokens that match it; ``keep`` drops
-            the normal tokens; ``max_pool``, ``avg_pool`` and ``bilinear`` resize the grid (Tab. 4d).
-        match: (B, N_n) from ``match_normal``, for ``average``.
+        x: (B, H * W, C) tokens.
+        groups: Groups of the tokens.
+        merge: One of ``MERGES`` (Tab. 4d): ``average`` of a representative and all normal tokens that match it;
+            ``keep`` drops the normal tokens; ``max_pool``, ``avg_pool`` and ``bilinear`` resize the grid.
+        match: (B, N_n) result of ``match_normal``, for ``average``.
+
+    Returns:
+        The reduced tokens (B, H' * W', C), and the number of tokens that each is the mean of (B, H' * W').
     """
     kept = gather_tokens(x, groups.kept)
     if merge == 'average':
@@ -158,32 +167,34 @@ def inject(x: Tensor, groups: Groups, merge: str, match: Optional[Tensor] = None
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which reduced tokens each original token is restored from.
+    """The reduced tokens that each original token is restored from: one, or a weighted sum of several.
 
     Args:
-        nearest: (B, N) the one, or None.
-        weights: (B, N, M) the share of each reduced token, or None.
+        nearest: (B, N) index of the one reduced token; None: there are ``weights``.
+        weights: (B, N, M) weight of each reduced token; None: there is ``nearest``.
     """
 
     nearest: Optional[Tensor] = None
     weights: Optional[Tensor] = None
 
     def slots(self) -> Tensor:
-        """The reduced token with the largest share in each original one: (B, N)."""
+        """Index of the reduced token with the largest weight in each original token: (B, N)."""
         return self.weights.argmax(2) if self.nearest is None else self.nearest
 
 
 def assign(
     x: Tensor, merged: Tensor, groups: Groups, metric: str, reference: str, tau: Optional[float] = None
 ) -> Assignment:
-    """Token Ejector's matching, made before the reduced tokens are refined (Sec. 3.2, Tab. 4c and 4e).
+    """Match original tokens to reduced ones for the Token Ejector, before layers change these (Sec. 3.2, Tab. 4c, 4e).
 
     Args:
         x: (B, N, C) tokens before the injector.
-        merged: (B, M, C) tokens that it made.
-        reference: What ``x`` is compared with, one of ``REFERENCES``.
-        tau: None: the most similar only (mode ``max``). Else also all that are at least this
-            similar, in equal shares (mode ``m-threshold``).
+        merged: (B, M, C) reduced tokens that it returned.
+        groups: Groups of the tokens.
+        metric: One of ``mmtr.ops.matching.METRICS``.
+        reference: Tokens that ``x`` is compared with, one of ``REFERENCES``.
+        tau: None: a token is restored from the most similar reduced token (mode ``max``). A number: from the mean of
+            that one and all whose similarity is at least ``tau`` (mode ``m-threshold``).
     """
     compared = gather_tokens(x, groups.kept) if reference in ('reduced', 'representative') else merged
     representative_only = reference.startswith('representative')
@@ -193,7 +204,7 @@ def assign(
     nearest = alike.argmax(2)
     if tau is None:
         return Assignment(nearest=groups.representative.gather(1, nearest) if representative_only else nearest)
-    # The value 1, since a jit trace knows no scatter of True.
+    # 1 instead of True, which a jit trace cannot scatter.
     chosen = (alike >= tau).scatter(2, nearest.unsqueeze(2), 1).to(x.dtype)
     weights = chosen / chosen.sum(2, keepdim=True)
     if representative_only:
@@ -203,7 +214,7 @@ def assign(
 
 
 def eject(refined: Tensor, assignment: Assignment) -> Tensor:
-    """Token Ejector: (B, M, C) -> (B, N, C), each token from the reduced ones that it is assigned to."""
+    """Restore each token from the reduced ones that it is assigned to, as the Token Ejector: (B, M, C) -> (B, N, C)."""
     if assignment.weights is None:
         return gather_tokens(refined, assignment.nearest)
     # Autocast would round the residual stream to half precision here.

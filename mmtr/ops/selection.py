@@ -1,4 +1,4 @@
-"""Choosing some tokens of each image, and computing on these alone."""
+"""Random selection of tokens with a straight-through gradient, and functions on selected tokens only (DAR)."""
 
 from typing import Callable
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def straight_through(logits: Tensor, temperature: float) -> Tensor:
-    """Random choice: 1 with probability sigmoid(logits), else 0; of the shape of ``logits``, in float32.
+    """Draw 1 with probability sigmoid(logits), else 0, in float32, with a straight-through Gumbel gradient.
 
-    y = sigmoid((logits + g1 - g2) / temperature), with Gumbel noise g, is cut at 1/2, and has its gradient.
+    The value is whether y = sigmoid((logits + g1 - g2) / temperature), with Gumbel noise g, is above 1/2; the gradient
+    is that of y.
     """
     logits = logits.float()
     # The difference of two Gumbel variables is logistic.
@@ -18,14 +19,14 @@ def straight_through(logits: Tensor, temperature: float) -> Tensor:
 
 
 def on_selected(function: Callable[[Tensor], Tensor], x: Tensor, selected: Tensor) -> Tensor:
-    """``function`` of the selected tokens, 0 for the others: (B, N, C) -> (B, N, C).
+    """Apply a function to the selected tokens; the output is 0 for the others: (B, N, C) -> (B, N, C).
 
-    The selected tokens of all images run as one (M, C), without padding, however many each image has.
+    The selected tokens of all images are one batch (M, C) without padding; their number may differ between images.
 
     Args:
-        function: Any (M, C) -> (M, C) that treats tokens one by one.
-        x: (B, N, C).
-        selected: (B, N), boolean.
+        function: Maps tokens (M, C) -> (M, C), each on its own.
+        x: (B, N, C) tokens.
+        selected: (B, N) bool.
     """
     index = selected.flatten().nonzero().squeeze(1)
     out = function(x.flatten(0, 1)[index])

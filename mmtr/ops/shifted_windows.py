@@ -1,6 +1,7 @@
-"""The windows of a grid that its tokens attend within, shifted or not (Swin, Liu et al., ICCV 2021, Sec. 3.2)."""
+"""Windows and shifted windows of a token grid (Swin, Liu et al., ICCV 2021, Sec. 3.2)."""
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +9,15 @@ from torch import Tensor
 
 
 def cut(length: int, window: int, shift: int = 0) -> dict[int, list[int]]:
-    """Cut a line into pieces of ``window``: length of a piece -> where pieces of that length start.
+    """Cut one axis of a grid into pieces of ``window`` tokens, and group their starts by the length of the piece.
 
-    The first piece is ``shift`` long, unless that is 0; the last one is what is left.
+    Args:
+        length: Number of tokens along the axis.
+        window: Length of a piece; the last one may be shorter.
+        shift: Length of the first piece; 0: ``window``.
+
+    Returns:
+        Length of a piece -> starts of all pieces of that length.
     """
     cuts = [0, *range(shift or window, length, window), length]
     pieces: dict[int, list[int]] = {}
@@ -19,12 +26,17 @@ def cut(length: int, window: int, shift: int = 0) -> dict[int, list[int]]:
     return pieces
 
 
-def piece_positions(rows: list[int], columns: list[int], size: tuple[int, int], width: int, device=None) -> Tensor:
-    """Raster positions of the tokens of all pieces that start at one of ``rows`` and one of ``columns``.
+def piece_positions(
+    rows: list[int], columns: list[int], size: tuple[int, int], width: int, device: Optional[torch.device] = None
+) -> Tensor:
+    """Return the raster positions of the tokens of all pieces of one size.
 
     Args:
+        rows: First rows of the pieces.
+        columns: First columns of the pieces; each pair of row and column is one piece.
         size: (h, w) of a piece.
-        width: Columns of the grid.
+        width: Number of columns of the grid.
+        device: Device of the positions.
 
     Returns:
         (pieces, h * w).
@@ -37,16 +49,21 @@ def piece_positions(rows: list[int], columns: list[int], size: tuple[int, int], 
 
 
 def places(positions: Tensor, count: int) -> Tensor:
-    """Where in ``positions`` (M,) each of the numbers 0 to ``count`` - 1 is, which it holds once: (count,).
+    """Invert a permutation that may contain padding: find where each position is in a list.
 
-    ``positions`` may hold ``count`` itself, for padding, any number of times.
+    Args:
+        positions: (M,) each of 0 to ``count`` - 1 once, and ``count`` for padding, any number of times.
+        count: Number of positions.
+
+    Returns:
+        Index in ``positions`` of each of 0 to ``count`` - 1: (count,).
     """
     found = positions.new_zeros(count + 1)
     return found.scatter(0, positions, torch.arange(len(positions), device=positions.device))[:-1]
 
 
-def relative_positions(window: tuple[int, int], device=None) -> Tensor:
-    """Which entry of its relative position table each query and key of a (h, w) window have: (h, w, h, w).
+def relative_positions(window: tuple[int, int], device: Optional[torch.device] = None) -> Tensor:
+    """Return the index into the relative position table of each query and key of a (h, w) window: (h, w, h, w).
 
     The table has an entry for each of (2 h - 1) * (2 w - 1) offsets.
     """
@@ -58,12 +75,12 @@ def relative_positions(window: tuple[int, int], device=None) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """A grid in pieces: tokens attend to each other within one.
+    """A grid cut into pieces, windows or parts of shifted windows; tokens attend within their piece.
 
     Args:
-        sizes: (h, w) that pieces have.
-        positions: For each size (pieces, h * w), the raster positions of their tokens; H * W for padding.
-        place: (H * W,) where each token is when all pieces are in a row.
+        sizes: (h, w) of the pieces, each size once.
+        positions: For each size, raster positions of the tokens of its pieces (pieces, h * w); H * W for padding.
+        place: (H * W,) index of each token in the concatenation of all pieces.
         padded: Whether there is padding.
     """
 
@@ -75,14 +92,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of a grid.
+    """The windows of a grid, without and with shift.
 
     Args:
-        grid: (H, W).
-        window: (h, w).
-        layouts: Without and with shift.
-        relative: (h, w, h, w) of ``relative_positions``.
-        interpolation: How a position table of larger windows is resized to these.
+        grid: (H, W) of the tokens.
+        window: (h, w) of a window, in tokens.
+        layouts: Layouts without and with shift.
+        relative: (h, w, h, w) indices of ``relative_positions``.
+        interpolation: ``bicubic`` or ``bilinear``, the mode that resizes a relative position table to ``window``.
     """
 
     grid: tuple[int, int]
@@ -93,12 +110,21 @@ class Windows:
 
 
 def make_windows(
-    grid: tuple[int, int], window: tuple[int, int], device=None, interpolation: str = 'bicubic'
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    device: Optional[torch.device] = None,
+    interpolation: str = 'bicubic',
 ) -> Windows:
-    """The windows of a grid, which is padded at the bottom and on the right to a multiple of them.
+    """Make the windows of a grid, which is padded at the bottom and on the right to a multiple of the window.
 
-    Shifted windows are shifted by half a window, rounded down. Those that Swin's cyclic shift wraps around are
-    cut at the border instead: the same tokens attend to each other, and no mask is needed.
+    The shift is half a window, rounded down. Windows that Swin's cyclic shift wraps around are cut at the border
+    instead: the same tokens attend to each other, and no mask is needed.
+
+    Args:
+        grid: (H, W) of the tokens.
+        window: (h, w) of a window, in tokens.
+        device: Device of the positions.
+        interpolation: See ``Windows``.
     """
     shifts = ((0, 0), (window[0] // 2, window[1] // 2))
     layouts = tuple(_layout(grid, window, shift, device) for shift in shifts)
@@ -117,12 +143,12 @@ def _layout(grid, window, shift, device):
 
 
 def gather_pieces(x: Tensor, positions: list[Tensor]) -> list[Tensor]:
-    """Bring the tokens of each piece together: (B, N, ...) -> (B * P, n, ...) for each of ``positions`` (P, n)."""
+    """Gather the tokens of each piece: (B, N, ...) -> (B * P, n, ...) for each of ``positions`` (P, n)."""
     return [x.index_select(1, index.flatten()).unflatten(1, index.shape).flatten(0, 1) for index in positions]
 
 
 def join_pieces(parts: list[Tensor], positions: list[Tensor], place: Tensor) -> Tensor:
-    """Undo ``gather_pieces``, with ``place`` from ``places`` of all positions."""
+    """Join the pieces of ``gather_pieces`` to (B, N, ...); ``place`` is ``places`` of all positions."""
     parts = [part.unflatten(0, (-1, len(index))).flatten(1, 2) for part, index in zip(parts, positions)]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return joined.index_select(1, place)

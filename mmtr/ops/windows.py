@@ -1,4 +1,4 @@
-"""Windows of the patch grid."""
+"""Windows of equal size, padded at the border, of the patch grid: merging, cutting and joining."""
 
 import torch
 import torch.nn.functional as F
@@ -6,19 +6,20 @@ from torch import Tensor
 
 
 def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """Where each token goes if windows of alike tokens merge into their first one (ALGM's local step).
+    """Match the tokens of each window of similar tokens to its first one (ALGM's local step, CLAP).
 
-    A window merges when the mean cosine similarity of its pairs is not below the threshold. Where the
-    grid is no multiple of the window, the last ones hold what is left.
+    A window merges if the mean cosine similarity of its pairs of tokens reaches the threshold. If the grid is no
+    multiple of the window, the last windows are smaller.
 
     Args:
-        x: (B, H * W, C).
-        grid: (H, W).
+        x: (B, H * W, C) tokens in raster order.
+        grid: (H, W) of the tokens.
         window: Side of a window, in tokens.
-        threshold: Cosine similarity.
+        threshold: Smallest mean cosine similarity at which a window merges.
 
     Returns:
-        Positions (B, H * W), and the mean similarity in each token's window, -inf where it does not merge.
+        Position (B, H * W) of the token that each token merges into, its own if it does not merge; and the mean
+        similarity (B, H * W) in the window of each token, -inf if it does not merge.
     """
     rows, columns = (torch.arange(n, device=x.device) // window for n in grid)
     down, across = (-(-n // window) for n in grid)
@@ -29,7 +30,7 @@ def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: fl
     def window_sum(values):
         return to_windows(values.unsqueeze(1), grid, window).sum(2).view(len(values), down * across, values.shape[2])
 
-    # The sum over pairs of different tokens is |sum of units|^2 less the tokens' own squares.
+    # The sum over ordered pairs of different tokens is |sum of unit vectors|^2 minus the sum of their squared norms.
     pairs = window_sum(unit).square().sum(2) - window_sum(unit.square().sum(2, keepdim=True)).squeeze(2)
     count = window_sum(torch.ones_like(unit[:1, :, :1])).squeeze(2)
     alike = pairs / (count * (count - 1)).clamp(min=1)
@@ -38,12 +39,13 @@ def window_matching(x: Tensor, grid: tuple[int, int], window: int, threshold: fl
 
 
 def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.0) -> Tensor:
-    """Cut a grid into windows; the last ones are padded with ``value`` where it is no multiple of them.
+    """Cut a grid into windows; the last ones are padded if the grid is no multiple of the window.
 
     Args:
-        x: (B, heads, H * W, D).
-        grid: (H, W).
+        x: (B, heads, H * W, D) queries, keys or values.
+        grid: (H, W) of the tokens.
         window: Side of a window, in patches.
+        value: Value of the padding.
 
     Returns:
         (B * windows, heads, window * window, D).
@@ -55,7 +57,7 @@ def to_windows(x: Tensor, grid: tuple[int, int], window: int, value: float = 0.0
 
 
 def from_windows(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """Put windows together again: what ``to_windows`` made -> (B, heads, H * W, D)."""
+    """Join the windows of ``to_windows``: (B * windows, heads, window * window, D) -> (B, heads, H * W, D)."""
     height, width = grid
     x = x.unflatten(2, (window, window)).unflatten(0, (-1, -(-height // window), -(-width // window)))
     x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
@@ -63,11 +65,11 @@ def from_windows(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
 
 
 def bias_within(bias: Tensor, positions: Tensor) -> Tensor:
-    """The part of a bias of a whole sequence that is within each of its windows.
+    """Cut the attention bias of a whole sequence into the biases of its windows.
 
     Args:
-        bias: (B, heads or 1, N or 1, N).
-        positions: (W, n) of the tokens of each window; N for padding, of which it says nothing.
+        bias: (B, heads or 1, N or 1, N) bias of queries and keys.
+        positions: (W, n) positions of the tokens of each window; N for padding, whose bias is 0.
 
     Returns:
         (B * W, heads or 1, n or 1, n).

@@ -1,37 +1,39 @@
-"""Adapter: a small MLP beside the FFN of every layer."""
+"""Adapter: a bottleneck MLP parallel to the FFN of every layer (AdaptFormer)."""
 
 import torch
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import PEFTS
 from mmtr.settings import PROBABILITY, Choice, Number, Whole
+from mmtr.tokens import Tokens
 
 from .base import PEFT
 
 NORMS = ('none', 'in', 'out')
-# What settings may be, here and in DAR.
+# Declarations of settings, for Adapter and DAR.
 HIDDEN = Whole(1, 2**14)
 NORM = Choice(*NORMS)
 SCALE = Number(above=0, most=1000)
 
 
 def norm_at(place: str, norm: str, channels: int) -> nn.Module:
-    """A LayerNorm if ``norm`` says that there is one at ``place``, ``in`` or ``out``."""
+    """Return a LayerNorm if ``norm`` is ``place`` (``in`` or ``out``), else an identity."""
     return nn.LayerNorm(channels) if norm == place else nn.Identity()
 
 
 class Bottleneck(nn.Module):
-    """Linear C -> ``hidden``, ReLU, dropout, linear ``hidden`` -> C, which is 0 at first.
+    """A bottleneck MLP: linear C -> ``hidden``, ReLU, dropout, linear ``hidden`` -> C, the last initialised to 0.
 
     Args:
-        channels: C.
-        hidden: Channels between.
-        norm: Where a LayerNorm is, one of ``NORMS``.
-        dropout: Probability.
+        channels: Number of channels of the tokens, C.
+        hidden: Number of channels of the hidden layer.
+        norm: Place of a LayerNorm: ``in``, before the MLP, ``out``, after it, or ``none``.
+        dropout: Dropout probability in the hidden layer.
     """
 
-    def __init__(self, channels, hidden, norm, dropout):
+    def __init__(self, channels: int, hidden: int, norm: str, dropout: float):
         super().__init__()
         self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
         self.down, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
@@ -39,35 +41,35 @@ class Bottleneck(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As the released code."""
+        """Initialise as the released code: Kaiming for the first linear layer, zeros for the last."""
         kaiming_init(self.down, distribution='uniform')
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
+        """Apply the MLP: (..., C) -> (..., C)."""
         return self.norm_out(self.up(self.dropout(self.down(self.norm_in(x)).relu())))
 
 
 class Scale(nn.Module):
-    """A learned factor.
+    """A learned scalar that multiplies its input.
 
     Args:
-        start: Its first value.
+        start: Initial value.
     """
 
-    def __init__(self, start):
+    def __init__(self, start: float):
         super().__init__()
         self.start = start
         self.weight = nn.Parameter(torch.empty(()))
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The first value."""
+        """Set the initial value."""
         nn.init.constant_(self.weight, self.start)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape and dtype of ``x``."""
+        """Multiply ``x``, of any shape; its dtype stays."""
         return x * self.weight.to(x.dtype)
 
 
@@ -76,18 +78,23 @@ class Adapter(PEFT):
     """AdaptFormer (Chen et al., NeurIPS 2022): x <- x + FFN(LN x) + s Adapter(x), with s learned.
 
     Args:
-        backbone: See ``PEFT``.
-        bottleneck: Channels of the MLP's hidden layer.
-        norm: A LayerNorm at the MLP's input (``in``) or output (``out``), or ``none``.
-        dropout: Probability, in the hidden layer.
-        scale: First value of s.
+        backbone: Layers and channels of the backbone.
+        bottleneck: Number of channels of the MLP's hidden layer.
+        norm: Place of a LayerNorm: ``in``, before the MLP, ``out``, after it, or ``none``.
+        dropout: Dropout probability in the hidden layer.
+        scale: Initial value of s.
 
     Raises:
-        UserError: A setting cannot work.
+        UserError: A setting has a value that is not allowed.
     """
 
     def __init__(
-        self, backbone, bottleneck: HIDDEN = 72, norm: NORM = 'none', dropout: PROBABILITY = 0.0, scale: SCALE = 0.1
+        self,
+        backbone: BackboneInfo,
+        bottleneck: HIDDEN = 72,
+        norm: NORM = 'none',
+        dropout: PROBABILITY = 0.0,
+        scale: SCALE = 0.1,
     ):
         super().__init__(backbone)
         self.adapters = nn.ModuleList(
@@ -95,8 +102,8 @@ class Adapter(PEFT):
         )
         self.scales = nn.ModuleList(Scale(float(scale)) for _ in backbone.layer_dims)
 
-    def add_branch(self, i, x, tokens):
-        """x + s Adapter(tokens)."""
+    def add_branch(self, i: int, x: Tensor, tokens: Tokens) -> Tensor:
+        """Add s Adapter(tokens) to the output of layer ``i``."""
         return x + self.scales[i](self._branch(i, tokens))
 
     def _branch(self, i, tokens):

@@ -1,4 +1,4 @@
-"""The contract of parameter-efficient fine-tuning: what is trained beside the frozen weights of a backbone."""
+"""The base class of parameter-efficient fine-tuning (PEFT), which adds trained parameters to a frozen backbone."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -13,32 +13,35 @@ from mmtr.tokens import Tokens
 
 
 class PEFT(BackbonePart):
-    """Some parameters that are trained while the backbone's own are frozen.
-
-    Its parts start from their own ``init_weights``.
+    """Base class of fine-tuning methods: parameters that are trained while the backbone's own are frozen.
 
     Args:
-        backbone: The backbone it is built for.
+        backbone: Layers and channels of the backbone.
     """
 
     setting_prefix = 'peft.'
-    #: Whether the patch tokens must be the whole grid in every layer.
+    #: Whether every layer must have a token for every patch.
     needs_grid = False
 
     def attach(self, layers: Sequence[nn.Module]) -> None:
-        """Join the layers of the backbone, once, when it is built."""
+        """Attach to the layers of the backbone, such as with forward hooks; called once, when the backbone is built."""
 
     def add_branch(self, i: int, x: Tensor, tokens: Tokens) -> Tensor:
-        """The output ``x`` (B, P + N, C) of layer ``i`` with what is trained beside its FFN.
+        """Add a branch parallel to the FFN to the output of a layer; here: nothing.
 
         Args:
-            tokens: What the FFN's norm was given, in training and evaluation.
+            i: Index of the layer.
+            x: (B, P + N, C) output of the layer.
+            tokens: Input of the layer's second norm, the one before the FFN.
+
+        Returns:
+            (B, P + N, C).
         """
         return x
 
     def check_reducer(self, reducer: TokenReducer) -> None:
-        """Raise a ``UserError`` if this cannot work with ``reducer``."""
-        # The reducer knows of which grid it leaves a part: the image's, or that of a window.
+        """Raise a ``UserError`` if the method needs the whole grid and ``reducer`` removes tokens."""
+        # The grid that the reducer works on: that of the image, or of a window.
         grid, depth = reducer.backbone.grid, reducer.backbone.depth
         if self.needs_grid and min(reducer.token_schedule(grid, depth)) < grid[0] * grid[1]:
             raise UserError(
@@ -48,14 +51,18 @@ class PEFT(BackbonePart):
             )
 
     def merged_state_dict(self, backbone: nn.Module) -> Optional[dict[str, Tensor]]:
-        """The state dict of the same backbone with ``peft=None``; None: it has no such form."""
+        """Merge the trained parameters: return a state dict for the backbone with ``peft=None``; None: not possible."""
         return None
 
 
 def build_peft(cfg: dict, backbone: BackboneInfo) -> PEFT:
-    """Build from the value of a backbone's key ``peft``.
+    """Build the fine-tuning method of a backbone from the value of its key ``peft``.
+
+    Args:
+        cfg: ``dict(type=..., **settings)``.
+        backbone: Layers and channels of the backbone.
 
     Raises:
-        UserError: The type or one of its settings does not exist, or a setting cannot work.
+        UserError: The type or one of its settings does not exist, or a setting has a value that is not allowed.
     """
     return build_from_key('peft', PEFTS, cfg, backbone=backbone)

@@ -1,9 +1,10 @@
-"""DAR's light branch: the Adapter, and the Compensator over the patch grid."""
+"""The fine-tuning of DAR: an Adapter and a convolutional Compensator, parallel to the FFN of every layer."""
 
 import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import PEFTS
 from mmtr.settings import PROBABILITY, Whole
 
@@ -11,18 +12,18 @@ from .adapter import HIDDEN, NORM, SCALE, Adapter, norm_at
 
 
 class Compensator(nn.Module):
-    """1x1 convolution C -> ``hidden``, depthwise 3x3, 1x1, GELU, 1x1 ``hidden`` -> C, which is 0 at first.
+    """Convolutions over the patch grid: 1x1 C -> ``hidden``, depthwise 3x3, 1x1, GELU, 1x1 ``hidden`` -> C, 0 at first.
 
     Args:
-        channels: C.
-        hidden: Channels between.
-        norm: Where a LayerNorm is, ``none | in | out``.
+        channels: Number of channels of the tokens, C.
+        hidden: Number of channels of the hidden layers.
+        norm: Place of a LayerNorm: ``in``, before the convolutions, ``out``, after them, or ``none``.
     """
 
-    def __init__(self, channels, hidden, norm):
+    def __init__(self, channels: int, hidden: int, norm: str):
         super().__init__()
         self.norm_in, self.norm_out = (norm_at(place, norm, channels) for place in ('in', 'out'))
-        # A 1x1 convolution is a linear layer of each token, and tokens need not be reordered for it.
+        # A 1x1 convolution is a linear layer on each token, for which tokens need no grid.
         self.down, self.mix, self.up = (
             nn.Linear(channels, hidden),
             nn.Linear(hidden, hidden),
@@ -32,7 +33,7 @@ class Compensator(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As the released code."""
+        """Initialise as the released code: the last layer with zeros."""
         kaiming_init(self.down, distribution='uniform')
         self.depthwise.reset_parameters()
         self.mix.reset_parameters()
@@ -40,7 +41,7 @@ class Compensator(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, H * W, C) in raster order -> (B, H * W, C)."""
+        """Apply the convolutions to patch tokens in raster order: (B, H * W, C) -> (B, H * W, C)."""
         x = self.down(self.norm_in(x)).transpose(1, 2).unflatten(2, grid)
         x = self.mix(self.depthwise(x).flatten(2).transpose(1, 2))
         return self.norm_out(self.up(F.gelu(x)))
@@ -50,22 +51,25 @@ class Compensator(nn.Module):
 class DAR(Adapter):
     """The fine-tuning of DAR (Lei et al., CVPR 2025): x <- x + FFN(LN x) + s (Adapter(x) + [0; Compensator(patches)]).
 
-    What the FFN does not do for the tokens that ``token_reduction=dict(type='DAR')`` keeps from it, this
-    compensates; it works without a reduction too.
+    It compensates for the FFN where ``token_reduction=dict(type='DAR')`` skips it, and works without a reduction too.
 
     Args:
-        backbone, bottleneck, norm, dropout, scale: See ``Adapter``; ``norm`` is of both.
-        compensator: Channels of the Compensator's hidden layers.
+        backbone: Layers and channels of the backbone.
+        bottleneck: Number of channels of the Adapter's hidden layer.
+        compensator: Number of channels of the Compensator's hidden layers.
+        norm: Place of a LayerNorm in both: ``in``, ``out`` or ``none``.
+        dropout: Dropout probability in the Adapter's hidden layer.
+        scale: Initial value of s.
 
     Raises:
-        UserError: A setting cannot work; or tokens are reduced in a way that leaves no grid.
+        UserError: A setting has a value that is not allowed; or the token reduction removes tokens of the grid.
     """
 
     needs_grid = True
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         bottleneck: HIDDEN = 72,
         compensator: Whole(1, 2**12) = 48,
         norm: NORM = 'none',

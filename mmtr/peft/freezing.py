@@ -1,4 +1,4 @@
-"""What ``peft`` freezes: everything in a backbone that is none of its ``trained_parts``."""
+"""Freezing of a backbone with ``peft``: every child that is not in its ``trained_parts``."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,12 @@ from mmtr.words import aligned_rows
 
 
 def frozen_modules(backbone: nn.Module) -> list[nn.Module]:
-    """The children of a backbone with ``peft`` that are frozen."""
+    """Return the frozen children of a backbone with ``peft``."""
     return [module for name, module in backbone.named_children() if name not in backbone.trained_parts]
 
 
 def freeze(backbone: nn.Module) -> None:
-    """Freeze a backbone that has just got its ``peft``."""
+    """Freeze the parameters outside ``trained_parts``, and put their modules in eval mode."""
     for name, parameter in backbone.named_parameters():
         if name.partition('.')[0] not in backbone.trained_parts:
             parameter.requires_grad = False
@@ -22,12 +22,12 @@ def freeze(backbone: nn.Module) -> None:
 
 
 def frozen_backbones(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of each part of ``model`` that has a ``peft``."""
+    """Iterate over the names and modules of all backbones in ``model`` that have a ``peft``."""
     return ((name, module) for name, module in model.named_modules() if getattr(module, 'peft', None) is not None)
 
 
 def frozen_part(backbone: nn.Module) -> dict[str, Tensor]:
-    """What is frozen of the state dict of a backbone with ``peft``, parameters and buffers."""
+    """Return the frozen part of the state dict of a backbone with ``peft``, parameters and buffers."""
     return {
         name: value
         for name, value in backbone.state_dict().items()
@@ -36,7 +36,7 @@ def frozen_part(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_state(model: nn.Module) -> dict[str, Tensor]:
-    """The part of the state dict of ``model`` that is frozen by a ``peft``, parameters and buffers."""
+    """Return the part of the state dict of ``model`` that a ``peft`` freezes, parameters and buffers."""
     return {
         f'{path}.{name}'.removeprefix('.'): value
         for path, backbone in frozen_backbones(model)
@@ -45,7 +45,7 @@ def frozen_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def table(model: nn.Module) -> str:
-    """Trainable and frozen parameters of each part of ``model``, as text; a frozen backbone's parts by themselves."""
+    """Format the numbers of trainable and frozen parameters of each child of ``model``, and of each trained part."""
     inside = {
         f'{path}.{name}'.removeprefix('.'): part
         for path, backbone in frozen_backbones(model)

@@ -1,12 +1,14 @@
-"""LoRA: a low-rank change of some linear layers."""
+"""LoRA: low-rank updates of linear layers."""
 
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmtr.errors import UserError
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import PEFTS
 from mmtr.settings import PROBABILITY, Maybe, Number, OneOrMore, Text, Whole
 
@@ -14,55 +16,57 @@ from .base import PEFT
 
 
 class LowRank(nn.Module):
-    """The change of one linear layer: alpha / rank * B A, B being 0 at first.
+    """The low-rank update of one linear layer, scaling * B A with scaling = alpha / rank; B is initialised to 0.
+
+    ``down`` holds A (rank, inputs), ``up`` holds B (outputs, rank).
 
     Args:
-        weight: (outputs, inputs), that of the layer.
-        rank: Rows of A.
-        alpha: See above.
-        dropout: Probability, of the inputs.
+        weight: (outputs, inputs) frozen weight of the layer.
+        rank: Rank of the update.
+        alpha: Numerator of the scaling.
+        dropout: Dropout probability of the input of A.
     """
 
-    def __init__(self, weight, rank, alpha, dropout):
+    def __init__(self, weight: Tensor, rank: int, alpha: float, dropout: float):
         super().__init__()
         self.down = nn.Linear(weight.shape[1], rank, bias=False)
         self.up = nn.Linear(rank, weight.shape[0], bias=False)
-        self.dropout, self.factor = nn.Dropout(dropout), alpha / rank
+        self.dropout, self.scaling = nn.Dropout(dropout), alpha / rank
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As published."""
+        """Initialise as published: Kaiming for A, zeros for B."""
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.up.weight)
 
     def add_to(self, layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        """Forward hook of the linear layer."""
-        return out + self.factor * self.up(self.down(self.dropout(args[0])))
+        """Add the update to the output of the linear layer; a forward hook."""
+        return out + self.scaling * self.up(self.down(self.dropout(args[0])))
 
     def change(self) -> Tensor:
-        """Of the layer's weight, (outputs, inputs)."""
-        return self.factor * self.up.weight.detach() @ self.down.weight.detach()
+        """Return the update of the weight, scaling * B A: (outputs, inputs)."""
+        return self.scaling * self.up.weight.detach() @ self.down.weight.detach()
 
 
 @PEFTS.register_module()
 class LoRA(PEFT):
-    """LoRA (Hu et al., ICLR 2022): W + alpha / rank * B A in place of W; merged into W, it costs nothing.
+    """LoRA (Hu et al., ICLR 2022): W + scaling * B A in place of W; merged into W, it costs nothing.
 
     Args:
-        backbone: See ``PEFT``.
-        rank: Of each change.
-        alpha: See above. None: ``rank``.
-        dropout: Probability, of the input of each change.
-        targets: The linear layers, as a regular expression or a list of them, each for a whole name: ``qkv``,
-            ``proj``, ``fc1``, ``fc2``, in all layers, or ``3.qkv`` in layer 3.
+        backbone: Layers and channels of the backbone.
+        rank: Rank of each update.
+        alpha: Numerator of scaling = alpha / rank. None: ``rank``, so that scaling is 1.
+        dropout: Dropout probability of the input of A.
+        targets: Linear layers with an update: a regular expression, or a list of them, each matched with a whole
+            name: ``qkv``, ``proj``, ``fc1``, ``fc2`` in all layers, or ``3.qkv`` in layer 3.
 
     Raises:
-        UserError: A setting cannot work, or one of ``targets`` is no linear layer.
+        UserError: A setting has a value that is not allowed, or one of ``targets`` matches no linear layer.
     """
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         rank: Whole(1, 2**12) = 8,
         alpha: Maybe(Number(above=0)) = None,
         dropout: PROBABILITY = 0.0,
@@ -72,8 +76,8 @@ class LoRA(PEFT):
         self.rank, self.alpha, self.dropout = rank, rank if alpha is None else alpha, dropout
         self.targets = (targets,) if isinstance(targets, str) else targets
 
-    def attach(self, layers):
-        """See ``PEFT``; the layers say what linear ones they have."""
+    def attach(self, layers: Sequence[nn.Module]) -> None:
+        """Add an update to each linear layer that ``targets`` matches, with a forward hook."""
         linears = {(i, name): linear for i, layer in enumerate(layers) for name, linear in layer.linears().items()}
         chosen = set()
         for target in self.targets:
@@ -99,8 +103,8 @@ class LoRA(PEFT):
             for name, low_rank in each.items():
                 linears[i, name][0].register_forward_hook(low_rank.add_to)
 
-    def merged_state_dict(self, backbone):
-        """See ``PEFT``."""
+    def merged_state_dict(self, backbone: nn.Module) -> dict[str, Tensor]:
+        """Merge the trained parameters into the weights, see ``PEFT``."""
         changes = {
             id(linears[name][1]): low_rank.change()
             for each, linears in zip(self.layers, (layer.linears() for layer in backbone.all_layers))

@@ -1,7 +1,10 @@
-"""ALGM: merge alike tokens, first within small windows, later across the image."""
+"""ALGM: similar tokens are merged, first within small windows, later across the image."""
+
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.bipartite import adaptive_matching, threshold_matching
@@ -9,9 +12,10 @@ from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import COSINE, Choice, Layer, Maybe, Number, Whole
+from mmtr.tokens import Tokens
 from mmtr.undo import Merged
 
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
 
 
@@ -19,27 +23,27 @@ from .giving_back import RESTORE, RESTORE_AT, check_after_head
 class ALGM(TokenReducer):
     """Adaptive Local-then-Global Merging (Norouzi et al., CVPR 2024, Sec. 3).
 
-    How many tokens stay depends on the image. In a batch, images with fewer are padded, and no
-    attention reads the padding, so each gets what it would get alone.
+    The number of tokens left depends on the image. In a batch, shorter sequences are padded and attention masks the
+    padding, so that an image gets the same output in any batch.
 
     Args:
-        backbone: See ``TokenReducer``.
-        threshold: Cosine similarity from which on tokens merge.
-        local_layer: After so many layers, windows merge whose tokens are alike (CLAP). None: never.
-        global_layer: After so many layers, or below 1 after that share of the depth, all pairs of
-            alike tokens of a bipartite matching merge (GBM). None: never.
+        backbone: Layers, channels and prefix tokens of the backbone.
+        threshold: Smallest cosine similarity at which tokens merge.
+        local_layer: Number of layers before windows of similar tokens merge (CLAP). None: never.
+        global_layer: Number of layers, or, below 1, share of the depth, before all similar pairs of a bipartite
+            matching merge (GBM). None: never.
         window: Side of a window, in patches.
-        variant: ``training_free``, or ``released``, as the authors' code trains and tests. That merges between
-            attention and FFN of the layers named, counted from 1; takes the threshold of the global step from the
-            similarities of each image (``adaptive_matching``; there, from those of the batch); counts the class
-            token in the matching; and puts merged windows first, which decides what matches what.
-        restore: ``residual``: give each token its own value and the change of what it merged into; ``copy``
-            the merged tokens, as the paper. None: ``residual``, or ``copy`` if released.
-        restore_at: ``before_norm``, or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
+        variant: ``training_free``, or ``released``, as the authors' code trains and tests: it merges between attention
+            and FFN of the layers named, counted from 1; takes the threshold of GBM from the similarities of each
+            image (``adaptive_matching``; the authors: of each batch); counts the class token in the matching; and
+            sorts merged windows first, which changes the pairs of the matching.
+        restore: Value of a restored patch: ``residual``, its own value plus the change of the token that it merged
+            into; ``copy``, a copy of that token, as in the paper. None: ``residual``, or ``copy`` if released.
+        restore_at: ``before_norm``; or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
             head run on the merged tokens. None: ``before_norm``, or ``after_head`` if released with ``copy``.
 
     Raises:
-        UserError: A setting cannot work, alone, with another one or with this backbone.
+        UserError: A setting has a value that is not allowed, alone, with another one or with this backbone.
     """
 
     nothing = dict(local_layer=None, global_layer=None)
@@ -47,7 +51,7 @@ class ALGM(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         threshold: COSINE = 0.88,
         local_layer: Maybe(Layer(-1)) = 1,
         global_layer: Maybe(Layer(-1), Number(above=0, below=1, noun='a share of the depth')) = 0.4,
@@ -78,8 +82,8 @@ class ALGM(TokenReducer):
         self.local_layer, self.global_layer = local_layer, global_layer
 
     @classmethod
-    def search_space(cls, trial, backbone):
-        """See ``TokenReducer``."""
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
+        """Draw settings for a search, see ``TokenReducer``."""
         local = trial.suggest_int('local_layer', 0, max(backbone.depth - 2, 0))
         later = trial.suggest_int('layers between', 1, max(backbone.depth - 1, 1))
         return dict(
@@ -89,12 +93,12 @@ class ALGM(TokenReducer):
             window=trial.suggest_int('window', 2, 4),
         )
 
-    def before_layer(self, i, tokens):
-        """Local merging before layer ``local_layer``, global merging before ``global_layer``, from 0."""
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Merge before the layers ``local_layer`` and ``global_layer``, counted from 0, unless released."""
         return tokens if self.released else self._after(i, tokens)
 
-    def between(self, i, tokens):
-        """If released, in these layers counted from 1."""
+    def between(self, i: int, tokens: Tokens) -> Tokens:
+        """Merge between attention and FFN of these layers, counted from 1, if released."""
         return self._after(i + 1, tokens) if self.released else tokens
 
     def _after(self, layers, tokens):
@@ -114,17 +118,17 @@ class ALGM(TokenReducer):
         x, size, kept, slots = merge_into(x, into, tokens.size, order)
         tokens = tokens.reduced(x, Merged(slots), tokens.positions.gather(1, kept), size, self.restoration)
         padding = size == 0
-        # Without padding attention needs no bias, and more kernels can run it.
+        # Without padding, attention needs no bias, and more kernels can run it.
         bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
         return tokens.remember(bias=None if bias is None else bias[:, None, None])
 
-    def attention(self, i, attn, x, tokens):
-        """The layer's own, with padding hidden."""
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
+        """Run the attention of the layer, with padding masked."""
         bias = tokens.memo.get('bias')
         return attn.branch(x) if bias is None else attn.attend(*attn.qkv(x), bias)
 
-    def token_schedule(self, grid, depth):
-        """See ``TokenReducer``; the fewest tokens, those of an image of one colour."""
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in each layer, for an image of one colour, in which all tokens merge."""
         schedule, n = [], grid[0] * grid[1]
         for i in range(depth):
             if i == self.local_layer:

@@ -1,7 +1,9 @@
-"""From a forward pass to auxiliary losses: what a reducer notes, and how it is compared with the annotations."""
+"""Auxiliary losses: collecting the outputs of reducers in a forward pass, and comparing them with annotations."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +15,10 @@ _OUTPUTS = ContextVar('auxiliary outputs of reducers', default=None)
 
 
 @contextmanager
-def auxiliary_outputs():
-    """Context that yields a dict, filled by the reducers that are trained inside: reducer -> name -> tensor.
+def auxiliary_outputs() -> Iterator[dict[nn.Module, dict[str, Tensor]]]:
+    """Collect the auxiliary outputs of reducers in training: a context that yields a dict, reducer -> name -> tensor.
 
-    So nothing stays on a module, and each thread sees its own.
+    Outputs are stored on no module, and each thread has its own dict.
     """
     outputs: dict[nn.Module, dict[str, Tensor]] = {}
     before = _OUTPUTS.set(outputs)
@@ -27,10 +29,15 @@ def auxiliary_outputs():
 
 
 def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
-    """Put an output of ``reducer`` into the dict of ``auxiliary_outputs``.
+    """Put an auxiliary output of a reducer into the dict of ``auxiliary_outputs``.
+
+    Args:
+        reducer: Reducer whose output it is.
+        name: Name of the output.
+        value: Output.
 
     Raises:
-        UserError: There is none: the model would never ask for the losses.
+        UserError: No ``auxiliary_outputs`` context is active: the model never computes the losses.
     """
     outputs = _OUTPUTS.get()
     if outputs is None:
@@ -44,30 +51,38 @@ def note_output(reducer: nn.Module, name: str, value: Tensor) -> None:
 
 
 class Task:
-    """How auxiliary predictions (B, M, K), M queries and K classes, are compared with annotations.
+    """Base class of auxiliary tasks: the loss of predictions (B, M, K) of M queries and K classes.
 
     Args:
-        num_classes: K.
-        grid: (H, W) of the patch grid of training images; M is its size for dense tasks, else 1.
+        num_classes: Number of classes, K.
+        grid: (H, W) of the patch grid of training images; M is H * W for dense tasks, else 1.
     """
 
     #: The fields of a data sample that may hold the annotation; of those that are there, the first one does.
     fields: tuple[str, ...] = ()
     loss_name = 'loss_ce'
 
-    def __init__(self, num_classes, grid):
+    def __init__(self, num_classes: int, grid: Optional[tuple[int, int]]):
         self.num_classes, self.grid = num_classes, grid
 
     @property
-    def num_queries(self):
-        """M."""
+    def num_queries(self) -> int:
+        """The number of queries, M."""
         return 1
 
     def follow(self, head: nn.Module) -> None:
         """Take from the main head, which may be None, what its loss is computed with."""
 
     def loss(self, logits: Tensor, data_samples: list) -> Tensor:
-        """Of one module: (B, M, K) -> scalar."""
+        """Compute the loss of one auxiliary head.
+
+        Args:
+            logits: (B, M, K) predictions.
+            data_samples: Data samples of the batch, with annotations in one of ``fields``.
+
+        Raises:
+            UserError: A data sample has no such annotation, or a label that is no class.
+        """
         for field in self.fields:
             if all(field in sample for sample in data_samples):
                 return self._loss(logits, [sample.get(field) for sample in data_samples])
@@ -91,10 +106,10 @@ class Task:
 
 
 class Semantic(Task):
-    """One query a patch of the training grid; cross-entropy with the labels, taken at the corner of each patch."""
+    """Semantic segmentation: one query a patch; cross-entropy with the label at the top left corner of each patch."""
 
     fields = ('gt_sem_seg',)
-    #: The label that is no class.
+    #: Label of ignored pixels; that of the decode head, where there is one.
     ignore_index = 255
 
     def follow(self, head):
@@ -103,8 +118,8 @@ class Semantic(Task):
             self.ignore_index = head.ignore_index
 
     @property
-    def num_queries(self):
-        """M."""
+    def num_queries(self) -> int:
+        """The number of queries, one for each patch."""
         return self.grid[0] * self.grid[1]
 
     def _loss(self, logits, annotations):
@@ -116,7 +131,7 @@ class Semantic(Task):
 
 
 class MultiLabel(Task):
-    """One query; binary cross-entropy with which classes the boxes of an image have."""
+    """Multi-label classification: one query; binary cross-entropy with the classes of the boxes of an image."""
 
     fields = ('gt_instances',)
     loss_name = 'loss_bce'
@@ -129,9 +144,9 @@ class MultiLabel(Task):
 
 
 class Classification(Task):
-    """One query; the loss of the head with the label of the image, or with its scores, which Mixup and CutMix mix.
+    """Image classification: one query; the loss of the main head, or cross-entropy, with the label of the image.
 
-    Without a head that has one: cross-entropy.
+    Mixup and CutMix mix the scores of an image and leave its label: where there are scores, these count.
     """
 
     fields = ('gt_score', 'gt_label')

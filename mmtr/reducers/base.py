@@ -1,8 +1,8 @@
-"""The contract that every token reducer keeps."""
+"""The base class of token reducers, and building a reducer from a config."""
 
 import logging
 from dataclasses import dataclass
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -16,14 +16,18 @@ from mmtr.tokens import Tokens
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What a reducer or a PEFT is told of its backbone when it is built: layers, channels, prefix tokens.
+    """Layers, channels and prefix tokens of a backbone, for the reducer or PEFT that is built for it.
 
-    ``grid`` is (H, W) of the patch grid of its training images; None: not known. With a ``stage``, counted from
-    1, the layers are those of this stage of a backbone that attends within windows, and ``grid`` is a window's;
-    the batch axis of the tokens is then B * windows, and windows at the border of an image may be smaller.
-    ``widths`` are the channels of each layer where they differ; ``embed_dims`` are then those of the last output.
-    ``output`` is what its outputs are made of: a token for each of the ``patches``, the ``mean`` of those that are
-    left, weighted by size, or the ``class_token`` alone.
+    Args:
+        depth: Number of layers.
+        embed_dims: Number of channels; where layers differ, that of the last output.
+        num_prefix: Number of prefix tokens.
+        grid: (H, W) of the patch grid of training images; None: not known. In a backbone with windowed attention
+            (Swin) that of a window: the batch axis is then B * windows, and windows at the border may be smaller.
+        stage: Stage, counted from 1, of a backbone with windowed attention whose blocks are the layers; else None.
+        widths: Number of channels of each layer, where layers differ.
+        output: What its outputs are made of: ``patches``, a token for every patch; ``mean``, that of the tokens that
+            are left, weighted by size; ``class_token``, that alone.
     """
 
     depth: int
@@ -41,15 +45,15 @@ class BackboneInfo:
 
     @property
     def layer_dims(self) -> tuple[int, ...]:
-        """Channels of each layer."""
+        """The number of channels of each layer."""
         return self.widths or (self.embed_dims,) * self.depth
 
 
 class BackbonePart(Declared, BaseModule):
-    """What a key of a backbone builds: a reducer or a PEFT.
+    """Base class of what a key of a backbone's config builds: a reducer or a PEFT.
 
     Args:
-        backbone: The backbone it is built for.
+        backbone: Layers and channels of the backbone.
     """
 
     def __init__(self, backbone: BackboneInfo):
@@ -57,8 +61,8 @@ class BackbonePart(Declared, BaseModule):
         self.backbone = backbone
 
     def init_weights(self) -> None:
-        """Draw all weights anew; whatever holds this calls it after it has filled all that is inside it."""
-        # From the inside out: a module may draw again what is inside it.
+        """Initialise all weights; the backbone calls it after its own initialisation."""
+        # Children first: a module may initialise its children again, in its own way.
         for module in reversed([module for module in self.modules() if module is not self]):
             draw = getattr(module, 'init_weights', None) or getattr(module, 'reset_parameters', None)
             if draw is not None:
@@ -66,37 +70,37 @@ class BackbonePart(Declared, BaseModule):
 
 
 class TokenReducer(BackbonePart):
-    """Reduces tokens at any of five moments of a layer, and restores them. This one does nothing.
+    """Base class of token reducers, which act at five moments of each layer, and restore tokens; it does nothing.
 
-    Layers are counted from 0. No method may leave state on the module: what takes a reduction back goes
-    into ``tokens.undo``, what else a forward pass must remember into ``tokens.memo``. ``attention``, ``between`` and
-    ``ffn`` can run twice for one layer (activation checkpointing) and must then give the same.
+    Layers are counted from 0. No method may store state on the module: undo steps go into ``tokens.undo``, other
+    notes of a forward pass into ``tokens.memo``. ``attention``, ``between`` and ``ffn`` run twice for a layer under
+    activation checkpointing, and must return the same both times. Subclasses declare their settings as annotations of
+    ``__init__`` with values of ``mmtr.settings``; they are checked before it runs.
 
     Args:
-        backbone: The backbone it is built for. Settings are what the annotations of ``__init__`` declare, in values of
-            ``mmtr.settings``, and are checked, against this backbone, before it runs.
+        backbone: Layers, channels and prefix tokens of the backbone.
 
     Raises:
-        UserError: It ``needs_class_token``, and the backbone has no prefix token.
+        UserError: The method ``needs_class_token``, and the backbone has no prefix token.
     """
 
     setting_prefix = 'token_reduction.'
-    #: Settings under which nothing is reduced; the shared test suite compares them with the plain model.
+    #: Settings by which no token is reduced; the shared tests compare them with the plain model.
     nothing: dict = {}
     #: Whether the number of tokens in each layer depends on the settings and the grid alone.
     fixed_count = True
-    #: Whether it reads the class token, the first of the prefix tokens.
+    #: Whether the method reads the class token, the first prefix token.
     needs_class_token = False
-    #: Whether it has parameters of its own, so that a model must be trained with it.
+    #: Whether the method has parameters, so that the model must be trained with it.
     trained = False
-    #: Whether its parameters are as they were drawn, while it learns: neither filled nor trained since.
-    untaught = False
-    #: Where the tokens of an output are given back: ``before_norm``, as (B, C, H, W) for any head, or ``after_head``.
+    #: Whether its parameters are still random: neither loaded nor trained since they were initialised.
+    untrained = False
+    #: Where tokens are restored: ``before_norm``, so that any head gets (B, C, H, W), or ``after_head``, as logits.
     restore_at = 'before_norm'
-    #: Whether it works within windows: what it leaves of one is a grid again, in raster order, whose rows depend on
-    #: those of the window alone and whose columns on its columns; and it only acts between layers.
+    #: Whether the method works within the windows of a Swin: it acts between layers only, and reduces a window to a
+    #: grid in raster order whose height depends on the window's height alone, and its width on the window's width.
     within_windows = False
-    #: How the position table of a Swin is resized to what is left of a window: ``bicubic`` or ``bilinear``.
+    #: Mode by which the relative position table of a Swin is resized to a reduced window: ``bicubic`` or ``bilinear``.
     table_interpolation = 'bicubic'
 
     def __init__(self, backbone: BackboneInfo):
@@ -106,80 +110,81 @@ class TokenReducer(BackbonePart):
                 f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
                 'backbone has none: build it with with_cls_token=True, or choose another method.'
             )
-        self.untaught = self.trained
+        self.untrained = self.trained
 
     @property
     def name(self) -> str:
-        """Of the method, for tables."""
+        """The name of the method, for tables."""
         return type(self).__name__
 
     @property
     def caution(self) -> str:
-        """What is known to speak against these settings in this backbone, in a sentence; mostly nothing."""
+        """A warning about these settings in this backbone, as a sentence; empty: none."""
         return ''
 
-    def train(self, mode=True):
-        """As torch; one that learns says so where it is used before it has learnt."""
-        if self.untaught and not mode:
+    def train(self, mode: bool = True) -> 'TokenReducer':
+        """Set training mode, as torch; warn if an untrained reducer that must be trained is put in eval mode."""
+        if self.untrained and not mode:
             print_log(
                 f'{self.name} learns which tokens matter and has not: it chooses at random until the model is '
                 'trained with it, or a checkpoint of such a training is loaded.',
                 'current',
                 logging.WARNING,
             )
-        self.untaught = False  # it is taught now, or it has been said
+        self.untrained = False  # it is being trained now, or the warning was given
         return super().train(mode)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        self.untaught = self.untaught and not any(name.startswith(prefix) for name in state_dict)
+        self.untrained = self.untrained and not any(name.startswith(prefix) for name in state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
-    def search_space(cls, trial, backbone: BackboneInfo) -> dict:
-        """Settings to try when they are searched for; any that are drawn must work. Here: the defaults alone.
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
+        """Draw settings for a search; all settings that can be drawn must be valid. Here: the defaults alone.
 
         Args:
-            trial: Draws values, as optuna's ``Trial`` does (``suggest_float``, ``suggest_int``, ...).
-            backbone: The backbone that the settings are for.
+            trial: Draws values, as optuna's ``Trial``, with ``suggest_float``, ``suggest_int`` and so on.
+            backbone: Layers and channels of the backbone that the settings are for.
         """
         return {}
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
-        """Before layer ``i``."""
+        """Act before layer ``i``."""
         return tokens
 
-    def attention(self, i: int, attn, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
-        """The attention branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
-
-        With a dict beside it: what ``between`` finds in ``tokens.memo``.
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
+        """Compute the attention branch of layer ``i``, without its residual.
 
         Args:
-            attn: The layer's attention, which knows where ``tokens`` are, with ``branch(x)``,
-                ``qkv(x, kept=None)`` and ``attend(q, k, v, bias=None, kept=None)``, alike on every host. For patch
-                tokens that are fewer than those of ``tokens``, ``kept`` (B, M) says which of these each one is.
-            x: (B, P + N, C), normalised ``tokens.x``.
+            attn: Attention of the layer, bound to ``tokens``, with ``branch(x)``, ``qkv(x, kept=None)`` and
+                ``attend(q, k, v, bias=None, kept=None)`` on every backbone. ``kept`` (B, M) are the indices of the
+                patch tokens that ``x`` consists of, if not all.
+            x: (B, P + N, C) normalised ``tokens.x``.
+
+        Returns:
+            (B, P + N, C); or this and a dict of notes, which ``between`` finds in ``tokens.memo``.
         """
         return attn.branch(x)
 
     def between(self, i: int, tokens: Tokens) -> Tokens:
-        """After the attention of layer ``i``, before its FFN."""
+        """Act between the attention and the FFN of layer ``i``."""
         return tokens
 
     def ffn(self, i: int, ffn: Callable[[Tensor], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
-        """The FFN branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
+        """Compute the FFN branch of layer ``i``, without its residual: (B, P + N, C) -> (B, P + N, C).
 
         Args:
-            ffn: The FFN, any (..., C) -> (..., C).
-            x: (B, P + N, C), normalised ``tokens.x``.
+            ffn: FFN of the layer, (..., C) -> (..., C).
+            x: (B, P + N, C) normalised ``tokens.x``.
         """
         return ffn(x)
 
     def after_layer(self, i: int, tokens: Tokens) -> Tokens:
-        """After layer ``i``."""
+        """Act after layer ``i``."""
         return tokens
 
     def restore(self, tokens: Tokens) -> Tokens:
-        """All patch tokens in raster order, for an output of the backbone; the flow goes on with ``tokens``."""
+        """Restore a token for every patch, for an output of the backbone; the next layer still gets ``tokens``."""
         return tokens.restored()
 
     @property
@@ -195,46 +200,44 @@ class TokenReducer(BackbonePart):
         return any(b > a for a, b in zip(schedule, schedule[1:]))
 
     def give_back(self, logits: Tensor, tokens: Tokens) -> Tensor:
-        """With ``restore_at='after_head'``: logits (B, N, K) of the patch ``tokens`` of an output -> (B, H * W, K)."""
+        """Restore the logits of all patches, with ``restore_at='after_head'``: (B, N, K) -> (B, H * W, K)."""
         return logits if tokens.undo is None else tokens.undo.expand(logits)
 
     def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
-        """Auxiliary training losses.
+        """Compute auxiliary training losses.
 
         Args:
-            outputs: What this reducer noted in the forward pass, by name; see ``auxiliary_outputs``.
-            data_samples: The batch's, one an image, with its annotations.
+            outputs: Outputs that this reducer noted in the forward pass, by name; see ``auxiliary_outputs``.
+            data_samples: Data samples of the batch, one an image, with its annotations.
         """
         return {}
 
     def calibrate(self, forward: Callable[[], object]) -> None:
-        """Make a reducer that was not trained compute as much as a trained one, so that its cost can be measured.
+        """Make an untrained reducer keep as many tokens as a trained one, so that its speed can be measured.
 
         Args:
             forward: Runs the backbone, in eval mode, on the images of the measurement.
         """
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
-        """How many patch tokens the attention of each layer computes on, prefix tokens not counted.
-
-        Without ``fixed_count``: the fewest possible.
+        """Count the patch tokens in the attention of each layer; without ``fixed_count``, the fewest possible.
 
         Args:
             grid: (H, W) of the patch grid.
-            depth: Layers of the backbone.
+            depth: Number of layers of the backbone.
         """
         return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
 
     def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
-        """Rows and columns that the patch tokens of each layer form; only of methods that leave a grid."""
+        """Return the (rows, columns) of the token grid in each layer, for methods that keep a grid."""
         return [grid] * depth
 
     def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
-        """What happened to each patch, for pictures; None where nothing is reduced at this point.
+        """Map each patch to its group and its representative, for pictures; None if no token is reduced.
 
         Returns:
-            The group of each patch (B, H * W): 0 normal, 1 representative (it has a token), 2 unique; and the raster
-            position of the patch that stands for it (B, H * W).
+            The group of each patch (B, H * W): 0 normal (it has no token), 1 representative (it has one), 2 unique;
+            and the raster position of the patch that represents it (B, H * W).
         """
         if tokens.undo is None:
             return None
@@ -244,14 +247,14 @@ class TokenReducer(BackbonePart):
         return group, tokens.undo.trace(tokens.index)
 
 
-def attend(reducer: TokenReducer, i: int, attn, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
-    """``reducer.attention``, and ``tokens`` with what it notes for ``between``."""
+def attend(reducer: TokenReducer, i: int, attn: Any, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+    """Run ``reducer.attention``; return the branch, and ``tokens`` with its notes in their memo."""
     found = reducer.attention(i, attn, x, tokens)
     out, notes = found if isinstance(found, tuple) else (found, {})
     return out, tokens.remember(**notes)
 
 
-#: Does nothing, in a backbone of any shape.
+#: A reducer that does nothing, for any backbone.
 NOTHING = TokenReducer(BackboneInfo(depth=0, embed_dims=0, num_prefix=0))
 
 
@@ -260,9 +263,10 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
 
     Args:
         cfg: ``dict(type=..., **settings)``, or None for the reducer that does nothing.
+        backbone: Layers, channels and prefix tokens of the backbone.
 
     Raises:
-        UserError: The method or one of its settings does not exist, or a setting cannot work.
+        UserError: The method or a setting does not exist, or a setting has a value that is not allowed.
     """
 
     def check(method):
@@ -281,10 +285,10 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
 
 
 def default_start(depth: int) -> int:
-    """The layer from which methods reduce unless told: 10 of 24, where the papers start in a ViT-L."""
+    """Return the default first layer with reduced tokens: 10/24 of the depth, as in the papers' ViT-L."""
     return round(depth * 10 / 24)
 
 
 def default_span(layers: Optional[tuple[int, int]], depth: int) -> tuple[int, int]:
-    """``layers``, or, for None, those from ``default_start`` on."""
+    """Return ``layers``, or, for None, the span from ``default_start`` to the end."""
     return (default_start(depth), depth) if layers is None else layers

@@ -1,4 +1,6 @@
-"""Token Cropr: tokens are ranked by queries that learn from auxiliary predictions of the task."""
+"""Token Cropr: tokens are ranked by queries that are trained by auxiliary predictions of the task."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,26 +10,37 @@ from mmtr.ops.attention import attention
 from mmtr.ops.query_scores import NORM_EPS, query_scores, within_regions
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Flag, Letters, Maybe, Number, Whole
+from mmtr.tokens import Tokens
 
 from .auxiliary import TASKS, note_output
+from .base import BackboneInfo
 from .giving_back import RESTORE_DROPPED
 from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
 
 class AuxiliaryHead(nn.Module):
-    """Queries that look at the tokens, and the class prediction from what they see; for training.
+    """An auxiliary head for training: cross-attention of learned queries to the tokens, MLP and classifier.
 
     Args:
-        channels: C.
-        num_queries: M.
-        num_classes: K.
-        num_heads: Of the attention; more than one have an output projection.
-        projections: Which of q, k, v have a linear projection.
-        pre_norm: Whether tokens are normalised first.
-        mlp_ratio: Width of the MLP's hidden layer over C; 0: no MLP.
+        channels: Number of channels of the tokens, C.
+        num_queries: Number of queries, M.
+        num_classes: Number of classes, K.
+        num_heads: Number of attention heads; there is an output projection if there is more than one.
+        projections: Those of ``q``, ``k``, ``v`` that have a linear projection.
+        pre_norm: Whether tokens are normalised before attention.
+        mlp_ratio: Channels of the MLP's hidden layer, as a multiple of C; 0: no MLP.
     """
 
-    def __init__(self, channels, num_queries, num_classes, num_heads, projections, pre_norm, mlp_ratio):
+    def __init__(
+        self,
+        channels: int,
+        num_queries: int,
+        num_classes: int,
+        num_heads: int,
+        projections: Sequence[str],
+        pre_norm: bool,
+        mlp_ratio: float,
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.empty(num_queries, channels))
@@ -48,13 +61,13 @@ class AuxiliaryHead(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As published; what is not drawn here starts as torch's layers do."""
+        """Initialise queries and classifier as published; other layers keep torch's initialisation."""
         nn.init.trunc_normal_(self.queries, std=self.queries.shape[1] ** -0.5)
         nn.init.trunc_normal_(self.head[1].weight, std=0.02)
         nn.init.zeros_(self.head[1].bias)
 
     def scorer(self) -> Tensor:
-        """The vector of ``query_scores``, float32: the sum of the queries, seen through projections and norm: (C,)."""
+        """Return the vector (C,) for ``query_scores``: the projected sum of the queries times the norm's weight."""
         with torch.autocast(self.queries.device.type, enabled=False):
             scorer = self.queries.detach().float().sum(0)
             if isinstance(self.q, nn.Linear):
@@ -64,7 +77,7 @@ class AuxiliaryHead(nn.Module):
             return scorer * self.norm.weight.detach().float() if isinstance(self.norm, nn.LayerNorm) else scorer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits of each query: (B, N, C) -> (B, M, K)."""
+        """Predict the class logits of each query: (B, N, C) -> (B, M, K)."""
         x = self.norm(x)
         q = self.q(self.queries).expand(x.shape[0], -1, -1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, self.k(x), self.v(x)))
@@ -76,30 +89,33 @@ class AuxiliaryHead(nn.Module):
 class Cropr(PruneReducer):
     """Token Cropr (Bergner et al., arXiv 2412.00965).
 
-    After each of ``layers`` an auxiliary head with learned queries predicts the task from the tokens, through
-    which no gradient flows; its queries rank them, and the lowest leave. In evaluation the ranking is left:
-    one vector a layer. In training the model must be one that asks for ``losses``, such as
-    ``mmtr.EncoderDecoder``.
+    After each of ``layers``, an auxiliary head with learned queries predicts the task from the tokens, without
+    gradient to these; the queries score the tokens, and those of lowest score are dropped. In evaluation, one vector a
+    layer scores them. Training needs a model that computes ``losses``, such as ``mmtr.EncoderDecoder``.
 
     Args:
-        backbone: See ``TokenReducer``.
-        r, layers, multiple_of: See ``PruneReducer``.
-        fusion: ``llf``: the last layer sees all tokens; ``none``: what left is given back after it.
-        restore: What is given back, or fused: see ``drop``; ``last`` is the paper's.
-        region: Tokens are ranked among those of a square of so many patches a side, of which each loses the
-            same share. None: among all of the image, as in the paper.
-        task: What the heads predict: ``semantic``, the label of each patch; ``multilabel``, which classes the
-            boxes of the image have; ``classification``, the label of the image.
-        num_classes: Of the task, as the main head.
-        num_heads: Of the attention of an auxiliary head; more than one have an output projection.
-        projections: Which of ``'q'``, ``'k'``, ``'v'`` have a linear projection.
-        pre_norm: Whether an auxiliary head normalises tokens first.
-        mlp_ratio: Width of the MLP of an auxiliary head over the channels; 0: no MLP.
-        deploy: Hold the ranking alone, without auxiliary heads: for checkpoints of tools/deploy_model.py.
+        backbone: Layers, channels and prefix tokens of the backbone.
+        r: Number of patch tokens dropped after each of ``layers``; below 1, a share of the patches of the grid; or a
+            list with one value for each of ``layers``. None: 55/64 of the patches, in equal parts.
+        layers: Layers, counted from 0, after which tokens are dropped. None: all but the last two.
+        multiple_of: Shortened sequences, prefix tokens included, are shortened further to a multiple of this.
+        fusion: ``llf``, last layer fusion: tokens are restored before the last layer; ``none``: after it.
+        restore: Value that a dropped patch gets when tokens are restored, see ``drop``; the paper's is ``last``.
+        region: Side, in patches, of square regions within which tokens are ranked, so that each loses the same share.
+            None: tokens are ranked in the whole image, as in the paper.
+        task: Prediction of the auxiliary heads: ``semantic``, the label of each patch; ``multilabel``, the classes of
+            the boxes of the image; ``classification``, the label of the image.
+        num_classes: Number of classes of the task, as in the main head.
+        num_heads: Number of attention heads of an auxiliary head; more than one have an output projection.
+        projections: Those of ``'q'``, ``'k'``, ``'v'`` that have a linear projection.
+        pre_norm: Whether an auxiliary head normalises tokens before attention.
+        mlp_ratio: Channels of the MLP's hidden layer in an auxiliary head, as a multiple of C; 0: no MLP.
+        deploy: Whether it has the scoring vectors only, without auxiliary heads, for checkpoints of
+            tools/deploy_model.py.
 
     Raises:
-        UserError: A setting cannot work, alone, with another one or with this backbone; while a checkpoint is
-            loaded: it is one of training and ``deploy`` is set, or the reverse; in training: see ``Task``.
+        UserError: A setting has a value that is not allowed, alone, with another one or with this backbone; a
+            checkpoint of training is loaded with ``deploy=True``, or the reverse; in training, see ``Task``.
     """
 
     nothing = dict(r=0)
@@ -107,7 +123,7 @@ class Cropr(PruneReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         r: LEAVING = None,
         layers: LAYERS = None,
         multiple_of: MULTIPLE = None,
@@ -158,15 +174,15 @@ class Cropr(PruneReducer):
     def _name(i):
         return f'layer_{i:02}'
 
-    def before_layer(self, i, tokens):
-        """In training the auxiliary prediction from the tokens as they are; then as ``PruneReducer``."""
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Note the auxiliary predictions in training; then drop tokens as ``PruneReducer``."""
         if self.training and not self.deploy and i - 1 in self.layers:
             name = self._name(i - 1)
             note_output(self, name, self.heads[name](tokens.x.detach()))
         return super().before_layer(i, tokens)
 
-    def score(self, i, tokens):
-        """The sum of the attention logits over heads and queries, (B, N), or the rank of that in its region."""
+    def score(self, i: int, tokens: Tokens) -> Tensor:
+        """Score tokens by the sum of attention logits over heads and queries, (B, N), ranked within regions if set."""
         name = self._name(i)
         scorer = self.scorers[name] if self.deploy else self.heads[name].scorer()
         scores = query_scores(tokens.patches, scorer, self.pre_norm)
@@ -174,8 +190,8 @@ class Cropr(PruneReducer):
             return scores
         return within_regions(scores, tokens.positions, tokens.grid, self.region)
 
-    def losses(self, outputs, data_samples):
-        """One loss a module."""
+    def losses(self, outputs: dict[str, Tensor], data_samples: list) -> dict[str, Tensor]:
+        """Compute one loss for each auxiliary head."""
         return (
             {}
             if self.deploy
@@ -186,11 +202,11 @@ class Cropr(PruneReducer):
         )
 
     def deployed_state_dict(self) -> dict[str, Tensor]:
-        """The state dict of the same reducer with ``deploy=True``."""
+        """Return the state dict of the same reducer with ``deploy=True``: one scoring vector a layer."""
         return {f'scorers.{name}': head.scorer() for name, head in self.heads.items()}
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # The one place that every loader of torch and mmengine comes through.
+        # Every loader of torch and mmengine calls this method.
         wrong = f'{prefix}{"heads" if self.deploy else "scorers"}.'
         if any(name.startswith(wrong) for name in state_dict):
             raise UserError(

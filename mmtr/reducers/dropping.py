@@ -1,4 +1,4 @@
-"""Dropping tokens, so that their positions get a token back at the end."""
+"""Dropping of tokens with an undo step that restores them."""
 
 from typing import Optional
 
@@ -12,14 +12,15 @@ from mmtr.undo import Dropped, Forgotten, Merged
 
 
 def drop(tokens: Tokens, kept: Tensor, restore: str, fused: Optional[Tensor] = None) -> Tokens:
-    """Drop all patch tokens but some.
+    """Drop all patch tokens but those in ``kept``.
 
     Args:
-        kept: (B, M) slots of those that stay, in ascending order.
-        restore: What a dropped position gets at the end: ``last``, the last value that its token had;
-            ``copy``, the token that is nearest on the patch grid of those that were kept; ``residual``, its
-            last value and the change since then of the token that was nearest of those that were kept then.
-        fused: (B, 1, C) what is left of the dropped ones, a token without a position.
+        tokens: N patch tokens.
+        kept: (B, M) indices of the patch tokens that are kept, ascending.
+        restore: Value that a dropped patch gets when tokens are restored: ``last``, the last value of its token;
+            ``copy``, a copy of the kept token nearest on the patch grid; ``residual``, its last value plus the change,
+            since then, of the token that was the nearest kept one.
+        fused: (B, 1, C) token that the dropped ones are fused into, without a position; None: there is none.
     """
     places, size = tokens.positions, tokens.size
     if size is None:
@@ -29,7 +30,7 @@ def drop(tokens: Tokens, kept: Tensor, restore: str, fused: Optional[Tensor] = N
     if not tokens.gives_back:
         undo = Forgotten(index, tokens.grid)
     elif restore == 'copy':
-        # Of all patches, whatever left before.
+        # For all patches: this replaces the undo steps of earlier drops.
         undo = Merged(nearest_kept(index, tokens.grid))
     else:
         gone = others(kept, tokens.patches.shape[1])

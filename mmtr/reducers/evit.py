@@ -1,37 +1,41 @@
-"""EViT: keep the tokens that the class token attends to, fuse the others."""
+"""EViT: the tokens that the class token attends to most are kept, the others are fused."""
 
 import math
+from typing import Any, Union
+
+from torch import Tensor
 
 from mmtr.ops.attention import class_attention
 from mmtr.ops.dropping import fuse_tokens
 from mmtr.ops.matching import gather_tokens
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Flag, Layer, Listed, Maybe, Number
+from mmtr.tokens import Tokens
 
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 from .dropping import drop
 from .giving_back import RESTORE_DROPPED
 
 
 @TOKEN_REDUCERS.register_module()
 class EViT(TokenReducer):
-    """EViT (Liang et al., "Not All Patches Are What You Need", Sec. 3), every position given back at the end.
+    """EViT (Liang et al., "Not All Patches Are What You Need", Sec. 3), with all patches restored at the end.
 
-    The tokens that the class token attends to most are kept (Sec. 3.2), the others fused into one: their
-    mean, weighted by that attention (Sec. 3.3). The released code leaves them a weighted sum. The fused
-    token is then ranked as any other, and has no position at the end.
+    The tokens that the class token attends to most are kept (Sec. 3.2), the others are fused into their mean,
+    weighted by that attention (Sec. 3.3; the released code: their weighted sum). Later layers rank the fused token as
+    any other; it has no position, and is not restored.
 
     Args:
-        backbone: See ``TokenReducer``; it must have a class token.
+        backbone: Layers, channels and prefix tokens of the backbone, which must have a class token.
         keep_rate: Share of the tokens that each of ``layers`` keeps, rounded up.
-        layers: Layers that reduce, between attention and FFN, counted from 0. None: 7/24, 13/24 and
-            19/24 of the depth.
-        fuse: Whether the others are fused; if not they are dropped.
-        restore: What a dropped position gets at the end: ``last``, the last value that its token had;
-            ``copy``, the nearest kept token; ``residual``, its last value and the change of that one since.
+        layers: Layers, counted from 0, that reduce tokens between attention and FFN. None: 7/24, 13/24 and 19/24 of
+            the depth.
+        fuse: Whether the other tokens are fused; if not, they are dropped.
+        restore: Value that a dropped patch gets when tokens are restored: ``last``, the last value of its token;
+            ``copy``, a copy of the nearest kept token; ``residual``, its last value plus the change of that one since.
 
     Raises:
-        UserError: A setting cannot work, alone or with this backbone, or there is no class token.
+        UserError: A setting has a value that is not allowed, alone or with this backbone; there is no class token.
     """
 
     nothing = dict(keep_rate=1.0)
@@ -39,7 +43,7 @@ class EViT(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         keep_rate: Number(above=0, most=1, noun='a share') = 0.8,
         layers: Maybe(Listed(Layer())) = None,
         fuse: Flag() = True,
@@ -52,8 +56,8 @@ class EViT(TokenReducer):
         self.layers = layers
 
     @classmethod
-    def search_space(cls, trial, backbone):
-        """See ``TokenReducer``."""
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
+        """Draw settings for a search, see ``TokenReducer``."""
         start, count = trial.suggest_int('start', 0, backbone.depth - 1), trial.suggest_int('layers', 1, 4)
         return dict(
             keep_rate=trial.suggest_float('keep_rate', 0.4, 0.95, step=0.05),
@@ -67,15 +71,15 @@ class EViT(TokenReducer):
     def _reduces(self, i):
         return i in self.layers and self.keep_rate < 1
 
-    def attention(self, i, attn, x, tokens):
-        """The layer's own; what ``between`` ranks the tokens by is noted."""
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
+        """Run the attention of the layer, and note the class token's attention for ``between``."""
         if not self._reduces(i):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         return attn.attend(q, k, v), dict(class_attention=class_attention(q, k)[:, tokens.num_prefix :])
 
-    def between(self, i, tokens):
-        """Keep and fuse (Sec. 3.2 and 3.3)."""
+    def between(self, i: int, tokens: Tokens) -> Tokens:
+        """Keep the tokens with most attention, and fuse the others (Sec. 3.2 and 3.3)."""
         if not self._reduces(i):
             return tokens
         received = tokens.memo['class_attention']
@@ -87,8 +91,8 @@ class EViT(TokenReducer):
         tokens = tokens.forget('class_attention')
         return drop(tokens, order[:, :kept].sort(dim=1).values, self.restoration, fused)
 
-    def token_schedule(self, grid, depth):
-        """See ``TokenReducer``; the fused token counts."""
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in each layer, see ``TokenReducer``; the fused token is counted."""
         schedule, count = [], grid[0] * grid[1]
         for i in range(depth):
             schedule.append(count)

@@ -1,23 +1,23 @@
-"""The settings of how, and where, patches get a token again."""
+"""Settings of how and where tokens are restored: ``restore`` and ``restore_at``."""
 
 from mmtr.errors import UserError
 from mmtr.settings import Choice
 
 from .base import BackboneInfo
 
-#: With m a reduced token where it was made and y the same one when it is needed, a patch x gets, by the way E of
-#: ``Tokens.undo``, ``copy``: E(y), as the papers do; ``residual``: x + E(y - m), its own value and the change of what
-#: stands for it.
+#: Value of a restored patch: ``copy``, E(y), as in the papers; ``residual``, x + E(y - m), its own value plus the
+#: change of its representative. x is the patch token before the reduction, m the reduced tokens right after it, y the
+#: reduced tokens when they are restored, and E the ``expand`` of ``Tokens.undo``.
 RESTORE = Choice('copy', 'residual')
-#: What a dropped patch may get: besides, ``last``, the last value that its token had.
+#: Value of a restored patch that was dropped: as ``RESTORE``, or ``last``, the last value of its token.
 RESTORE_DROPPED = Choice('last', 'copy', 'residual')
-#: Where tokens of an output are given back: before the backbone's final norm; or after norm and head, which then run
-#: on the reduced tokens, as logits.
+#: Where tokens are restored: before the backbone's final norm; or after norm and head, which then run on the reduced
+#: tokens, so that logits are restored.
 RESTORE_AT = Choice('before_norm', 'after_head')
 
 
 def check_after_head(backbone: BackboneInfo, restore: str, restore_at: str) -> None:
-    """Raise a ``UserError`` for ``after_head`` with another ``restore`` than ``copy``, or in the windows of a Swin."""
+    """Raise a ``UserError`` if ``restore_at`` is ``after_head`` and ``restore`` is not ``copy``, or in a Swin."""
     if restore_at == 'after_head' and restore != 'copy':
         raise UserError(
             "token_reduction.restore_at='after_head' gives back logits, which have no value of their "

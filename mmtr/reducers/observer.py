@@ -1,5 +1,6 @@
-"""A reducer that looks on while another one works, for tools and pictures."""
+"""Observing a reducer at work, for tools and pictures."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -8,7 +9,13 @@ from .base import TokenReducer
 
 
 class Observer(TokenReducer):
-    """The reducer ``inner``; a subclass overrides the moments that it looks at, and calls ``inner`` there."""
+    """A reducer that passes every call on to another one.
+
+    A subclass overrides the methods that it observes, and calls those of ``inner`` there.
+
+    Args:
+        inner: Reducer that is observed.
+    """
 
     def __init__(self, inner: TokenReducer):
         super().__init__(inner.backbone)
@@ -30,8 +37,8 @@ class Observer(TokenReducer):
 
 
 @contextmanager
-def reducer_of(backbone: nn.Module, reducer: TokenReducer):
-    """Context in which ``backbone`` runs with ``reducer``."""
+def reducer_of(backbone: nn.Module, reducer: TokenReducer) -> Iterator[TokenReducer]:
+    """Run ``backbone`` with ``reducer`` in place of its own, inside this context."""
     kept = backbone.token_reducer
     backbone.token_reducer = reducer
     try:

@@ -1,6 +1,7 @@
-"""What methods share that rank tokens and drop the lowest, by a schedule."""
+"""The base class of methods that drop the tokens of lowest score by a schedule."""
 
 from itertools import accumulate
+from typing import Optional, Union
 
 from torch import Tensor
 
@@ -9,12 +10,12 @@ from mmtr.ops.query_scores import highest
 from mmtr.settings import SHARE, Choice, Either, Layer, Listed, Maybe, OneOrMore, Whole
 from mmtr.tokens import Tokens
 
-from .base import TokenReducer
+from .base import BackboneInfo, TokenReducer
 from .dropping import drop
 
-#: Token Cropr's share for EVA-02-L: 880 of 1024 patches leave, 40 after each of 22 layers.
+#: Share of patches that Token Cropr drops in EVA-02-L: 880 of 1024, 40 after each of 22 layers.
 PUBLISHED_SHARE = 55 / 64
-# What the settings of the schedule may be.
+# Declarations of the settings of the schedule.
 LEAVING = Maybe(OneOrMore(Either(SHARE, Whole(1, 2**20))))
 LAYERS = Maybe(Listed(Layer(spared=1), rising=True))
 MULTIPLE = Maybe(Whole(1, 1024))
@@ -22,33 +23,40 @@ FUSION = Choice('llf', 'none')
 
 
 class PruneReducer(TokenReducer):
-    """After each of some layers the tokens of lowest ``score`` leave; its subclasses say what the score is.
+    """Base class of pruning methods: after each of some layers, the patch tokens of lowest ``score`` are dropped.
 
     Args:
-        backbone: See ``TokenReducer``.
-        restore: See ``drop``.
-        r: How many patch tokens leave after each of ``layers``: a count, or below 1 a share of the patches of
-            the grid, or a list of them, one a layer. None: 55/64 of the patches, in equal parts.
-        layers: After these layers, counted from 0, tokens leave. None: after all but the last two.
-        multiple_of: Sequences that became shorter are shortened further to a multiple of this, prefix
-            tokens included. None: they are not.
-        fusion: ``llf``, last layer fusion: the last layer sees the tokens that left again; ``none``: they
-            are given back after it.
+        backbone: Layers, channels and prefix tokens of the backbone.
+        restore: Value that a dropped patch gets when tokens are restored, see ``drop``.
+        r: Number of patch tokens dropped after each of ``layers``; below 1, a share of the patches of the grid; or a
+            list with one value for each of ``layers``. None: 55/64 of the patches, in equal parts.
+        layers: Layers, counted from 0, after which tokens are dropped. None: all but the last two.
+        multiple_of: Shortened sequences, prefix tokens included, are shortened further to a multiple of this. None:
+            they are not.
+        fusion: ``llf``, last layer fusion: tokens are restored before the last layer; ``none``: after it.
 
     Raises:
-        UserError: A setting cannot work, alone or with this backbone; at the first forward, or at once
-            where the backbone knows the size of its images: ``r`` leaves no token of the grid.
+        UserError: A setting has a value that is not allowed, alone or with this backbone; ``r`` leaves no token of the
+            grid (at the first forward, or at once if the backbone knows the size of its images).
     """
 
-    def __init__(self, backbone, restore, r, layers, multiple_of, fusion):
+    def __init__(
+        self,
+        backbone: BackboneInfo,
+        restore: str,
+        r: Union[float, tuple[float, ...], None],
+        layers: Optional[tuple[int, ...]],
+        multiple_of: Optional[int],
+        fusion: str,
+    ):
         super().__init__(backbone)
         self.restoration, self.fusion = restore, fusion
         self.layers = self._checked_layers(layers)
         self.r = self._checked_r(r)
         self.multiple_of = multiple_of or 1
-        #: Share of ``r`` that leaves in training, 0 to 1, for ``PruningCurriculumHook``.
+        #: Factor of ``r`` in training, 0 to 1, set by ``PruningCurriculumHook``.
         self.rate = 1.0
-        if backbone.grid is not None and not backbone.in_windows:  # that of a window is none of images
+        if backbone.grid is not None and not backbone.in_windows:  # the grid of a window is not that of images
             self.token_schedule(backbone.grid, backbone.depth)
 
     def _checked_layers(self, layers):
@@ -79,11 +87,11 @@ class PruneReducer(TokenReducer):
         return values
 
     def score(self, i: int, tokens: Tokens) -> Tensor:
-        """(B, N) of the patch tokens after layer ``i``; the lowest leave."""
+        """Score the patch tokens after layer ``i``, (B, N); those of lowest score are dropped."""
         raise NotImplementedError
 
     def _gone(self, patches: int) -> list[int]:
-        """How many of so many patches have left after each of ``layers``, at the full rate."""
+        """Count the patches dropped until after each of ``layers``, at a ``rate`` of 1."""
         return [round(n) for n in accumulate(r if r >= 1 else r * patches for r in self.r)]
 
     def _left(self, grid, gone):
@@ -100,15 +108,15 @@ class PruneReducer(TokenReducer):
             )
         return max(left, 1)
 
-    def before_layer(self, i, tokens):
-        """The tokens that the schedule has for layer ``i``."""
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Drop tokens, or restore them for the last layer, as the schedule says for layer ``i``."""
         left, now = self.token_schedule(tokens.grid, i + 1)[i], tokens.patches.shape[1]
         if left > now:
             return tokens.restored()
         return tokens if left == now else drop(tokens, highest(self.score(i - 1, tokens), left), self.restoration)
 
-    def token_schedule(self, grid, depth):
-        """See ``TokenReducer``; in training at the present ``rate``."""
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in each layer, see ``TokenReducer``; in training, at the current ``rate``."""
         patches, rate = grid[0] * grid[1], self.rate if self.training else 1.0
         gone = {layer + 1: round(rate * n) for layer, n in zip(self.layers, self._gone(patches))}
         schedule, left = [], patches

@@ -1,16 +1,18 @@
-"""Random: drop tokens without a look at them."""
+"""Random: tokens are dropped whatever they contain."""
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
-from mmtr.ops.dropping import pseudo_random
-from mmtr.ops.query_scores import highest
+from mmtr.ops.dropping import pseudo_random, random_rows_columns
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import SEED, SHARE, Layer, Maybe, Whole
+from mmtr.tokens import Tokens
 
-from .base import default_start
+from .base import BackboneInfo, default_start
 from .dropping import drop
 from .giving_back import RESTORE_DROPPED
 from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
@@ -18,23 +20,23 @@ from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 
 @TOKEN_REDUCERS.register_module()
 class Random(PruneReducer):
-    """Drop tokens at random, or all but every k-th: the floor that any method must beat.
+    """Drop tokens at random, or all but every k-th: the baseline that any method must beat.
 
-    Within windows a grid must be left: there rows and columns are dropped, the same share of both.
+    Within the windows of a Swin, whole rows and columns are dropped, the same share of both, so that a grid is left.
 
     Args:
-        backbone: See ``TokenReducer``.
+        backbone: Layers, channels and prefix tokens of the backbone.
         ratio: Share of the patch tokens that are dropped. None: 0.5, unless ``every``, ``r`` or ``layers`` is given.
-        layer: They are dropped before this layer, counted from 0. None: 10/24 of the depth.
-        every: In place of ``ratio``: keep the first of each so many tokens in raster order.
-        seed: Which tokens: the same for every image, whatever its batch.
-        restore: What a dropped position gets at the end: ``last``, the last value that its token had;
-            ``copy``, the nearest kept token; ``residual``, its last value and the change of that one since.
+        layer: Layer, counted from 0, before which they are dropped. None: 10/24 of the depth.
+        every: In place of ``ratio``: the first of each so many tokens in raster order is kept.
+        seed: Seed of the choice, which is the same for every image and batch.
+        restore: Value that a dropped patch gets when tokens are restored: ``last``, the last value of its token;
+            ``copy``, the nearest kept token; ``residual``, its last value plus the change of that token since.
         r, layers: In place of ``ratio`` and ``layer``: the schedule of ``PruneReducer``.
         multiple_of, fusion: See ``PruneReducer``.
 
     Raises:
-        UserError: A setting cannot work, alone, with another one or with this backbone.
+        UserError: A setting has a value that is not allowed, alone, with another one or with this backbone.
     """
 
     nothing = dict(r=0, ratio=None, layer=None, every=None)
@@ -43,7 +45,7 @@ class Random(PruneReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         ratio: Maybe(SHARE) = None,
         layer: Maybe(Layer()) = None,
         every: Maybe(Whole(1, 2**20)) = None,
@@ -72,44 +74,51 @@ class Random(PruneReducer):
                 'token_reduction of type Random drops rows and columns once within windows: give ratio and '
                 'layer, and leave every, r, layers, multiple_of and fusion out.'
             )
+        layer = default_start(backbone.depth) if layer is None else layer
+        if not often and fusion == 'llf' and layer == backbone.depth - 1:
+            raise UserError(
+                f"token_reduction.layer={layer} is the last layer, and with fusion='llf' it gets all tokens: give an "
+                "earlier layer, or fusion='none'."
+            )
         super().__init__(backbone, restore, r, layers, multiple_of, fusion)
         self.every, self.seed = every, seed
         if not often:
-            self.layers = ((default_start(backbone.depth) if layer is None else layer) - 1,)
+            self.layers = (layer - 1,)
             self.r = (0.5 if ratio is None else ratio,)
 
     @classmethod
-    def search_space(cls, trial, backbone):
-        """See ``TokenReducer``."""
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
+        """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
             layer=trial.suggest_int('layer', 0, backbone.depth - 1),
         )
 
-    def before_layer(self, i, tokens):
-        """See ``PruneReducer``; within windows whole rows and columns go."""
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Drop tokens as ``PruneReducer``; within windows, whole rows and columns."""
         if not self.backbone.in_windows:
             return super().before_layer(i, tokens)
         left = self._left_of_window(tokens.grid)
         if i != self.layers[0] + 1 or left == tokens.grid:
             return tokens
-        rows, columns = (
-            highest(pseudo_random(n, self.seed + axis, tokens.x.device).unsqueeze(0), count)[0]
-            for axis, (n, count) in enumerate(zip(tokens.grid, left))
-        )
-        kept = (rows.unsqueeze(1) * tokens.grid[1] + columns).flatten()
+        kept = random_rows_columns(tokens.grid, left, self.seed, tokens.x.device)
         return drop(tokens, kept.expand(tokens.x.shape[0], -1), self.restoration)
 
-    def _left_of_window(self, grid):
-        share = 1 - math.sqrt(1 - self.r[0])
-        return tuple(max(n - round(share * n), 1) for n in grid)
+    def score(self, i: int, tokens: Tokens) -> Tensor:
+        """Score positions, (B, N), in the same way in all layers and images."""
+        patches, device = tokens.grid[0] * tokens.grid[1], tokens.x.device
+        if self.every is None:
+            score = -pseudo_random(patches, self.seed, device)
+        else:
+            score = -(torch.arange(patches, device=device) % self.every)
+        return score[tokens.positions]
 
-    def grid_schedule(self, grid, depth):
-        """See ``TokenReducer``; within windows."""
+    def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
+        """Return the rows and columns that are left of a window in each layer, see ``TokenReducer``."""
         return [grid if i <= self.layers[0] else self._left_of_window(grid) for i in range(depth)]
 
-    def token_schedule(self, grid, depth):
-        """See ``TokenReducer``."""
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in each layer, see ``TokenReducer``."""
         if not self.backbone.in_windows:
             return super().token_schedule(grid, depth)
         return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
@@ -117,11 +126,6 @@ class Random(PruneReducer):
     def _gone(self, patches):
         return super()._gone(patches) if self.every is None else [patches - -(-patches // self.every)]
 
-    def score(self, i, tokens):
-        """See ``PruneReducer``; the same for a position in all layers and images."""
-        patches, device = tokens.grid[0] * tokens.grid[1], tokens.x.device
-        if self.every is None:
-            score = -pseudo_random(patches, self.seed, device)
-        else:
-            score = -(torch.arange(patches, device=device) % self.every)
-        return score[tokens.positions]
+    def _left_of_window(self, grid):
+        share = 1 - math.sqrt(1 - self.r[0])
+        return tuple(max(n - round(share * n), 1) for n in grid)

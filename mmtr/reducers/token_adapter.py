@@ -1,7 +1,7 @@
-"""Token Adapter: merge rows and columns of tokens, restore them after a span of layers."""
+"""Token Adapter: rows and columns of tokens are merged before a span of layers, and restored after it."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional, Union
 
 from torch import Tensor
 
@@ -27,29 +27,30 @@ from mmtr.settings import COSINE, SEED, SHARE, Choice, Maybe, Number, Pair, Span
 from mmtr.tokens import NOTHING, Tokens
 from mmtr.undo import Undo
 
-from .base import TokenReducer, default_span
+from .base import BackboneInfo, TokenReducer, default_span
 
 
 @dataclass(frozen=True)
 class Injected(Undo):
-    """One injection, which the Token Ejector undoes.
+    """A reduction by the Token Injector, which the Token Ejector undoes.
 
     Args:
-        groups: What the tokens were.
-        assignment: Of those that there were to those that are left; None: nothing is given back.
-        match: Which token each normal one was merged into; None: it was not matched.
+        groups: Groups of the tokens before the reduction.
+        assignment: Assignment of the original tokens to the reduced ones; None: tokens are not restored.
+        match: (B, N_n) index in ``groups.kept`` of the token that each normal one was merged into; None: normal tokens
+            were not matched.
     """
 
     groups: Groups
     assignment: Optional[Assignment]
     match: Optional[Tensor]
 
-    def expand(self, x):
-        """See ``Undo``."""
+    def expand(self, x: Tensor) -> Tensor:
+        """Map values of the tokens after the reduction to those before it, see ``Undo``."""
         return eject(x, self.assignment)
 
-    def trace(self, index):
-        """See ``Undo``; where nothing was matched, the token that each is restored from, or else the nearest."""
+    def trace(self, index: Tensor) -> Tensor:
+        """Map each token to its representative: by ``match``, or the token that restores it, or else the nearest."""
         if self.match is not None:
             slots = self.groups.slots(self.match)
         elif self.assignment is not None:
@@ -64,29 +65,29 @@ class TokenAdapter(TokenReducer):
     """Token Adapter (Su et al., "Removing Rows and Columns of Tokens in Vision Transformer", Sec. 3.2).
 
     Args:
-        backbone: See ``TokenReducer``.
-        ratio: Share of rows and of columns that become normal, r_h and r_w; one number for both.
-        unique: Share of rows and of columns that are kept as they are, u_h and u_w.
-        layers: The span (a, b): tokens are injected before layer a and ejected after layer b - 1,
-            layers counted from 0, so a layers see every token. None: from 10/24 of the depth to its end.
-        per_layer: Merge this many (rows, columns) before each layer of the span but the first, in
-            place of ``ratio``, as long as a representative remains (the dagger of Tab. 3).
-        score: Importance of rows and columns (Tab. 4a): ``max | sum | range | attn | random | alternating``,
-            the last evenly spaced. The paper's is ``max``.
+        backbone: Layers, channels and prefix tokens of the backbone.
+        ratio: Share of rows and of columns that are normal, r_h and r_w, which are merged; one number for both.
+        unique: Share of rows and of columns that are unique, u_h and u_w: they are kept, and nothing merges into them.
+        layers: Span (a, b), counted from 0: tokens are reduced before layer a (injector) and restored after layer
+            b - 1 (ejector), so that a layers see every token. None: from 10/24 of the depth to its end.
+        per_layer: Number of rows and of columns that are merged before each layer of the span but the first, in place
+            of ``ratio``, as long as a representative remains (the dagger of Tab. 3).
+        score: Importance of rows and columns (Tab. 4a): ``max | sum | range | attn | random | alternating``, the last
+            evenly spaced. The paper's is ``max``.
         metric: Similarity of tokens (Tab. 4b): ``cosine | dot | euclidean | manhattan``.
         merge: How tokens are merged (Tab. 4d): ``average | keep | max_pool | avg_pool | bilinear``.
-        reference: What the original tokens are matched with (Tab. 4c): ``reduced_merged | reduced |
+        reference: Tokens that the original ones are matched with (Tab. 4c): ``reduced_merged | reduced |
             representative_merged | representative``.
-        mode: Which matches are averaged (Tab. 4e): ``max`` the best one, ``threshold`` it and all that
-            reach ``tau``.
+        mode: Matches that a restored token is the mean of (Tab. 4e): ``max``, the best one; ``threshold``, that and
+            all whose similarity is at least ``tau``.
         tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
-        restore: ``residual``: give each token its own value and the change of what stands for it; ``copy``
-            the refined tokens back to the full grid, as the paper; ``none``: hand on the smaller dense
-            grid, for a head that takes any.
-        seed: Of ``score='random'``.
+        restore: Value of a restored patch: ``residual``, its own value plus the change of the reduced tokens that it
+            is matched with; ``copy``, the mean of these, as in the paper; ``none``: the smaller grid is not restored,
+            for a head that takes any size.
+        seed: Seed of ``score='random'``.
 
     Raises:
-        UserError: A setting cannot work, alone, with another one or with this backbone.
+        UserError: A setting has a value that is not allowed, alone, with another one or with this backbone.
     """
 
     nothing = dict(ratio=0.0)
@@ -94,7 +95,7 @@ class TokenAdapter(TokenReducer):
 
     def __init__(
         self,
-        backbone,
+        backbone: BackboneInfo,
         ratio: Maybe(Pair(SHARE)) = None,
         unique: Pair(SHARE) = 0.0,
         layers: Maybe(Span()) = None,
@@ -140,8 +141,8 @@ class TokenAdapter(TokenReducer):
         self.restores, self.restoration = restore != 'none', restore
 
     @classmethod
-    def search_space(cls, trial, backbone):
-        """See ``TokenReducer``."""
+    def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
+        """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.6, step=0.05),
             layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
@@ -158,13 +159,13 @@ class TokenAdapter(TokenReducer):
                 )
 
     def _counts(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """How many rows and columns of ``grid`` become normal, and how many are unique."""
+        """Count the rows and columns of ``grid`` that are normal, and those that are unique."""
         unique = tuple(min(round(share * n), n - 1) for share, n in zip(self.unique, grid))
         if self.per_layer is not None:
             return tuple(k if n - u - k >= 1 else 0 for k, u, n in zip(self.per_layer, unique, grid)), unique
         normal = tuple(round(share * n) for share, n in zip(self.ratio, grid))
         if self.backbone.in_windows:
-            # Of a window at the border as much goes as can.
+            # A smaller window at the border loses as many rows and columns as it can.
             normal = tuple(
                 min(k, n - u - 1) if n < whole else k
                 for k, u, n, whole in zip(normal, unique, grid, self.backbone.grid)
@@ -186,8 +187,8 @@ class TokenAdapter(TokenReducer):
     def _grid(tokens: Tokens) -> tuple[int, int]:
         return tokens.grid if tokens.undo is None else tokens.undo.parts[-1].groups.reduced_grid
 
-    def before_layer(self, i, tokens):
-        """Token Injector."""
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Reduce the tokens before layer ``i``: the Token Injector."""
         if not self._injects(i):
             return tokens
         grid = self._grid(tokens)
@@ -204,26 +205,26 @@ class TokenAdapter(TokenReducer):
         index = tokens.positions.gather(1, groups.kept)
         return tokens.reduced(merged, Injected(groups, assignment, match), index, count, self.restoration)
 
-    def attention(self, i, attn, x, tokens):
-        """The layer's own; with ``score='attn'`` what the next injection needs is noted."""
+    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
+        """Run the attention of the layer; with ``score='attn'``, note the received attention for the next injection."""
         if self.score != 'attn' or not self._injects(i + 1):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix :]
         return attn.attend(q, k, v), dict(received=received.unflatten(1, self._grid(tokens)))
 
-    def after_layer(self, i, tokens):
-        """Token Ejector: every injection is undone, the last one first."""
+    def after_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Restore all tokens after the last layer of the span: the Token Ejector."""
         return tokens.restored() if self.restores and i == self.layers[1] - 1 else tokens
 
-    def restore(self, tokens):
-        """See ``TokenReducer``; with ``restore='none'`` the reduced grid as it is."""
+    def restore(self, tokens: Tokens) -> Tokens:
+        """Restore a token for every patch, see ``TokenReducer``; with ``restore='none'``, return the reduced grid."""
         if self.restores or tokens.undo is None:
             return tokens.restored()
         return tokens.replace(grid=self._grid(tokens), undo=None, memo=NOTHING)
 
-    def grid_schedule(self, grid, depth):
-        """See ``TokenReducer``; raises ``UserError`` where the grid is too small for the ratio."""
+    def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
+        """Return the token grid in each layer; raise a ``UserError`` if the grid is too small for the ratio."""
         schedule, current = [], grid
         for i in range(depth):
             if self._injects(i):
@@ -233,8 +234,8 @@ class TokenAdapter(TokenReducer):
                 current = grid
         return schedule
 
-    def token_map(self, tokens):
-        """See ``TokenReducer``; rows and columns of the last injection are unique."""
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
+        """Map each patch to its group and its representative; the groups are those of the last injection."""
         found = super().token_map(tokens)
         if found is None:
             return None

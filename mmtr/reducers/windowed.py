@@ -1,6 +1,6 @@
-"""A reducer within each window of a grid."""
+"""Running a reducer within each window of a token grid, for a Swin."""
 
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -12,20 +12,20 @@ from .base import TokenReducer
 
 
 class Windowed(TokenReducer):
-    """The reducer ``inner`` within each window, on the tokens of a whole grid.
+    """A reducer on a whole token grid that runs another reducer within each window.
 
-    What it leaves of the windows is a smaller grid of smaller windows, which the layers go on with. Where the
-    grid is no multiple of the window, the windows at the border hold what is left: no padding is scored, merged
-    or counted, and attention pads the smaller grid as it pads the full one.
+    The reduced windows form a smaller grid of smaller windows, on which the layers run. If the grid is no multiple of
+    the window, windows at the border are smaller: no padding is scored, merged or counted, and attention pads the
+    reduced grid as it pads the full one.
 
-    ``memo['windows']`` is the layer whose grid the tokens form, and what the inner reducer made of all windows of
-    one size, for each size.
+    ``memo['windows']`` holds the layer whose grid the tokens form, and, for each size of window, the ``Tokens`` of all
+    windows of that size as the inner reducer returned them.
 
     Args:
-        inner: A reducer that works ``within_windows``, built for a ``BackboneInfo`` with a stage.
+        inner: Reducer that works ``within_windows``, built for a ``BackboneInfo`` with a stage.
 
     Raises:
-        UserError: It would leave nothing of a window.
+        UserError: The inner reducer would remove all tokens of a window.
     """
 
     def __init__(self, inner: TokenReducer):
@@ -33,16 +33,16 @@ class Windowed(TokenReducer):
         self.inner = inner
         window, depth = inner.backbone.grid, inner.backbone.depth
         schedule = [window, *inner.grid_schedule(window, depth)]
-        #: Before these layers the grid changes; only there windows are taken apart.
+        #: Layers before which the grid changes; only there the grid is cut into windows.
         self.changes = [i for i in range(depth) if schedule[i] != schedule[i + 1]]
 
     @property
-    def name(self):
-        """Of the inner method."""
+    def name(self) -> str:
+        """The name of the inner method."""
         return self.inner.name
 
-    def before_layer(self, i, tokens):
-        """What the inner reducer does between two layers, where the grid changes."""
+    def before_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Run the inner reducer's ``after_layer`` and ``before_layer`` on the windows, if the grid changes here."""
         if i not in self.changes:
             return tokens
 
@@ -52,18 +52,18 @@ class Windowed(TokenReducer):
 
         return self._within_windows(act, tokens, i)
 
-    def restore(self, tokens):
-        """All tokens in raster order."""
+    def restore(self, tokens: Tokens) -> Tokens:
+        """Restore all tokens of all windows, in raster order of the grid."""
         if 'windows' not in tokens.memo:
             return tokens
         return self._within_windows(self.inner.restore, tokens, self.backbone.depth)
 
     def _size(self, grid: tuple[int, int], i: int) -> tuple[int, int]:
-        """What is left of a window of ``grid`` in layer ``i``; after the last layer: all of it."""
+        """Return the reduced size of a window of ``grid`` in layer ``i``; after the last layer, its full size."""
         return [*self.inner.grid_schedule(grid, self.backbone.depth), grid][i]
 
     def _cut(self, grid: tuple[int, int]) -> list[tuple[tuple[int, int], tuple[list[int], list[int]]]]:
-        """The sizes that windows of ``grid`` have, and in which rows and columns of windows they are."""
+        """Return each size of window in ``grid``, with the rows and columns of windows that have it."""
         rows, columns = (
             {size: [start // side for start in starts] for size, starts in cut(n, side).items()}
             for n, side in zip(grid, self.backbone.grid)
@@ -71,7 +71,7 @@ class Windowed(TokenReducer):
         return [((h, w), (rows[h], columns[w])) for h in rows for w in columns]
 
     def _positions(self, grid: tuple[int, int], i: int, device) -> tuple[tuple[int, int], list[Tensor]]:
-        """The grid (H', W') that tokens form in layer ``i``, and where those of the windows of each size are in it."""
+        """Return the token grid (H', W') of layer ``i``, and the positions in it of the windows of each size."""
         side = self._size(self.backbone.grid, i)
         found = [
             (self._size(size, i), [[n * s for n in line] for line, s in zip(lines, side)])
@@ -81,7 +81,7 @@ class Windowed(TokenReducer):
         return extent, [piece_positions(*starts, size, extent[1], device) for size, starts in found]
 
     def _within_windows(self, act: Callable[[Tokens], Tokens], tokens: Tokens, i: int) -> Tokens:
-        """``act`` on the windows; it leaves of them what there is in layer ``i``."""
+        """Apply ``act`` to all windows, and join them to the grid of layer ``i``."""
         device, full = tokens.x.device, self.backbone.depth
         before, windows = tokens.memo.get('windows', (full, None))
         _, positions = self._positions(tokens.grid, before, device)
@@ -109,20 +109,20 @@ class Windowed(TokenReducer):
 
     @staticmethod
     def _in_grid(index, window, positions):
-        """Raster positions in windows (B * windows, n), None for all, as those in the grid."""
+        """Convert raster positions in windows (B * windows, n), None for all, to those in the grid."""
         positions = positions.repeat(window.x.shape[0] // positions.shape[0], 1)
         return positions if index is None else positions.gather(1, index)
 
-    def token_schedule(self, grid, depth):
-        """See ``TokenReducer``; padding is not counted."""
+    def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in each layer, see ``TokenReducer``; padding of windows is not counted."""
         sizes = [
             (len(rows) * len(columns), self.inner.token_schedule(size, depth))
             for size, (rows, columns) in self._cut(grid)
         ]
         return [sum(count * schedule[i] for count, schedule in sizes) for i in range(depth)]
 
-    def token_map(self, tokens):
-        """See ``TokenReducer``."""
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
+        """Map each patch to its group and its representative, see ``TokenReducer``."""
         if 'windows' not in tokens.memo:
             return None
         _, positions = self._positions(tokens.grid, self.backbone.depth, tokens.x.device)

@@ -1,4 +1,4 @@
-"""What a reducer does, in one line."""
+"""Descriptions of reducers, in one line each, for the log."""
 
 from torch import nn
 
@@ -9,9 +9,9 @@ from .windowed import Windowed
 
 
 def in_words(reducer: TokenReducer) -> str:
-    """Such as ``TokenAdapter: 690 -> 336 patch tokens from layer 5, in images of 23x30 patches``.
+    """Describe a reducer, as ``TokenAdapter: 690 -> 336 patch tokens from layer 5, in images of 23x30 patches``.
 
-    The images are those of training; of a Swin, what is said is of a window, whatever the image.
+    Token counts are those of a training image; in a Swin, those of a window.
     """
     backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
     height, width = backbone.grid
@@ -39,6 +39,6 @@ def in_words(reducer: TokenReducer) -> str:
 
 
 def reductions_in_words(model: nn.Module) -> list[str]:
-    """``in_words`` of each backbone in ``model`` that reduces tokens."""
+    """Describe the reducer of each backbone in ``model`` that reduces tokens, with ``in_words``."""
     reducers = [module.token_reducer for module in model.modules() if hasattr(module, 'set_token_reduction')]
     return [in_words(reducer) for reducer in reducers if type(reducer) is not TokenReducer]

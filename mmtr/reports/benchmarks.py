@@ -1,4 +1,4 @@
-"""Tables of recorded measurements: what stands between the marks of docs/benchmarks.md."""
+"""Write the tables of recorded measurements between the marks of docs/benchmarks.md."""
 
 import json
 import re
@@ -8,20 +8,22 @@ from mmtr.analysis.trade_offs import main_metric, table
 from mmtr.errors import UserError
 from mmtr.words import markdown_rows
 
-#: Of the encoder, that ``_matched`` compares methods at.
+#: Speed-ups of the encoder at which ``_matched`` compares methods.
 SPEED_UPS = (1.2, 1.4, 1.7, 2, 2.5, 3)
 REGION = re.compile(r'<!-- (?P<kind>\w+) (?P<path>\S+)(?: (?P<names>[^\n]+))? -->\n.*?<!-- end -->', re.DOTALL)
 
 
 def refresh(text: str, root: Path) -> str:
-    """``text`` with each region ``<!-- KIND PATH [NAME | NAME] -->...<!-- end -->`` made anew from the JSON at PATH.
+    """Rewrite each region ``<!-- KIND PATH [NAME | NAME] -->...<!-- end -->`` of a page from the JSON file at PATH.
+
+    With names, the table has only these rows beside the first.
 
     Args:
-        text: Markdown. Names: only these rows beside the first.
-        root: Folder that the paths start from.
+        text: The page, in Markdown.
+        root: Folder that the paths are relative to.
 
     Raises:
-        UserError: There is no such kind of table, or the file is not there or no such results.
+        UserError: There is no such kind of table, or the file is not there or holds other results.
     """
 
     def table(match):
@@ -46,11 +48,11 @@ def _keep(results, names):
         if name not in names:
             del results[name]
     for name in names:
-        results[name]  # a KeyError for a name that is not there
+        results[name]  # raises a KeyError for an unknown name
 
 
 def machine_in_words(found: dict) -> str:
-    """The ``machine`` of a recorded run."""
+    """Describe the ``machine`` of a recorded run in a few words."""
     device = found.get('gpu') or f'{found["cpu"]}, {found["threads"]} threads'
     return f'{device}, {found.get("dtype", "float32")}, torch {found["torch"]}'
 
@@ -60,7 +62,7 @@ def _command(command):
 
 
 def _speed(reports):
-    """One run of tools/benchmark.py."""
+    """Table of one run of tools/benchmark.py."""
     (report,) = reports
     rows = [['', 'ms/image', 'quartiles', 'GFLOPs', 'peak MB', 'speed-up', 'predicted', 'reducer']]
     parts = list(dict.fromkeys(r['part'] for r in report['results']))
@@ -90,7 +92,7 @@ def _speed(reports):
 
 
 def comparison(report: dict) -> str:
-    """One run of tools/compare.py, as its JSON file holds it: the command, the table, images and machine."""
+    """Format a report, the JSON of one run of tools/compare.py: the command, the table, images and machine."""
     return (
         _command(report['command']) + f'\n{markdown_rows(table(report["results"]))}\n\n'
         f'*{report["images"]} images, {machine_in_words(report["machine"])}.*'
@@ -103,7 +105,7 @@ def _accuracy(reports):
 
 
 def _matched(reports):
-    """The best setting of each method that is at least so fast, in one run of tools/compare.py."""
+    """Table of the best setting of each method at each of ``SPEED_UPS``, in one run of tools/compare.py."""
     results = reports[0]['results']
     metric = main_metric(results)
     plain, *others = results.items()
@@ -125,7 +127,7 @@ def _matched(reports):
 
 
 def _classes(reports):
-    """The IoU of each class in one run of tools/compare.py."""
+    """Table of the IoU of each class in one run of tools/compare.py."""
     results = reports[0]['results']
     classes = list(next(iter(results.values()))['class_iou'])
     rows = [['IoU', *classes]]
@@ -134,7 +136,7 @@ def _classes(reports):
 
 
 def _resolution(reports):
-    """Runs of tools/benchmark.py at several sizes and batches: images/s, speed-up, peak memory of each model."""
+    """Table of runs of tools/benchmark.py at several image and batch sizes: images/s, speed-up, peak memory."""
     runs = sorted(
         ((r['results'][0]['parameters'], r['settings']['shape'], r['settings']['batch_size'], r) for r in reports),
         key=lambda run: run[:3],

@@ -1,4 +1,4 @@
-"""The page of all configs: what each model costs, counted, beside what is published and what was measured."""
+"""Write the page of all configs: the counted cost of each model, beside published and measured results."""
 
 import fnmatch
 import inspect
@@ -27,20 +27,21 @@ from mmtr.words import markdown_rows
 from .benchmarks import machine_in_words
 
 COLUMNS = ('config', 'method', 'pixels', 'GFLOPs', 'M params', 'patch tokens by layer', 'published', 'measured here')
-#: Of the columns, those that are no numbers.
+#: Indices of the columns of text.
 WORDS = (0, 1, 2, 5, 6, 7)
-#: What says nothing of the cost of a model, or only of its training.
+#: Keys of a config that do not change the cost of the deployed model.
 _FREE = ('pretrained', 'init_cfg', 'train_cfg', 'test_cfg', 'data_preprocessor', 'loss_decode', 'distillation')
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs.
+    """Cost of a model.
 
     Args:
-        gflops: 10^9 multiply-adds; None where they depend on the image.
-        parameters, trained: In the deployed model; with a gradient.
-        schedule: Patch tokens of each layer; None for a backbone that has no reducer.
+        gflops: 10^9 multiply-adds of one image; None if they depend on the image.
+        parameters: Number of parameters of the deployed model.
+        trained: Number of those that are trained.
+        schedule: Patch tokens of each layer; None for a backbone without a reducer.
     """
 
     gflops: Optional[float]
@@ -61,10 +62,10 @@ class _DenseParts(nn.Module):
 
 
 def read_notes(path: Path, names: list[str]) -> dict:
-    """What docs/model_zoo.yml says of the configs ``names``.
+    """Read docs/model_zoo.yml and check it against the names of the configs.
 
     Raises:
-        UserError: It speaks of a config that is not there, of an unknown source, or leaves a config without a table.
+        UserError: The file names an unknown config or source, or has a config in no table or in several.
     """
     notes = yaml.safe_load(path.read_text())
     for key in ('published', 'measured'):
@@ -92,7 +93,7 @@ def _fits(name, patterns):
 
 
 def pixels_of(cfg: Config) -> tuple[int, int]:
-    """(H, W) of what the model sees at once in training: of crops, padded batches, or its position table."""
+    """Return the input size (H, W) of a model in training, in pixels: of crops, padded batches, or ``img_size``."""
     augments = (model_of(cfg).get('data_preprocessor') or {}).get('batch_augments') or []
     padded = [augment.get('size') for augment in augments if isinstance(augment, dict)]  # of mmpretrain, one dict
     size = next(filter(None, (cfg.get('crop_size'), *padded, cfg.model.backbone.get('img_size'))))
@@ -100,7 +101,7 @@ def pixels_of(cfg: Config) -> tuple[int, int]:
 
 
 def deployed(cfg: Config) -> Config:
-    """The config of the model as it is used, without what only its training needs."""
+    """Copy a config without the parts of the model that only training needs."""
     cfg = Config(cfg.to_dict())
     reduction = cfg.model.backbone.get('token_reduction')
     if reduction and 'deploy' in inspect.signature(TOKEN_REDUCERS.get(reduction.type)).parameters:
@@ -111,10 +112,10 @@ def deployed(cfg: Config) -> Config:
 
 
 def cost(cfg: Config, pixels: tuple[int, int]) -> Cost:
-    """Count the deployed model of a config for one image of ``pixels`` (H, W); random weights will do.
+    """Count the cost of the deployed model of a config, with random weights, for one image of ``pixels`` (H, W).
 
     Raises:
-        UserError: Something in it is not counted.
+        UserError: An operator of the model cannot be counted.
     """
     model = build_model(deployed(cfg))
     reducer = getattr(model.backbone, 'token_reducer', None)
@@ -149,7 +150,7 @@ def _identity(cfg, pixels):
 
 
 def method_of(cfg: Config) -> str:
-    """The reduction and the fine-tuning of a config in words."""
+    """Name the reduction and the fine-tuning of a config."""
     hooks = [hook.token_reduction for hook in cfg.get('custom_hooks', []) if 'token_reduction' in hook]
     reduction, peft = hooks[0] if hooks else cfg.model.backbone.get('token_reduction'), cfg.model.backbone.get('peft')
     words = [reduction.type] if reduction else []
@@ -159,7 +160,7 @@ def method_of(cfg: Config) -> str:
 
 
 def tokens_in_words(found: Cost) -> str:
-    """The column of tokens: long schedules by their ends."""
+    """Format the column of tokens; long schedules are shortened in the middle."""
     if found.gflops is None:
         return 'by image'
     steps = schedule_in_words(found.schedule or []).split(', ')
@@ -167,14 +168,17 @@ def tokens_in_words(found: Cost) -> str:
 
 
 def measured_in_words(note: dict, name: str, results: Path) -> tuple[str, str]:
-    """What one recorded run says of a config, linked, and its machine.
+    """Format the result of one recorded run for a config, with a link to its file, and the machine of the run.
 
     Args:
-        note: ``file`` in ``results`` without suffix; ``row``, by default ``name``; for a run of tools/benchmark.py
-            ``to``, the row of the model that it is compared with, and ``called``, what to call that one.
+        note: ``file``, the name in ``results`` without suffix; ``row``, the row of the config, by default ``name``;
+            for a run of tools/benchmark.py also ``to``, the row of the model that it is compared with, and
+            ``called``, the name of that model in the text.
+        name: Name of the config.
+        results: Folder of the recorded runs.
 
     Raises:
-        UserError: There is no such run or no such row.
+        UserError: There is no such run or row.
     """
     try:
         report = json.loads((results / f'{note["file"]}.json').read_text())
@@ -198,10 +202,10 @@ def measured_in_words(note: dict, name: str, results: Path) -> tuple[str, str]:
 
 
 class Zoo:
-    """All configs of a repository, as rows of tables.
+    """Tables of all configs of a repository.
 
     Args:
-        root: Of the repository, with ``configs/`` and ``docs/``.
+        root: Folder of the repository, with ``configs/`` and ``docs/``.
 
     Raises:
         UserError: See ``read_notes``.
@@ -215,7 +219,7 @@ class Zoo:
         self._machines = set()
 
     def row(self, name: str) -> tuple[tuple, list[str]]:
-        """Where a config stands in its table, as something to sort by, and its cells."""
+        """Return the key by which a config is sorted in its table, and its cells."""
         cfg = load_config(str(self.root / f'configs/{name}.py'))
         backbone, method = cfg.model.backbone, method_of(cfg)
         sizes = [size for pattern, size in self.notes['pixels'].items() if fnmatch.fnmatch(name, pattern)]
@@ -251,7 +255,7 @@ class Zoo:
         ), cells
 
     def table(self, title: str, progress: Callable[[], None] = lambda: None) -> str:
-        """A table of the page with its heading; ``progress`` is called after each config."""
+        """Format a table of the page with its heading; calls ``progress`` after each config."""
         rows = []
         for name in self.names:
             if _fits(name, self.notes['tables'][title]):
@@ -260,11 +264,7 @@ class Zoo:
         return f'## {title}\n\n{markdown_rows([COLUMNS, *(cells for _, cells in sorted(rows))], WORDS)}\n'
 
     def page(self, progress: Callable[[], None] = lambda: None) -> str:
-        """The page, in Markdown.
-
-        Args:
-            progress: Called after each config.
-        """
+        """Format the page in Markdown; calls ``progress`` after each config."""
         tables = [self.table(title, progress) for title in self.notes['tables']]
         sources = '\n'.join(f'- **{key}**: {source}' for key, source in self.notes['sources'].items())
         return '\n'.join([HEAD.format(machines='; '.join(sorted(self._machines))), f'{sources}\n', *tables])

@@ -1,4 +1,6 @@
-"""What tools/benchmark.py measured, for a terminal."""
+"""Format the results of tools/benchmark.py for a terminal."""
+
+from collections.abc import Iterator
 
 from mmtr.analysis.flops import schedule_in_words
 from mmtr.words import aligned_rows
@@ -17,8 +19,8 @@ COLUMNS = (
 )
 
 
-def table(results):
-    """Results of one part as aligned text."""
+def table(results: list[dict]) -> str:
+    """Format the results of one part of the models as an aligned table."""
     rows = [COLUMNS]
     for r in results:
         low, high = r['ms_per_image_quartiles']
@@ -39,8 +41,8 @@ def table(results):
     return aligned_rows(rows)
 
 
-def notes(results):
-    """What a reader must know beside the table of one part, one line each."""
+def notes(results: list[dict]) -> Iterator[str]:
+    """Yield remarks on the table of one part, one line each."""
     for r in results:
         if r['tokens_per_layer']:
             yield f'{r["config"]}: tokens per layer {schedule_in_words(r["tokens_per_layer"])}'

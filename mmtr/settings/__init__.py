@@ -1,8 +1,8 @@
-"""What a setting may be: declared once, as the annotation of its argument.
+"""Declarations of settings: each one is the annotation of an argument, and says which values are allowed.
 
 ``def __init__(self, backbone, n_iters: Whole(1, 100) = 5, layers: Maybe(Span()) = None)`` in a ``Declared`` class (see
-``mmtr/declared.py``) is all: values are checked when a thing is built, the tables of the docs are written from it, and
-tests draw from it.
+``mmtr/declared.py``) declares two settings. The class checks them when it is built, ``docs/options.py`` writes the
+option tables from them, and tests draw random values from them.
 """
 
 from .base import Setting, Unfit, closest, nearest, shown

@@ -1,57 +1,58 @@
-"""What a setting is: something that has words for what it may be, and takes values that are."""
+"""The base class of declarations, and words for error messages."""
 
 import difflib
-from typing import Optional
+from collections.abc import Iterable
+from typing import Any, Optional
 
 from mmtr.errors import UserError
 
 
 class Unfit(ValueError):
-    """A value is not what was declared."""
+    """Raised by ``Setting.take``: the value is not allowed."""
 
 
 class Setting:
-    """What a setting may be.
+    """The allowed values of a setting.
 
-    ``depth`` is the number of layers of what the setting is for, where that is known.
+    ``depth``, an argument of its methods, is the number of layers of the backbone; None: it is not known.
     """
 
     def words(self, depth: Optional[int] = None) -> str:
-        """To follow "must be"."""
+        """Describe the allowed values, in words that can follow "must be"."""
         raise NotImplementedError
 
-    def take(self, value, depth: Optional[int] = None):
-        """The value as code gets it: a Python number, a tuple for a list; raises ``Unfit``."""
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
+        """Convert an allowed value to what code uses, such as a tuple for a list. Raise ``Unfit`` otherwise."""
         raise NotImplementedError
 
-    def check(self, key: str, value, depth: Optional[int] = None):
-        """As ``take``; raises a ``UserError`` that names ``key``."""
+    def check(self, key: str, value: Any, depth: Optional[int] = None) -> Any:
+        """Convert an allowed value, as ``take``. Raise a ``UserError`` that names ``key`` otherwise."""
         try:
             return self.take(value, depth)
         except Unfit:
             raise UserError(f'{key}={shown(value)} must be {self.words(depth)}{self._written(value, depth)}.') from None
 
     def _written(self, value, depth):
-        """How what was meant is written, for a whole number with a point: 1.0 could also be a share."""
+        """Suggest 1 for 1.0 where a whole number is allowed: 1.0 could also be a share."""
         try:
             return f', written {self.take(int(value), depth)}' if isinstance(value, float) and value % 1 == 0 else ''
         except Unfit:
             return ''
 
 
-def nearest(name, names) -> str:
-    """What to say after a misspelt name; nothing where none of ``names`` is like it."""
+def nearest(name: object, names: Iterable) -> str:
+    """Suggest the name most similar to a misspelt one, as the end of a sentence; empty if none is similar."""
     like = closest(name, names)
     return f', the nearest is {like!r}' if like else ''
 
 
-def closest(name, names) -> Optional[str]:
-    """The one of ``names`` that is most like a misspelt ``name``; None where none is."""
+def closest(name: object, names: Iterable) -> Optional[str]:
+    """Return the one of ``names`` that is most similar to a misspelt ``name``; None if none is similar."""
     return next(iter(difflib.get_close_matches(str(name), list(names), 1)), None)
 
 
-def shown(value) -> str:
-    """A value in a sentence: on one line, and not too long."""
+def shown(value: object) -> str:
+    """Format a value for an error message: its ``repr`` on one line, at most 80 characters."""
     try:
         text = ' '.join(repr(value).split())
     except ValueError:  # Python writes no number of thousands of digits

@@ -1,6 +1,6 @@
-"""Settings that are built by a registry."""
+"""Declarations of configs that a registry builds, and of instances."""
 
-from typing import Callable
+from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
 
@@ -8,22 +8,23 @@ from .base import Setting, Unfit
 
 
 class Config(Setting):
-    """``dict(type=..., ...)`` of something that ``registry`` knows.
+    """A config, ``dict(type=..., ...)``, of a class in a registry.
 
     Args:
-        fits: Of the class that is named.
-        noun: What it is, for words.
+        registry: Registry that holds the class.
+        fits: Says whether a class is allowed.
+        noun: What the class is, for error messages and tables.
     """
 
     def __init__(self, registry: Registry, fits: Callable[[type], bool], noun: str):
         self.registry, self.fits, self.noun = registry, fits, noun
 
-    def words(self, depth=None):
-        """See ``Setting``."""
+    def words(self, depth: Optional[int] = None) -> str:
+        """Describe the allowed values, see ``Setting``."""
         return f"dict(type='...', ...) of {self.noun}"
 
-    def take(self, value, depth=None):
-        """See ``Setting``."""
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
+        """Check and convert a value, see ``Setting``."""
         kind = value.get('type') if isinstance(value, dict) else None
         kind = self.registry.get(kind) if isinstance(kind, str) and kind else kind
         if not isinstance(kind, type) or not self.fits(kind):
@@ -32,22 +33,22 @@ class Config(Setting):
 
 
 class Kind(Setting):
-    """An instance of some Python types, which others look into.
+    """An instance of any of several Python types; what it holds is checked elsewhere.
 
     Args:
-        types: Those.
-        noun: What they are, for words.
+        types: Allowed types.
+        noun: What the instance is, for error messages and tables.
     """
 
-    def __init__(self, *types, noun):
+    def __init__(self, *types, noun: str):
         self.types, self.noun = types, noun
 
-    def words(self, depth=None):
-        """See ``Setting``."""
+    def words(self, depth: Optional[int] = None) -> str:
+        """Describe the allowed values, see ``Setting``."""
         return self.noun
 
-    def take(self, value, depth=None):
-        """See ``Setting``."""
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
+        """Check and convert a value, see ``Setting``."""
         if not isinstance(value, self.types):
             raise Unfit
         return value

@@ -1,4 +1,4 @@
-"""Measures by layer as figures, one line a reduction."""
+"""Draw measures by layer as figures, one line a reduction."""
 
 import math
 from itertools import cycle
@@ -7,13 +7,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which the colour-blind tell apart; lines differ in marker too, for print.
+# Okabe and Ito's colours for colour-blind readers; lines also differ in marker, for print in grey.
 COLORS = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#999999', '#7F3C8D')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*', '<', '>', 'p')
-#: Values within this share of the axis coincide; lines that do are drawn in turns, each so many line widths long.
+#: Values within SAME, a share of the axis, count as equal. Equal lines are drawn as alternating dashes of DASH line
+#: widths each.
 SAME, DASH = 0.015, 2.5
 
-#: File name -> title, labels of the axes, quantities (drawn one after the other within a layer).
+#: File name -> title, labels of the x and y axes, quantities (drawn one after the other within a layer).
 FIGURES = dict(
     attention_diversity=(
         'Attention diversity',
@@ -36,7 +37,7 @@ def draw_layers(results: dict[str, dict], folder: Path) -> list[Path]:
     """Draw results of ``analyze_layers`` as PNG files: attention diversity, token similarity, tokens, time.
 
     Returns:
-        The files, in ``folder``.
+        Paths of the files, in ``folder``.
     """
     paths = []
     for name, (title, below, beside, quantities) in FIGURES.items():
@@ -61,18 +62,18 @@ def draw_layers(results: dict[str, dict], folder: Path) -> list[Path]:
 
 
 def _draw(axes, lines, step):
-    """Lines of as many points as each other, ``step`` apart; where some coincide, each is seen in its turn."""
+    """Draw lines of equally many points, ``step`` apart; where some coincide, their dashes alternate."""
     styles = dict(zip(lines, zip(cycle(COLORS), cycle(MARKERS))))
     for name, (color, marker) in styles.items():
         axes.plot([], [], color=color, marker=marker, linewidth=1.6, markersize=5, label=name)
     known = [value for values in lines.values() for value in values if not math.isnan(value)]
     tolerance = SAME * (max(known) - min(known)) if known else 0
     for i in range(max(map(len, lines.values()))):
-        for length in (1, 2):  # points, and what is between two
+        for length in (1, 2):  # points, then segments between two points
             ends = {name: values[i : i + length] for name, values in lines.items() if len(values) >= i + length}
             for group in _coinciding(ends, tolerance):
                 for k, name in enumerate(group):
-                    turn = (k + i) % len(group)  # what is between two points may be shorter than a turn of all
+                    turn = (k + i) % len(group)  # a segment may be too short for a dash of each line
                     color, marker = styles[name]
                     if length == 2:
                         dashes = (-turn * DASH, (DASH, (len(group) - 1) * DASH)) if len(group) > 1 else '-'
@@ -82,7 +83,7 @@ def _draw(axes, lines, step):
 
 
 def _coinciding(ends, tolerance):
-    """Groups of names whose values are as good as equal to the first one's of the group."""
+    """Group names whose values are within ``tolerance`` of those of the first name of the group."""
     groups = []
     for name, values in ends.items():
         group = next((g for g in groups if all(abs(a - b) <= tolerance for a, b in zip(ends[g[0]], values))), None)

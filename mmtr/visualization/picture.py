@@ -1,4 +1,4 @@
-"""One picture of what a reducer did to an image, layer by layer."""
+"""Draw, as one picture, what a reducer did to an image layer by layer."""
 
 import cv2
 import numpy as np
@@ -9,17 +9,18 @@ from mmtr.models.preprocessing import turns_to_rgb
 
 from .token_map import GROUP_COLORS, Caption, TokenMap, draw_groups, draw_injected, draw_matches, mosaic
 
-#: Least and greatest width of an image in the picture, in pixels: captions must fit, files stay small.
+#: Least and greatest width of an image in the picture, in pixels: captions must fit, and files stay small.
 WIDTHS = (400, 1024)
 
 
 def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
-    """An image as the backbone took it, (C, height, width), without normalisation: (height, width, 3) uint8 RGB.
+    """Undo the normalisation of an image that the backbone got: (height, width, 3) uint8 RGB.
 
-    Of more than three channels the first three are shown, of fewer the first as grey.
+    Of more than three channels the first three are shown; of fewer, the first as grey.
 
     Args:
-        preprocessor: The model's data preprocessor; images are read as BGR before it.
+        preprocessor: The model's data preprocessor, which gets images in BGR.
+        image: (C, height, width), normalised.
     """
     image = image.float()
     if getattr(preprocessor, '_enable_normalize', False):
@@ -31,7 +32,7 @@ def seen_image(preprocessor: nn.Module, image: torch.Tensor) -> np.ndarray:
 
 
 def _changing(maps, image):
-    """The token maps of one image that differ from the one before."""
+    """The token maps of one image, without those that equal the one before."""
     found = []
     for layer in sorted(maps):
         new = maps[layer][image]
@@ -43,12 +44,12 @@ def _changing(maps, image):
 
 
 def _patch_side(image, grid, side):
-    # Later stages of a hierarchical backbone have patches of several of the first stage's.
+    # In later stages of a hierarchical backbone a patch covers several patches of the first stage.
     return side * max(1, round(image.shape[0] / (grid[0] * side)))
 
 
 def fitted(picture: np.ndarray) -> np.ndarray:
-    """A picture no narrower and no wider than ``WIDTHS``."""
+    """Resize a picture to a width within ``WIDTHS``; the aspect ratio stays."""
     width = int(np.clip(picture.shape[1], *WIDTHS))
     size = (width, max(1, round(picture.shape[0] * width / picture.shape[1])))
     smaller = width < picture.shape[1]
@@ -56,12 +57,12 @@ def fitted(picture: np.ndarray) -> np.ndarray:
 
 
 def marked(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The image, (height, width, 3) uint8 RGB, darkened but for the pixels ``where``, (height, width), in white."""
+    """Darken an image, (height, width, 3) uint8 RGB, and draw the pixels ``where``, (height, width) bool, in white."""
     return np.where(where[..., None], 255, image // 4).astype(np.uint8)
 
 
 def group_legend(maps: list[TokenMap]) -> Caption:
-    """Caption of ``draw_groups``: the colours of the groups that are in one of the maps."""
+    """Build the caption of ``draw_groups``: the colours of the groups that occur in the maps."""
     names = {1: 'its own', 2: 'its own, unique', 0: 'none'}
     found = [i for i in names if any((m.group == i).any() for m in maps)]
     return [(None, 'token:'), *((GROUP_COLORS[i], names[i]) for i in found)]
@@ -70,7 +71,7 @@ def group_legend(maps: list[TokenMap]) -> Caption:
 def token_picture(
     image: np.ndarray, maps: dict[int, list[TokenMap]], patch: int, index: int = 0, max_layers: int = 4
 ) -> np.ndarray:
-    """The token maps of an image as rows of pictures: (height, width, 3) uint8 RGB.
+    """Draw the token maps of an image as rows of pictures: (height, width, 3) uint8 RGB.
 
     Args:
         image: (height, width, 3) uint8 RGB.

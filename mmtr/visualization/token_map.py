@@ -1,6 +1,7 @@
-"""Pictures of what a reducer does to the patches of an image (Token Adapter, Fig. 5)."""
+"""Record and draw what a reducer does to the patches of an image (Token Adapter, Fig. 5)."""
 
 import colorsys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional, Union
@@ -25,18 +26,18 @@ TOKEN_COLORS = (
     )
     * 255
 )
-#: Sum of the differences of two colours' channels from which on they are told apart at a glance.
+#: Two colours are easy to tell apart if the differences of their channels sum to at least this.
 FAR = 250.0
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """What happened to the patches of one image by a certain layer.
+    """State of the patches of one image in one layer.
 
     Args:
-        layer: Counted from 0.
-        group: (H, W) 0 normal, 1 representative, 2 unique.
-        stands_for: (H, W) raster position of the patch whose token stands for each patch.
+        layer: Index of the layer, from 0.
+        group: Group of each patch, (H, W): 0 normal, 1 representative, 2 unique.
+        stands_for: For each patch the raster position of the patch whose token stands for it, (H, W).
     """
 
     layer: int
@@ -45,13 +46,13 @@ class TokenMap:
 
     @property
     def dropped(self) -> np.ndarray:
-        """(H, W) whether no token stands for a patch any more: it is normal, and yet merged into no other."""
+        """Patches for which no token stands any more, (H, W) bool: they are normal, but not merged into another."""
         own = np.arange(self.group.size).reshape(self.group.shape)
         return (self.group == 0) & (self.stands_for == own)
 
 
 class _Recorder(Observer):
-    """Notes the token map that each layer computes on, in the last of ``runs``."""
+    """Records the token map of each layer in the last entry of ``runs``."""
 
     def __init__(self, inner, runs):
         super().__init__(inner)
@@ -73,8 +74,12 @@ class _Recorder(Observer):
 
 
 @contextmanager
-def record_token_maps(backbone: nn.Module):
-    """Context that yields a list; each forward of ``backbone`` adds its images and {layer: one map an image}."""
+def record_token_maps(backbone: nn.Module) -> Iterator[list[tuple[torch.Tensor, dict[int, list[TokenMap]]]]]:
+    """Record the token maps of each forward pass of ``backbone`` in a context.
+
+    Yields:
+        A list, to which each forward pass appends (its images (B, 3, height, width), {layer: one map an image}).
+    """
     runs: list[tuple[torch.Tensor, dict[int, list[TokenMap]]]] = []
     begin = backbone.register_forward_pre_hook(lambda _, args: runs.append((args[0], {})))
     try:
@@ -86,40 +91,45 @@ def record_token_maps(backbone: nn.Module):
 
 @torch.no_grad()
 def token_maps(backbone: nn.Module, images: torch.Tensor) -> dict[int, list[TokenMap]]:
-    """Token maps of a batch, (B, 3, height, width) as the backbone takes it: layer -> one an image."""
+    """Run ``backbone`` on preprocessed images (B, 3, height, width) and return {layer: one token map an image}."""
     with record_token_maps(backbone) as runs:
         backbone(images)
     return runs[-1][1]
 
 
 def _cells(grid, patch, shape):
-    """(height, width) raster position of the patch that each pixel is in."""
+    """Raster position of the patch that each pixel is in, (height, width)."""
     rows, columns = (np.minimum(np.arange(n) // patch, g - 1) for n, g in zip(shape, grid))
     return rows[:, None] * grid[1] + columns[None]
 
 
 def _tinted(image, colors):
-    """The image in grey under colours, (height, width, 3), of which grey alone would take the contrast."""
+    """Blend the grey image with colours, (height, width, 3)."""
     grey = image.mean(-1, keepdims=True)
     return (0.4 * grey + 0.6 * colors).astype(np.uint8)
 
 
 def draw_groups(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarray:
-    """The image in grey with its patches tinted by group, in ``GROUP_COLORS``.
+    """Draw an image in grey with each patch tinted by its group, in ``GROUP_COLORS``.
 
     Args:
         image: (height, width, 3) uint8 RGB.
+        token_map: Token map of the image.
         patch: Side of a patch, in pixels.
+
+    Returns:
+        A picture of the size and type of ``image``.
     """
     group = token_map.group.reshape(-1)[_cells(token_map.group.shape, patch, image.shape)]
     return _tinted(image, GROUP_COLORS[group])
 
 
 def _colors_of_tokens(stands_for):
-    """A colour for each token that stands for several patches, far from those of the tokens that it touches.
+    """Choose a colour for each token that stands for several patches, unlike those of neighbouring tokens.
 
     Returns:
-        (number of patches, 3) RGB by raster position of the token; and (H, W) whether a patch shares its token.
+        Colours, (number of patches, 3) RGB by raster position of the token; and whether each patch shares its token
+        with others, (H, W) bool.
     """
     counts = np.bincount(stands_for.reshape(-1), minlength=stands_for.size)
     touching = [set() for _ in counts]
@@ -136,17 +146,17 @@ def _colors_of_tokens(stands_for):
     for token in np.argsort(-counts, kind='stable')[: (counts > 1).sum()]:
         others = [chosen[other] for other in touching[token] if other != token and chosen[other] >= 0]
         distance = np.abs(TOKEN_COLORS[:, None] - TOKEN_COLORS[np.array(others, int)]).sum(-1).min(1, initial=FAR)
-        # Far enough is enough; of those, the colour that fewest tokens have.
+        # Of the colours that are far enough from the neighbours', take the one that fewest tokens have.
         chosen[token] = np.lexsort((used, -distance))[0]
         used[chosen[token]] += 1
     return TOKEN_COLORS[chosen], counts[stands_for] > 1
 
 
 def draw_matches(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarray:
-    """The image in grey, with one colour for all patches that one token stands for, and a line around them.
+    """Draw an image in grey, with one colour and an outline for the patches that one token stands for.
 
-    A patch whose token is its own stays grey, one whose token is also that of others is marked by a white dot. There
-    are fewer colours than tokens may be: those that touch differ.
+    A patch that is not merged stays grey. A white dot marks the patch whose token stands for several. There may be
+    more tokens than colours; neighbouring tokens differ. Arguments and result are as of :func:`draw_groups`.
     """
     colors, shared = _colors_of_tokens(token_map.stands_for)
     cells = _cells(token_map.group.shape, patch, image.shape)
@@ -165,7 +175,10 @@ def draw_matches(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarr
 
 
 def draw_injected(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndarray:
-    """Each patch in the mean colour of all patches that the same token stands for; dropped ones teal."""
+    """Draw each patch in the mean colour of the patches that its token stands for, and dropped patches in teal.
+
+    Arguments and result are as of :func:`draw_groups`.
+    """
     cells = _cells(token_map.group.shape, patch, image.shape)
     owner = token_map.stands_for.reshape(-1)[cells].reshape(-1)
     count = np.maximum(np.bincount(owner, minlength=token_map.group.size), 1)
@@ -176,12 +189,12 @@ def draw_injected(image: np.ndarray, token_map: TokenMap, patch: int) -> np.ndar
     return np.where(dropped[..., None], GROUP_COLORS[0], mean[owner].reshape(image.shape)).astype(np.uint8)
 
 
-#: A line of text, or a legend: the colour (or None) and the words of each entry.
+#: A line of text; or a legend, whose entries are (colour or None, text).
 Caption = Union[str, list[tuple[Optional[np.ndarray], str]]]
 
 
 def captioned(picture: np.ndarray, caption: Caption) -> np.ndarray:
-    """The picture with a line above it."""
+    """Add a line with a caption above a picture, (height, width, 3) uint8 RGB."""
     bar = np.full((26, picture.shape[1], 3), 255, np.uint8)
     font, left = (cv2.FONT_HERSHEY_SIMPLEX, 0.5), 6
     for color, text in [(None, caption)] if isinstance(caption, str) else caption:
@@ -195,7 +208,7 @@ def captioned(picture: np.ndarray, caption: Caption) -> np.ndarray:
 
 
 def mosaic(rows: list[list[tuple[Caption, np.ndarray]]], gap: int = 6) -> np.ndarray:
-    """Captioned pictures of one size as one picture, row by row."""
+    """Join rows of (caption, picture) to one picture; all pictures have one size, and ``gap`` pixels between them."""
     lines = []
     for row in rows:
         pictures = [captioned(picture, caption) for caption, picture in row]

@@ -1,6 +1,8 @@
-"""Accuracy against speed-up of many reductions, as a figure for print."""
+"""Draw accuracy against speed-up of many reductions, as a figure for print."""
 
-from typing import Optional
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Optional, Union
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,39 +13,40 @@ from matplotlib.ticker import FuncFormatter
 
 from mmtr.analysis.trade_offs import front_beyond_plain, pareto_front, trade_offs
 
-#: One colour and one marker a method: told apart in grey as well. Okabe and Ito's colours, then darker ones.
+#: One colour and one marker a method, so that they can be told apart in grey too: Okabe and Ito's colours, then darker
+#: ones.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F4F24', '#5B3A9E', '#8A8D00')
 MARKERS = 'osD^vPXhp'
-# Labels are read across lines.
+# Keeps labels readable where they cross lines.
 HALO = [withStroke(linewidth=1.5, foreground='white')]
-# Where a label may stand beside its point, in points: the first place that is free.
+# Offsets of a label from its point, in points (1/72 inch): the first free place is used.
 PLACES = ((5, 3), (5, -3), (-5, 3), (-5, -3), (0, 6), (0, -6))
 
 
 def method_of(reduction: Optional[dict]) -> str:
-    """The method that a value of the key ``token_reduction`` is a strength of: its type and its settings in words."""
+    """Name the method of a ``token_reduction``: its type and those settings that are text; numbers are its strength."""
     reduction = reduction or dict(type='plain')
     words = (value for key, value in reduction.items() if key != 'type' and isinstance(value, str))
     return ' '.join([str(reduction['type']).removeprefix('mmtr.'), *words])
 
 
 def lower_limit(values: list[float]) -> float:
-    """From where on an axis shows ``values``: a few that are far below all others may not squeeze these together."""
+    """Choose the lower limit of an axis for ``values``, so that outliers far below do not squeeze the others."""
     low, high = np.quantile(values, (0.25, 0.75))
     return max(min(values), low - 1.5 * (high - low))
 
 
-def draw_trade_off(results: dict[str, dict], metric: str, paths, title: str = '') -> None:
-    """Draw ``metric`` against the speed-up of the whole test step: a line a method, plain a star, the front grey.
+def draw_trade_off(results: dict[str, dict], metric: str, paths: Iterable[Union[str, Path]], title: str = '') -> None:
+    """Draw ``metric`` against the speed-up of the whole test step: a line a method, plain as a star, the front in grey.
 
-    A method's line joins those of its settings that no other of its settings beats. What is far below all others
-    stands at the lower edge, with its value.
+    The line of a method joins its settings that none of its other settings beats. Values far below all others are
+    drawn at the lower edge, with their number.
 
     Args:
-        results: Of ``mmtr.analysis.compare.compare_on_test_data``, plain first.
+        results: Results of ``mmtr.analysis.compare.compare_on_test_data``, plain first.
         metric: One of their metrics.
-        paths: Files to write; the suffixes say which formats.
-        title: Above it.
+        paths: Files to write; their suffixes give the formats.
+        title: Title of the figure.
     """
     points, (plain, *others) = trade_offs(results, metric), results
     front = front_beyond_plain(points)
@@ -61,7 +64,7 @@ def draw_trade_off(results: dict[str, dict], metric: str, paths, title: str = ''
     axes.scatter(*points[plain], s=130, marker='*', color='black', label=plain, zorder=5)
     methods = {name: method_of(results[name]['token_reduction']) for name in others}
     for number, method in enumerate(dict.fromkeys(methods.values())):
-        # Another marker in each round of the colours.
+        # When colours repeat, the markers are shifted by one.
         marker = MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
         style = dict(color=COLORS[number % len(COLORS)], markersize=5.5, markeredgecolor='black', markeredgewidth=0.5)
         own = {name: points[name] for name in others if methods[name] == method}
@@ -97,10 +100,10 @@ def draw_trade_off(results: dict[str, dict], metric: str, paths, title: str = ''
 
 
 def _label(figure, axes, points, labels, order):
-    """Write the labels that find a free place, in the order of ``order``."""
+    """Write labels in the given order, each at its first free place; labels without one are left out."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
-    figure.set_layout_engine('none')  # nothing moves from here on
+    figure.set_layout_engine('none')  # so that nothing moves from here on
     taken = []
     marks = [axes.transData.transform(point) for point in points.values()]
     for name in order:

@@ -1,6 +1,6 @@
-"""Reading checkpoints without running what is in them, and writing them.
+"""Read checkpoints without running code in them, check them, and write them.
 
-What is read, and how, is in ``safe_load.py``.
+``safe_load.py`` lists the classes that a checkpoint may hold.
 """
 
 import functools
@@ -10,6 +10,7 @@ import re
 import reprlib
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, Union
 
 import torch
 from mmengine.logging import print_log
@@ -19,9 +20,9 @@ from mmtr.files import remove_leftovers, written_whole
 
 from .safe_load import load_data
 
-#: Of files that ``write_checkpoint`` can write.
+#: Suffixes of the files that ``write_checkpoint`` can write.
 SUFFIXES = ('.pth', '.safetensors')
-#: What is read from the ``meta`` of any checkpoint, where it is there; the second is of ``tuned.py``.
+#: Entries of a checkpoint's ``meta`` that are read if present, and their types; ``tuned.py`` wrote ``frozen_weights``.
 META = {
     'meta': dict,
     'meta.frozen_weights': dict,
@@ -31,14 +32,17 @@ META = {
 }
 
 
-def read_checkpoint(path, map_location=None):
-    """The dict in a local checkpoint file (``torch.save`` or ``.safetensors``), read as data only.
+def read_checkpoint(path: Union[str, Path], map_location: Any = None) -> dict:
+    """Read the dict in a local checkpoint file (``torch.save`` or ``.safetensors``) as data only.
 
-    Says so, once, if weights in it are NaN or infinite.
+    Warns, once a file, if weights are NaN or infinite.
+
+    Args:
+        map_location: As for ``torch.load``.
 
     Raises:
-        UserError: The file is not there, is corrupt, holds code, or holds no dict; or its ``state_dict`` is none of
-            tensors by name, or its ``meta`` no dict.
+        UserError: The file is not there, is corrupt, holds code, or holds no dict; its ``state_dict`` is no dict of
+            tensors by name; or its ``meta`` is no dict.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -65,15 +69,20 @@ def read_checkpoint(path, map_location=None):
     return checkpoint
 
 
-def check_checkpoint(checkpoint, path):
-    """Check what every reader of a checkpoint takes for granted; see :func:`read_checkpoint`."""
+def check_checkpoint(checkpoint: dict, path: Union[str, Path]) -> None:
+    """Check the types of a checkpoint's weights and ``meta``, and drop the ``meta`` that mmengine would run.
+
+    Raises:
+        UserError: See :func:`read_checkpoint`.
+    """
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict):
         raise UserError(f"Checkpoint '{path}' has a state_dict that is a {type(weights).__name__}, not a dict.")
     for name, value in weights.items():
         if not isinstance(name, str):
             raise UserError(f"Checkpoint '{path}' has weights by the name {reprlib.repr(name)}, which is no text.")
-        # mmengine would leave a random weight in place of anything else. Other formats than ours are for converters.
+        # mmengine would skip anything but a tensor, and the weight would stay random. A file without state_dict may be
+        # in another layout, for a converter.
         if weights is not checkpoint and not isinstance(value, torch.Tensor) and not name.endswith('_extra_state'):
             raise UserError(f"Checkpoint '{path}' has a {type(value).__name__} where the weight {name} should be.")
     if checkpoint.get('meta') is None:
@@ -82,7 +91,7 @@ def check_checkpoint(checkpoint, path):
         value = functools.reduce(lambda found, key: (found or {}).get(key), place.split('.'), checkpoint)
         if value is not None and not isinstance(value, kind):
             raise UserError(f"Checkpoint '{path}' has a {place} that is a {type(value).__name__}.")
-    # mmengine's resume would run it, to look for the number of GPUs that mmcv wrote there.
+    # mmengine's resume would run this text of a config, to read the number of GPUs from it.
     checkpoint.get('meta', {}).pop('config', None)
     wrong = [name for name, value in weights.items() if isinstance(value, torch.Tensor) and not _is_finite(value)]
     if wrong:
@@ -93,7 +102,7 @@ def _is_finite(tensor):
     if tensor.is_meta or not tensor.is_floating_point() or tensor.layout != torch.strided:
         return True
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-    # One pass without a mask of the tensor's size: a sum keeps what is not finite; itself it may overflow.
+    # A sum needs no mask of the tensor's size, and keeps NaN and infinity. It may overflow: then all values are tested.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
@@ -116,10 +125,11 @@ def _read_safetensors(path, map_location):
     return weights
 
 
-def write_checkpoint(path, state_dict, meta):
-    """Write weights and ``meta`` in the format that the suffix of ``path``, one of ``SUFFIXES``, names.
+def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict) -> None:
+    """Write weights and ``meta`` atomically, in the format of the suffix of ``path``, one of ``SUFFIXES``.
 
-    An earlier file stays until the new one is whole. Raises ``UserError`` when it cannot be written.
+    Raises:
+        UserError: The file cannot be written. An earlier file of that name is kept.
     """
     try:
         remove_leftovers(path.parent, re.escape(path.name))
@@ -130,7 +140,7 @@ def write_checkpoint(path, state_dict, meta):
                 save_file(state_dict, partial, metadata={'format': 'pt', 'meta': json.dumps(meta)})
             else:
                 torch.save({'state_dict': state_dict, 'meta': meta}, partial)
-    # torch and safetensors tell of a full disk by errors of their own.
+    # torch and safetensors raise errors of their own for a full disk.
     except Exception as error:
         reason = str(error).partition('\n')[0]
         raise UserError(f"'{path}' cannot be written: {reason}.") from error

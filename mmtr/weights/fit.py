@@ -1,4 +1,4 @@
-"""How the weights of a file fit a module, and what is left at random where a model starts from one."""
+"""Compare the weights of a file with a module: which fit, and which the file would leave random."""
 
 import logging
 import math
@@ -13,16 +13,22 @@ from torch import Tensor, nn
 from mmtr.errors import UserError
 from mmtr.words import some
 
-#: Children of a backbone that no pretrained file has.
+#: Children of a backbone that pretrained files lack.
 ADDED = ('peft', 'token_reducer')
 
 
 class Fit:
-    """Which weights of a state dict fit a module, by name and shape; counters of batches do not matter.
+    """Compares a state dict with a module by the names and shapes of weights; ignores ``num_batches_tracked``.
 
     Args:
-        module: What is to be filled.
-        state: Its names are the module's.
+        module: The module that the weights are for.
+        state: A state dict with the names of the module.
+
+    Attributes:
+        missing: Names that only the module has.
+        unexpected: Names that only the state dict has.
+        reshaped: Name -> both shapes in words, where they differ.
+        sizes: Name -> number of elements; without weights of a reducer or ``peft`` that the state dict lacks.
     """
 
     def __init__(self, module: nn.Module, state: dict[str, Tensor]):
@@ -41,11 +47,11 @@ class Fit:
 
     @property
     def nothing(self) -> bool:
-        """Whether not one weight fits."""
+        """Whether no weight fits."""
         return not self._filled()
 
     def difference(self) -> str:
-        """In words; '' if the state dict covers the module exactly."""
+        """Describe how state dict and module differ; '' if all names and shapes are the same."""
         parts = [
             (self.missing, 'missing'),
             (self.unexpected, 'unexpected'),
@@ -54,10 +60,10 @@ class Fit:
         return ', '.join(f'{len(names)} {what} ({some(names)})' for names, what in parts if names)
 
     def loaded(self) -> str:
-        """How much of the module it fills, in words; what a reducer or a ``peft`` adds counts if it is in the file."""
+        """Describe how many weights of the module the state dict fills, out of those in ``sizes``."""
         filled = self._filled()
         share = 100 * sum(self.sizes[name] for name in filled) / max(sum(self.sizes.values()), 1)
-        # Not 100.0 for what is not all.
+        # Never 100.0 unless all weights are filled.
         share = share if len(filled) == len(self.sizes) else min(share, 99.9)
         return f'{len(filled)} of {len(self.sizes)} weights ({share:.1f} % of their numbers)'
 
@@ -67,12 +73,13 @@ class Fit:
 
 
 def uncovered(module: nn.Module, state: dict[str, Tensor]) -> str:
-    """How a state dict differs from a module's, in words; '' if it covers the module exactly.
+    """Describe how a state dict differs from that of a module; '' if it covers the module exactly.
 
-    It does, too, where the module loads it by other names: some rename keys of older versions of themselves.
+    Some modules rename the keys of their older versions when they load them. If the module loads the state dict, the
+    weights are loaded into it and the result is ''.
 
     Raises:
-        UserError: A part of the module knows what is wrong.
+        UserError: A part of the module refuses the state dict while it is loaded.
     """
     difference = Fit(module, state).difference()
     if difference:
@@ -83,10 +90,10 @@ def uncovered(module: nn.Module, state: dict[str, Tensor]) -> str:
 
 
 def left_random(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Weights of a module's layers that a state dict does not fill.
+    """List the weights of a module's layers that a state dict does not fill and that are random.
 
-    What has no counterpart in any file does not count: vectors and what starts as a constant (new norms, offsets of a
-    deformable convolution), and what a reducer or a ``peft`` has added.
+    Some weights are not counted: vectors; weights that start as a constant (new norms, the offsets of a deformable
+    convolution); weights of a reducer or ``peft``.
     """
     left = []
     for name, value in _layers(module).items():
@@ -99,7 +106,7 @@ def left_random(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
 
 
 def prefix_in(module: nn.Module, state: dict[str, Tensor]) -> Optional[str]:
-    """The prefix under which a state dict has the layers of a module, most of the same shape; None: it has them not."""
+    """Find the prefix under which a state dict has all layers of a module, most of them of the same shape; or None."""
     wanted = _layers(module)
     longest = max(wanted, key=len, default='')
     for name in state:
@@ -116,23 +123,24 @@ def prefix_in(module: nn.Module, state: dict[str, Tensor]) -> Optional[str]:
 
 
 def start_from(path: str, prefix: str) -> str:
-    """The ``init_cfg`` that starts a module from the part of a file."""
+    """Write the ``init_cfg`` that starts a module from the weights of a file that have a prefix."""
     return f"init_cfg=dict(type='Pretrained', checkpoint='{path}'" + (f", prefix='{prefix}')" if prefix else ')')
 
 
 class PretrainedWatch:
-    """Looks at what modules load from the files of their ``init_cfg`` while a model's ``init_weights`` runs.
+    """Checks what modules load from the pretrained file of their ``init_cfg`` while ``init_weights`` runs.
 
-    mmengine and its like load what fits, warn, and leave the rest random.
+    mmengine loads the weights that fit, warns, and leaves the rest random.
 
     Args:
-        model: Whose ``init_weights`` is about to run.
-        name: Its name in messages.
-        allow_partial: Warn, and go on; None: no option is offered.
+        model: The model; its ``init_weights`` is called next.
+        name: Name of the model in messages.
+        allow_partial: True: warn instead of raising. False: the error names --allow-partial; None: it does not.
 
     Raises:
-        UserError: Nothing fits, or layers of a backbone are left at random; says which prefix would fit. At once:
-            nothing in a file has the prefix that is given. When it is closed: a file was not read.
+        UserError: When it is built: no weight in a file has the ``prefix`` of the ``init_cfg``. While weights are
+            loaded: no weight fits, or layers of a backbone stay random; names the prefix that would fit. In
+            ``close``: a file was not read.
     """
 
     def __init__(self, model: nn.Module, name: str = 'model', allow_partial: Optional[bool] = None):
@@ -148,7 +156,7 @@ class PretrainedWatch:
                     self.handles.append(part._register_load_state_dict_pre_hook(look))
 
     def close(self) -> None:
-        """Look no longer, once ``init_weights`` has run; raises a ``UserError`` for a file that was not read."""
+        """Stop the check after ``init_weights``; raises a ``UserError`` for a file that was not read."""
         for handle in self.handles:
             handle.remove()
         self.handles, unread, self.unread = [], self.unread, {}
@@ -159,7 +167,7 @@ class PretrainedWatch:
             )
 
     def _looks_at(self, module, where, cfg, whole):
-        # A function, which a copy of the module shares: a hook may copy the model before the weights are there.
+        # A closure, which copies of the module share: a hook may copy the model before its weights are loaded.
         def look(state, prefix, *args):
             if self.handles and not prefix:
                 self.unread.pop(where, None)
@@ -171,7 +179,7 @@ class PretrainedWatch:
 
     @staticmethod
     def _put_prefix_off(module, state, cfg):
-        """Some classes of mmseg read the file themselves, and forget the prefix."""
+        """Remove the prefix from a state dict: some classes of mmseg read the file themselves and ignore the prefix."""
         prefix = (cfg.get('prefix') or '').rstrip('.') + '.'
         if prefix != '.' and not {*state} & {*module.state_dict()}:
             part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -210,7 +218,7 @@ class PretrainedWatch:
         if any(name.startswith(prefix) for name in state):
             return
         text, fitting = f"No weight in '{file}' has the prefix '{prefix}' of {where}.init_cfg", prefix_in(module, state)
-        # mmengine stops there in any case.
+        # An error whatever allow_partial is: mmengine fails here too.
         raise UserError(f'{text}.' if fitting is None else f'{text}; it fits with {start_from(file, fitting)}.')
 
     def _say(self, text):
@@ -220,13 +228,13 @@ class PretrainedWatch:
 
 
 def backbones(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Name and module of each backbone in a model, the outermost where one is in another."""
+    """List name and module of each backbone in a model; of nested backbones only the outermost."""
     found = [(path, module) for path, module in model.named_modules() if path.split('.')[-1] == 'backbone']
     return [(path, module) for path, module in found if 'backbone' not in path.split('.')[:-1]]
 
 
 def part_of(state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """What a state dict has of one part of a model, by the names in that part; '': all of it."""
+    """Select the weights of one part of a model, without the prefix ``path.``; '' selects all."""
     if not path:
         return state
     return {name.removeprefix(f'{path}.'): value for name, value in state.items() if name.startswith(f'{path}.')}
@@ -241,7 +249,7 @@ def _differ(name, have, want):
 
 
 def _layers(module):
-    """Weights of layers, tables and kernels by name, without vectors and what no file has."""
+    """Parameters of two or more dimensions by name, without those of a reducer or ``peft``."""
     return {
         name: value
         for name, value in module.named_parameters()

@@ -1,10 +1,11 @@
-"""Reading what ``torch.save`` wrote as data: tensors, plain values, and the few classes in mmengine's checkpoints.
+"""Read files of ``torch.save`` as data: tensors, plain values, and the few classes in mmengine's checkpoints.
 
-Since torch 2.6, ``torch.load(weights_only=True)`` is all that it takes. Before, that knew no class but torch's own and
-ran the code of TorchScript files (CVE-2025-32434); there ``unpickler.py`` reads, by the same list.
+From torch 2.6 on, ``torch.load(weights_only=True)`` does that. Before, it allowed only torch's own classes and ran
+the code of TorchScript files (CVE-2025-32434), so ``unpickler.py`` reads the file, with the same list of classes.
 """
 
 from pickle import UnpicklingError
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 import torch
@@ -19,17 +20,17 @@ _METHODS = {
 
 
 def _method(owner, name):
-    # Stands in for builtins.getattr, by which pickle finds methods and a hostile file finds anything.
+    # Replaces builtins.getattr, by which pickle finds methods: a hostile file could reach anything with it.
     if not isinstance(owner, type) or name not in _METHODS.get(owner, ()):
         raise UnpicklingError(f'GLOBAL builtins.getattr({owner!r}, {name!r})')
     return getattr(owner, name)
 
 
-def safe_globals():
-    """Functions and classes admitted beside tensors and plain values; or pairs of one and its name in a file."""
+def safe_globals() -> list:
+    """List the functions and classes allowed beside tensors and plain values, some as (object, its name in a file)."""
     reconstruct, _ = np.zeros(1).__reduce__()[:2]
     scalar, _ = np.float64(0).__reduce__()
-    # numpy 2 renamed the module of these two; each release must read what the other wrote.
+    # numpy 2 renamed the module of these two functions; each release must read files of the other.
     numpy = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
         for function in (reconstruct, scalar)
@@ -39,11 +40,14 @@ def safe_globals():
     return [HistoryBuffer, OneCycleParamScheduler, (_method, 'builtins.getattr'), np.ndarray, np.dtype, *numpy, *dtypes]
 
 
-def load_data(file, map_location=None):
-    """What ``torch.save`` wrote to ``file``, a path or an open binary file, without running anything in it.
+def load_data(file: Union[str, BinaryIO], map_location: Any = None) -> Any:
+    """Read what ``torch.save`` wrote to ``file``, a path or an open binary file, without running code in it.
+
+    Args:
+        map_location: As for ``torch.load``.
 
     Raises:
-        UnpicklingError: It holds code, or is no such file; a damaged one can raise anything.
+        UnpicklingError: The file holds code or is not of ``torch.save``. A damaged file can raise any exception.
     """
     if TORCH_READS_DATA:
         return torch.load(file, map_location=map_location, weights_only=True)

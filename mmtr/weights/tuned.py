@@ -1,4 +1,4 @@
-"""Checkpoints of what was tuned: they need the frozen weights that it was tuned with, and know these again."""
+"""Checkpoints without frozen weights: leave them out, recognise them by a fingerprint, and put them back."""
 
 from collections import OrderedDict
 from typing import Optional
@@ -9,21 +9,24 @@ from torch import Tensor, nn
 from mmtr.errors import UserError
 from mmtr.peft.freezing import frozen_backbones, frozen_part, frozen_state
 
-#: The fingerprint of the frozen weights, which are not in a checkpoint: in what its state dict says of each backbone
-#: (torch keeps the versions of modules there, and hands it to a module that is filled, whoever fills it).
+#: Key of the fingerprint of the frozen weights in the state dict's ``_metadata`` of a backbone. torch stores the
+#: versions of modules in ``_metadata`` and hands it to the module that is loaded, whichever code loads it.
 META = 'frozen_weights'
-#: In the ``meta`` of a checkpoint: other state dicts that lack the frozen weights, with the prefix of their names.
+#: Key in a checkpoint's ``meta``: names of other state dicts without frozen weights -> prefix of the names in each.
 COPIES = 'frozen_weights_of'
 _SAMPLES = 16
 
 
 def weights_in(checkpoint: dict) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, or that it is, without the prefix of data-parallel training."""
+    """Return the ``state_dict`` of a checkpoint, or the checkpoint if it has none, without the prefix ``module.``."""
     return {name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()}
 
 
 def fingerprint(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A few values of each weight, evenly spaced, in float32 on the CPU; a hash would not bear another rounding."""
+    """Take up to 16 evenly spaced values of each weight, in float32 on the CPU.
+
+    Values can be compared with a tolerance; a hash would change with any other rounding.
+    """
     found = {}
     for name, value in state.items():
         count = min(value.numel(), _SAMPLES)
@@ -33,10 +36,10 @@ def fingerprint(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def take_out_frozen(model: nn.Module, checkpoint: dict) -> None:
-    """Leave in a checkpoint what was tuned, and the fingerprint of the rest.
+    """Replace the frozen weights in a checkpoint by their fingerprint, in place.
 
-    The same goes for other state dicts of the whole model in it, as ``EMAHook`` writes one. A value that is not the
-    model's stays: a hook has put it there.
+    Other state dicts of the whole model in the checkpoint, such as that of ``EMAHook``, lose them too. A weight that
+    differs from the model's stays: a hook has changed it.
     """
     frozen, state = frozen_state(model), checkpoint['state_dict']
     metadata = OrderedDict(getattr(state, '_metadata', {}))
@@ -49,19 +52,20 @@ def take_out_frozen(model: nn.Module, checkpoint: dict) -> None:
 
 
 def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Give the checkpoint of what was tuned the frozen weights of ``model``; any other is left as it is.
+    """Complete a checkpoint without frozen weights by those of ``model``, in place; other checkpoints stay as they are.
 
-    A model that has not the weights that it was tuned with loads them from its pretrained file, as ``init_cfg`` says.
+    If the frozen weights of the model are not those of the fingerprint, the model loads them from the pretrained file
+    of its ``init_cfg``.
 
     Raises:
-        UserError: The model has no such file, the file cannot be read or is of other weights; or what was tuned is
-            of another ``peft`` or ``token_reduction`` than the model's.
+        UserError: The model has no pretrained file, or the file cannot be read or holds other weights; or the model
+            has another ``peft`` or ``token_reduction`` than the checkpoint.
     """
     state = checkpoint.get('state_dict', checkpoint)
     metadata, backbones = OrderedDict(getattr(state, '_metadata', {})), dict(frozen_backbones(model))
     meta = checkpoint.get('meta') or {}
     expected = {name: said[META] for name, said in metadata.items() if META in said}
-    older = meta.pop(META, {})  # with whole names: older files
+    older = meta.pop(META, {})  # older files: the fingerprint lies here, with the prefix of the backbone
     if not expected and not older:
         return
     what = f"'{path}' holds only what was tuned"
@@ -78,7 +82,7 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
         )
         _check_tuned(backbone, prefix, weights_in(checkpoint), f"'{path}'")
     frozen = frozen_state(model)
-    for name in backbones:  # it is whole now, for the next that asks
+    for name in backbones:  # no fingerprint is left, so that the next reader takes the checkpoint for complete
         metadata[name] = {key: value for key, value in metadata.get(name, {}).items() if key != META}
     checkpoint['state_dict'] = _with(weights_in(checkpoint), frozen, '', metadata)
     for key, prefix in meta.pop(COPIES, {}).items():
@@ -86,17 +90,17 @@ def put_in_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
 
 
 def complete(backbone: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
-    """Put frozen weights into a state dict of what was tuned that ``backbone`` is about to be filled from.
+    """Complete a state dict without frozen weights before ``backbone`` loads it, in place.
 
-    This is for loaders that know nothing of ``peft`` and would leave what is missing as it is.
+    Loaders that do not know ``peft`` would leave the missing weights as they are.
 
     Args:
-        state: Of the whole model; any that has all weights, or none of a ``peft``, is left as it is.
-        prefix: Of the backbone's names.
-        metadata: What the state dict says of the backbone.
+        state: State dict of the whole model. It stays as it is if it has all weights, or no weights of a ``peft``.
+        prefix: Prefix of the backbone's names in ``state``.
+        metadata: Entry of the backbone in the state dict's ``_metadata``.
 
     Raises:
-        UserError: The backbone has no ``peft``, no frozen weights and no file of them, or a file of others.
+        UserError: The backbone has no ``peft``; or it has neither the frozen weights nor a pretrained file with them.
     """
     expected = metadata.get(META)
     own = frozen_part(backbone) if backbone.peft is not None else backbone.state_dict()
@@ -128,16 +132,16 @@ def complete(backbone: nn.Module, state: dict[str, Tensor], prefix: str, metadat
 def find_frozen(
     backbone: nn.Module, name: str, expected: Optional[dict[str, Tensor]], what: str, remedy: str = ''
 ) -> None:
-    """Fill a backbone from its pretrained file, unless it has the frozen weights of a fingerprint already.
+    """Load a backbone's pretrained file, unless the backbone has the expected frozen weights already.
 
     Args:
-        name: Of the backbone in the model.
-        expected: The fingerprint. None: there is none, and any weights that it was filled with will do.
-        what: The first half of a sentence, of what needs them.
-        remedy: Where there is no such file, the end of the sentence.
+        name: Name of the backbone in the model.
+        expected: Fingerprint of the frozen weights; None: any weights that were loaded are accepted.
+        what: First half of the sentence of an error.
+        remedy: End of the error for a backbone without a pretrained file.
 
     Raises:
-        UserError: There is no such file, it cannot be read, or is of other weights.
+        UserError: There is no pretrained file, it cannot be read, or it holds other weights.
     """
     if backbone.has_frozen_weights if expected is None else not _differing(expected, frozen_part(backbone)):
         return
@@ -170,10 +174,10 @@ def check_pretrained(model: nn.Module) -> None:
 
 
 def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Raise a ``UserError`` if a whole checkpoint has other weights than the pretrained ones where they are frozen."""
+    """Raise a ``UserError`` if a complete checkpoint differs from the model in weights that are frozen."""
     state = weights_in(checkpoint)
     frozen = frozen_state(model)
-    # A weight of another shape is not loaded, and that is for others to say.
+    # Weights of another shape are not loaded; CheckpointCoverageHook reports them.
     shared = {name: value for name, value in state.items() if name in frozen and value.shape == frozen[name].shape}
     differing = _differing(fingerprint(shared), {name: frozen[name] for name in shared})
     if differing:
@@ -186,7 +190,7 @@ def check_same_frozen(model: nn.Module, checkpoint: dict, path: str) -> None:
 
 
 def _copies(checkpoint, frozen):
-    """Keys of other state dicts of the whole model in a checkpoint, and the prefix of the names in each."""
+    """Map the keys of other state dicts of the whole model in a checkpoint to the prefix of the names in each."""
     first, found = next(iter(frozen)), {}
     for key, value in checkpoint.items():
         if key == 'state_dict' or not isinstance(value, dict):
@@ -231,7 +235,7 @@ def _with(state, frozen, prefix, metadata):
 
 def _differing(expected, frozen):
     found = fingerprint(frozen)
-    # Of one file resized by two machines, rounding may differ.
+    # Two machines may resize the weights of one file with different rounding.
     return [
         name
         for name in {**expected, **found}
@@ -243,7 +247,7 @@ def _differing(expected, frozen):
 
 
 def _check_tuned(backbone, prefix, state, what):
-    """Heads are left to whoever loads: they may differ where a model is trained on."""
+    """Raise a ``UserError`` if ``peft`` and reducer differ from the model's; heads may differ in further training."""
     tuned = tuple(f'{prefix}{part}.' for part in ('peft', 'token_reducer'))
     want, have = (
         {name: value.shape for name, value in each.items() if name.startswith(tuned)}

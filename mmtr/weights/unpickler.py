@@ -1,6 +1,6 @@
-"""Reads pickles as data only, in place of the module ``pickle``, for torch before 2.6: see ``safe_load.py``.
+"""Read pickles as data only, in place of the module ``pickle``, for torch before 2.6: see ``safe_load.py``.
 
-torch reads the file, :class:`Unpickler` the pickles in it.
+torch reads the file, and :class:`Unpickler` reads the pickles in it.
 """
 
 import codecs
@@ -9,6 +9,7 @@ import tarfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from types import SimpleNamespace
+from typing import Any, BinaryIO, Union
 
 import torch
 from torch import _weights_only_unpickler, serialization
@@ -16,10 +17,10 @@ from torch import _weights_only_unpickler, serialization
 from .safe_load import safe_globals
 
 
-def load(file, map_location=None):
-    """What ``torch.save`` wrote to ``file``, a path or an open binary file; see ``safe_load.load_data``."""
-    # The parts of torch.load, which itself runs TorchScript, and reads no file at all by another unpickler
-    # where TORCH_FORCE_WEIGHTS_ONLY_LOAD is set.
+def load(file: Union[str, BinaryIO], map_location: Any = None) -> Any:
+    """Read what ``torch.save`` wrote to ``file``, a path or an open binary file; see ``safe_load.load_data``."""
+    # This calls the parts of torch.load. torch.load itself runs the code of TorchScript files, and refuses another
+    # unpickler if TORCH_FORCE_WEIGHTS_ONLY_LOAD is set.
     with serialization._open_file_like(file, 'rb') as opened:
         if serialization._is_zipfile(opened):
             with serialization._open_zipfile_reader(opened) as archive:
@@ -33,7 +34,7 @@ def load(file, map_location=None):
 
 
 class _Archive:
-    # torch's reader. It would read memory behind a record that is shorter than the pickle says, without an error.
+    # A check around torch's reader, which reads beyond the end of a record that is shorter than the pickle says.
 
     def __init__(self, reader):
         self._reader = reader
@@ -56,19 +57,19 @@ def _named(allowed):
     return {path: value for value, path in pairs}
 
 
-# torch's own list, with what that of 2.1 lacks: it is for tensors, and a checkpoint holds plain values too.
+# torch's list of allowed globals, with plain values added that the list of torch 2.1 lacks.
 _GLOBALS = {
     **_weights_only_unpickler._get_allowed_globals(),
     **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
     **_named([torch.device, Counter, set, bytearray, complex, (codecs.encode, '_codecs.encode'), *safe_globals()]),
 }
-# What torch.save writes: values, containers, globals, calls of them, storages.
+# The opcodes that torch.save writes: values, containers, globals, calls of globals, storages.
 _OPCODES = """
     PROTO STOP MARK GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET""".split()
-# Of those that act on something: what that is, and what it may be. A class is nothing to be filled: that would replace
-# its methods.
+# For each opcode that acts on an object: that object, what it may be, and the action in words. BUILD looks at the type
+# of the object, so that no class can be filled: that would replace its methods.
 _ACTS = {
     'REDUCE': (lambda self: self.stack[-2], _GLOBALS.values(), 'call reduce for unrecognized function'),
     'NEWOBJ': (lambda self: self.stack[-2], _GLOBALS.values(), 'make an object of'),
@@ -88,7 +89,7 @@ def _opcode(name):
     target, admitted, doing = _ACTS[name]
 
     def checked(self):
-        # By identity: what a file made may equal anything.
+        # By identity: an object from the file could define its own ==.
         found = target(self)
         if not any(found is value for value in admitted):
             raise pickle.UnpicklingError(f'Trying to {doing} {found}')
@@ -98,30 +99,31 @@ def _opcode(name):
 
 
 class Unpickler(pickle._Unpickler):
-    """Reads data: knows no global but those of the list, and acts on nothing else, by no opcode but torch.save's.
+    """Unpickler that reads data only: allowed globals, and the opcodes of ``torch.save`` on allowed objects.
 
-    Raises ``pickle.UnpicklingError`` at the first other thing.
+    Raises:
+        pickle.UnpicklingError: The pickle holds anything else.
     """
 
     dispatch = dict(map(_opcode, _OPCODES))
 
-    def load(self):
-        """The object in the pickle."""
+    def load(self) -> Any:
+        """Read the object in the pickle."""
         try:
             return super().load()
         except KeyError as error:
             raise pickle.UnpicklingError(f'Unsupported operand {error}') from error
 
-    def load_binpersid(self):
-        """A storage; files of torch before 1.6 may name classes there, whose source is looked up."""
+    def load_binpersid(self) -> None:
+        """Read a storage; refuse the classes that files of torch before 1.6 may name there."""
         if self.stack[-1][0] not in ('storage', b'storage'):
             raise pickle.UnpicklingError(f'Unsupported persistent id {self.stack[-1]}')
         super().load_binpersid()
 
     dispatch[pickle.BINPERSID[0]] = load_binpersid
 
-    def find_class(self, module, name):
-        """The global of that name in the list; nothing is imported."""
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up an allowed global by module and name; nothing is imported."""
         if self.proto < 3:  # The names are those of Python 2.
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         path = f'{module}.{name}'
@@ -131,5 +133,5 @@ class Unpickler(pickle._Unpickler):
         return _GLOBALS[path]
 
 
-# What torch takes in place of the module pickle.
+# torch takes this in place of the module pickle.
 _PICKLE = SimpleNamespace(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())

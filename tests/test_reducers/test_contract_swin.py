@@ -1,14 +1,17 @@
 """The promises of DESIGN section 3 within the windows of a Swin, for every method that works there."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmseg.models.backbones import SwinTransformer as Stock
 
+from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.analysis.layers import analyze_layers
+from mmtr.engine.hooks import PruningCurriculumHook
 from mmtr.models.backbones import SwinTransformer
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.visualization import token_maps
@@ -198,3 +201,9 @@ def test_whatever_a_search_draws_works(name):
         model.set_token_reduction(dict(type=name, **space(study.ask(), shape)))
         with torch.no_grad():
             assert model(images(1, 40, 60))[1].isfinite().all()
+
+
+def test_a_curriculum_without_a_reducer_that_prunes_is_refused():
+    runner = SimpleNamespace(model=swin(dict(type='Random', layer=2)))
+    with pytest.raises(UserError, match='needs a model whose backbone prunes'):
+        PruningCurriculumHook().before_train(runner)

@@ -131,6 +131,7 @@ def test_dropping_costs_no_product(restore):
         (dict(seed=-1), 'seed=-1 must be a whole number from 0 to'),
         (dict(layer=6), 'layer=6 must be a whole number from 0 to 5'),
         (dict(restore='mean'), "restore='mean' must be one of last, copy, residual"),
+        (dict(layer=5, fusion='llf'), r"layer=5 is the last layer, and with fusion='llf' it gets all tokens"),
     ],
 )
 def test_impossible_settings_are_refused_when_built(settings, words):

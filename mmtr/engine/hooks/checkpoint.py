@@ -1,14 +1,15 @@
-"""Checkpoints that are whole or not there."""
+"""A checkpoint hook that writes files atomically and removes only those of its own run."""
 
 import errno
 import os
 import os.path as osp
+from typing import Optional
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmtr.errors import UserError
 from mmtr.files import remove_leftovers, written_whole
@@ -16,40 +17,40 @@ from mmtr.registry import HOOKS
 
 
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, but a file appears whole or not at all: written beside, then renamed."""
+    """mmengine's backend for local files, with atomic writes: to a temporary file, which is then renamed."""
 
-    def put(self, obj, filepath):
-        """Write bytes; see the class."""
+    def put(self, obj: bytes, filepath: str) -> None:
+        """Write bytes atomically."""
         with written_whole(filepath) as partial, open(partial, 'wb') as file:
             file.write(obj)
             file.flush()
             os.fsync(file.fileno())
 
-    def put_text(self, obj, filepath, encoding='utf-8'):
-        """Write a string; see the class."""
+    def put_text(self, obj: str, filepath: str, encoding: str = 'utf-8') -> None:
+        """Write a string atomically."""
         self.put(obj.encode(encoding), filepath)
 
 
 register_backend('mmtr_atomic', AtomicBackend, force=True)
 
 
-def write_failure(error, work_dir):
-    """``UserError`` for an ``OSError`` while training wrote into ``work_dir``: what failed, how to go on."""
+def write_failure(error: OSError, work_dir: str) -> UserError:
+    """Return the ``UserError`` for a failed write into ``work_dir`` in training: the cause, and how to go on."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     why = f"the disk of '{work_dir}' is full" if full else f"writing in '{work_dir}' failed ({error})"
     return UserError(f'Training stopped: {why}; {how_to_go_on(work_dir)}.')
 
 
-def how_to_go_on(work_dir):
-    """Half a sentence that names the last whole checkpoint in ``work_dir``, if there is one."""
+def how_to_go_on(work_dir: str) -> str:
+    """Name the last checkpoint in ``work_dir``, if there is one, in half a sentence."""
     last = last_checkpoint(work_dir)
     if last is None:
         return 'no checkpoint had been written yet'
     return f"the last checkpoint, '{last}', is whole, and --resume goes on from it"
 
 
-def last_checkpoint(work_dir):
-    """Path of the checkpoint written last in ``work_dir``, also after that folder was moved or copied; None if none.
+def last_checkpoint(work_dir: str) -> Optional[str]:
+    """Find the last checkpoint in ``work_dir``, also after the folder was moved or copied; None if there is none.
 
     Raises:
         UserError: The file ``last_checkpoint`` names a checkpoint that is gone.
@@ -59,7 +60,7 @@ def last_checkpoint(work_dir):
         return None
     with open(record) as file:
         named = file.read().strip()
-    # The folder's own first: the record of a copy names the original.
+    # First in the folder itself: in a copy of a folder, the record names the file in the original.
     for path in (osp.join(work_dir, osp.basename(named)), named):
         if osp.isfile(path):
             return path
@@ -67,31 +68,31 @@ def last_checkpoint(work_dir):
 
 
 def _folder(path):
-    """Of a file, whichever way it is named."""
+    """The folder of a file, given by a path or a URL."""
     return path.rpartition('/')[0] if '://' in path else osp.dirname(osp.realpath(osp.expanduser(path)))
 
 
 @HOOKS.register_module()
 class CheckpointHook(StockCheckpointHook):
-    """mmengine's ``CheckpointHook``; a checkpoint replaces older ones only once it is whole on the disk.
+    """mmengine's ``CheckpointHook``, which removes older checkpoints only after the new one is complete on the disk.
 
-    It removes only what its run wrote, in this process or in the one that it resumes, and only in its own folder. Stock
-    goes by the paths and numbers in the checkpoint, wherever that comes from.
+    It removes only files that this run wrote, in this process or in the one that it resumes, and only in its own
+    folder. The stock hook removes the paths that a checkpoint lists, wherever the checkpoint is from.
 
     Raises:
-        UserError: A checkpoint could not be written, for example because the disk is full. It names the
-            previous one, which is untouched.
+        UserError: A checkpoint could not be written, for example because the disk is full. Names the
+            previous checkpoint, which stays.
     """
 
-    def before_train(self, runner):
-        """Choose where and how to write, and remove what a killed process of this run left half written."""
+    def before_train(self, runner: Runner) -> None:
+        """Choose the file backend, take over the checkpoints of a resumed run, remove half-written files."""
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='mmtr_atomic')
         info = runner.message_hub.runtime_info
         kept = info.get('keep_ckpt_ids') or []
         if kept:
-            info['keep_ckpt_ids'] = []  # stock would remove the surplus at once
+            info['keep_ckpt_ids'] = []  # the stock hook would remove the surplus at once
         super().before_train(runner)
         #: Paths of the files that may be removed.
         self._own = set()
@@ -102,9 +103,15 @@ class CheckpointHook(StockCheckpointHook):
                 remove_leftovers(folder)
 
     def _take_over(self, info, kept, here):
-        """Own what the resumed process wrote ``here``; its records may name the folder as it was called then."""
+        """Take over the files that the resumed process wrote; its records may hold an earlier name of the folder.
+
+        Args:
+            info: ``runtime_info`` of the resumed run.
+            kept: Numbers of the checkpoints that it kept.
+            here: Whether its folder is that of this run.
+        """
         folder, last = osp.split(info.get('last_ckpt') or '')
-        # Else the numbers are epochs where this run counts iterations, or the reverse.
+        # If the last name does not match, one run counts epochs and the other iterations.
         if here and kept and self.max_keep_ckpts > 0 and last == self.filename_tmpl.format(kept[-1]):
             self._own.update(map(self._path, kept))
             for step in kept[: -self.max_keep_ckpts]:
@@ -154,8 +161,7 @@ class CheckpointHook(StockCheckpointHook):
         self._remove(outdated)
 
     def _save_best_checkpoint(self, runner, metrics):
-        # The stock method removes the best checkpoint so far before it writes the better one; it removes
-        # nothing if it knows of none.
+        # The stock method removes the best checkpoint before it writes the better one: it is told that there is none.
         if not self.save_best:
             return
         single = hasattr(self, 'best_ckpt_path')

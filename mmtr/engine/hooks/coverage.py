@@ -1,11 +1,12 @@
-"""A checkpoint must cover the model that it is loaded into, and what training starts from its layers."""
+"""A hook that checks that checkpoints cover the model, and that training does not start from random layers."""
 
 import logging
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
@@ -16,8 +17,8 @@ from mmtr.words import some
 from .order import put_last
 
 
-def unwrap(model):
-    """The model inside data-parallel and test-time-augmentation wrappers."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside data-parallel and test-time-augmentation wrappers."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
@@ -25,37 +26,37 @@ def unwrap(model):
 
 @HOOKS.register_module()
 class CheckpointCoverageHook(Hook):
-    """Stops when a file does not cover what it is loaded into, where mmengine leaves random weights.
+    """Stops a run if a file does not cover the model that it is loaded into: mmengine would leave weights random.
 
-    A checkpoint to test, or to resume from, must cover the model exactly. What training starts from (``load_from``, and
-    ``init_cfg`` of any part) must fill the layers of a backbone, and something of any other part; how much it
-    filled is logged. It looks when all other hooks have had their turn, whatever their priority.
+    A checkpoint to test, or to resume from, must cover the model exactly. A file that training starts from
+    (``load_from``, or ``init_cfg`` of a part) must fill all layers of a backbone, and at least one weight of any other
+    part; the filled share is logged. The hook runs after all others, whatever their priority.
 
     Args:
-        allow_partial: Warn, once, and go on.
+        allow_partial: Warn instead of raising.
 
     Raises:
-        UserError: Names what is missing, unexpected or of another shape.
+        UserError: Weights are missing, unexpected or of another shape; names some.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, allow_partial=False):
+    def __init__(self, allow_partial: bool = False):
         self.allow_partial, self.watch = allow_partial, None
 
-    def before_run(self, runner):
-        """Go to the end of the hooks; where the run is a training, look at what its parts start from."""
+    def before_run(self, runner: Runner) -> None:
+        """Make this the last hook; in a training, watch what the parts of the model load."""
         put_last(runner, self)
-        if isinstance(runner._train_loop, BaseLoop):  # built by then if the run is a training
+        if isinstance(runner._train_loop, BaseLoop):  # built by now in a training; a dict or None in a test
             self.watch = PretrainedWatch(unwrap(runner.model), allow_partial=self.allow_partial)
 
-    def before_train(self, runner):
-        """All that is loaded has been."""
+    def before_train(self, runner: Runner) -> None:
+        """Stop watching: all files have been loaded."""
         if self.watch is not None:
             self.watch.close()
 
-    def after_load_checkpoint(self, runner, checkpoint):
-        """Compare names and shapes."""
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the names and shapes of the checkpoint with the model's."""
         model = unwrap(runner.model)
         put_in_frozen(model, checkpoint, runner._load_from)
         state_dict = weights_in(checkpoint)

@@ -1,4 +1,4 @@
-"""Labels must be classes."""
+"""A hook that checks that labels are classes of the model."""
 
 from mmengine.hooks import Hook
 
@@ -11,13 +11,13 @@ from .coverage import unwrap
 
 @HOOKS.register_module()
 class LabelCheckHook(Hook):
-    """Checks the labels of each batch before the model sees them; models without classes are left alone.
+    """Checks the labels of each batch before the model gets them, unless the model has no classes.
 
-    They are label maps, or, of classifiers, those of whole images. Out of range, a label is an unreadable assertion on
-    a GPU, and in evaluation it silently drops out.
+    They are label maps, or of classifiers those of whole images. A label out of range gives an unreadable assertion on
+    a GPU, and evaluation ignores it in silence.
 
     Raises:
-        UserError: A label is neither in 0 ... num_classes - 1 nor, in a map, the ignored one, or a pixel has several.
+        UserError: A label is neither in 0 ... num_classes - 1 nor, in a map, ignored, or a pixel has several labels.
     """
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):

@@ -1,16 +1,19 @@
-"""Hooks that must run before or after all others, whatever the priority of those."""
+"""Move hooks before or after all others, whatever their priority."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 
-def put_first(runner, hook):
-    """Let ``hook`` run before all others from now on; for its ``before_run``."""
+def put_first(runner: Runner, hook: Hook) -> None:
+    """Move ``hook`` before all others; call it in ``before_run`` of the hook."""
     runner._hooks = [hook, *_others(runner, hook)]
 
 
-def put_last(runner, hook):
-    """Let ``hook`` run after all others from now on; for its ``before_run``."""
+def put_last(runner: Runner, hook: Hook) -> None:
+    """Move ``hook`` after all others; call it in ``before_run`` of the hook."""
     runner._hooks = [*_others(runner, hook), hook]
 
 
 def _others(runner, hook):
-    # Another list: the runner is going through the old one.
+    # A new list: the runner iterates over the old one.
     return [other for other in runner._hooks if other is not hook]

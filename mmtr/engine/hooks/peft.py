@@ -1,7 +1,8 @@
-"""Checkpoints of what was tuned, and a word on what that is."""
+"""A hook that writes checkpoints without frozen weights, and logs how many parameters are trained."""
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from mmtr.errors import UserError
 from mmtr.peft.freezing import frozen_backbones, table
@@ -14,13 +15,14 @@ from .order import put_first, put_last
 
 @HOOKS.register_module()
 class PEFTCheckpointHook(Hook):
-    """Checkpoints without what a ``peft`` froze: the pretrained file has that. Logs what is trained at the start.
+    """Leaves weights that a ``peft`` froze out of checkpoints: the pretrained file holds them.
 
-    Other hooks see whole checkpoints: a file is completed before they read it, and what is frozen leaves after they
-    have written, whatever their priority. The tools add this one to every model with a ``peft``.
+    Logs how many parameters are trained. Other hooks see complete checkpoints, whatever their priority: this one
+    completes a checkpoint before they read it, and removes the frozen weights after they have changed it. The tools
+    add this hook to every model with a ``peft``.
 
     Raises:
-        UserError: The model has no ``peft``, or its backbone no pretrained file; while a checkpoint is loaded: see
+        UserError: The model has no ``peft``, or its backbone has no pretrained file; while a checkpoint is loaded: see
             ``put_in_frozen`` and ``check_same_frozen``.
     """
 
@@ -29,13 +31,13 @@ class PEFTCheckpointHook(Hook):
     def __init__(self):
         self.last = _TakeOutFrozen()
 
-    def before_run(self, runner):
-        """Go to the head of the hooks, and the half that writes to their end."""
+    def before_run(self, runner: Runner) -> None:
+        """Make the part that reads the first of all hooks, and the part that writes the last."""
         put_first(runner, self)
         put_last(runner, self.last)
 
-    def before_train(self, runner):
-        """Check, and log how many parameters are trained."""
+    def before_train(self, runner: Runner) -> None:
+        """Check the model, and log how many parameters are trained."""
         model = unwrap(runner.model)
         if not any(frozen_backbones(model)):
             raise UserError(
@@ -45,8 +47,8 @@ class PEFTCheckpointHook(Hook):
         check_pretrained(model)
         print_log(f'Parameters:\n{table(model)}', 'current')
 
-    def after_load_checkpoint(self, runner, checkpoint):
-        """Put in the frozen weights; a whole checkpoint must bring the same ones where a run starts from it."""
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the frozen weights to the checkpoint; in a training, a complete checkpoint must hold the same ones."""
         model, path = unwrap(runner.model), runner._load_from
         put_in_frozen(model, checkpoint, path)
         if runner._train_loop is not None:

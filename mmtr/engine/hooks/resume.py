@@ -1,7 +1,7 @@
-"""What a checkpoint must hold for a training run to go on from it, checked whole before any of it is used.
+"""A hook that checks the checkpoint of a resumed training before any of it is used.
 
-mmengine takes what is there and leaves the rest as it is: a run without the state of its optimizer goes on worse, and
-one with that of another ends in a traceback, or does not end.
+mmengine loads the parts that are there and skips the others: without the state of its optimizer a run goes on worse,
+and with that of another optimizer it fails with a traceback, or goes on wrongly.
 """
 
 import copy
@@ -9,12 +9,13 @@ import inspect
 import logging
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
+from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
 
 from mmtr.checks.run_state import check_state, from_weights, is_count, is_number, refuse, shown
 from mmtr.peft.freezing import frozen_state
@@ -28,32 +29,32 @@ from .coverage import unwrap
 
 @HOOKS.register_module()
 class ResumeCheckHook(Hook):
-    """Checks the whole checkpoint that a training resumes, before any of it is used.
+    """Checks the checkpoint that a training resumes, before any of it is used.
 
     Raises:
         UserError: See ``check_state`` and ``check_fits``.
     """
 
-    priority = 'HIGHEST'  # before the hooks that take something out of it
+    priority = 'HIGHEST'  # before hooks that remove entries of the checkpoint
 
-    def after_load_checkpoint(self, runner, checkpoint):
-        """Check, unless only weights are loaded."""
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check the checkpoint, unless only its weights are loaded."""
         if runner._resume:
             path = runner._load_from or find_latest_checkpoint(runner.work_dir)
             check_state(checkpoint, path)
             check_fits(runner, checkpoint, path)
 
 
-def check_fits(runner, checkpoint: dict, path: str) -> None:
-    """Check what has passed :func:`check_state` against the run that is to go on from it.
+def check_fits(runner: Runner, checkpoint: dict, path: str) -> None:
+    """Check a checkpoint that has passed :func:`check_state` against the run that resumes it.
 
-    Warns where the config sets an optimizer otherwise than the checkpoint, from which it is taken.
+    Warns where the optimizer's settings in the config differ from those in the checkpoint, which are used.
 
     Raises:
-        UserError: It is of another model, optimizer or schedule, or from beyond the end of this run.
+        UserError: The checkpoint is of another model, optimizer or schedule, or from beyond the end of this run.
     """
     meta, loop = checkpoint['meta'], runner.train_loop
-    # The iterations of an epoch may change with the number of GPUs.
+    # By epoch if the loop counts epochs: their number of iterations changes with the number of GPUs.
     unit = 'epoch' if isinstance(loop, EpochBasedTrainLoop) else 'iter'
     last = getattr(loop, f'max_{unit}s')
     if meta[unit] > last:
@@ -99,8 +100,18 @@ def _check_weights(runner, checkpoint, path):
         refuse(path, f'its ema_state_dict is damaged or of another model: {difference or "steps is no number"}')
 
 
-def by_name(path, what, built, saved):
-    """[(name for messages, (what the run has, what is saved))]; a run has several by name, or one."""
+def by_name(path: str, what: str, built: Any, saved: Any) -> list[tuple[str, tuple[Any, Any]]]:
+    """Pair the optimizers or schedules of a run with the saved ones: [(name for messages, (built, saved))].
+
+    Args:
+        path: The checkpoint, for the error.
+        what: Key in the checkpoint.
+        built: What the run has: one, or several in a dict by name.
+        saved: What the checkpoint has.
+
+    Raises:
+        UserError: The names differ.
+    """
     if not isinstance(built, dict):
         return [(what, (built, saved))]
     if not isinstance(saved, dict) or built.keys() != saved.keys():
@@ -184,7 +195,7 @@ def _check_moments(optimizer, state, parameters, where, path):
 
 
 def _one_step(optimizer, parameter):
-    """{key: 'weight' or 'number'} of what an optimizer keeps of a parameter, found by a step of a copy of it."""
+    """State that an optimizer keeps of a parameter, {key: 'weight' or 'number'}, found by one step of a copy."""
     shape = (2, 3)
     trial = copy.copy(optimizer)
     dummy = torch.nn.Parameter(torch.zeros(shape, device=parameter.device))
@@ -193,7 +204,7 @@ def _one_step(optimizer, parameter):
     trial.param_groups = [{**optimizer.param_groups[0], 'params': [dummy]}]
     try:
         trial.step()
-    except Exception:  # it needs more than a gradient: then its state goes unchecked
+    except Exception:  # an optimizer that needs more than a gradient: its state is not checked
         return {}
     kinds = {
         key: 'weight' if getattr(value, 'shape', ()) == shape else 'number' if is_number(value) else None
@@ -233,7 +244,7 @@ def _check_schedulers(built, saved, where, path):
 
 
 def _settings(kind):
-    """Names of what a scheduler is built with; ``base_values`` are the optimizer's."""
+    """Names of the arguments that a scheduler is built with; ``base_values`` is none, they are the optimizer's."""
     return {name for each in kind.__mro__[:-1] for name in inspect.signature(each.__init__).parameters} - {
         'self',
         'args',
@@ -244,18 +255,18 @@ def _settings(kind):
 
 
 def _is_setting(key, group):
-    """Whether a key of an optimizer's group stays through training: a schedule moves what has an initial value."""
+    """Whether a key of an optimizer's group is constant in training; a schedule changes keys with an initial value."""
     moved = f'initial_{key}' in group or key == 'betas' and 'initial_momentum' in group
     return not moved and isinstance(group[key], (bool, int, float, tuple, str))
 
 
 def _matters(value):
-    """Whether an optimizer cannot do without a setting; torch fills in switches that an older one had not."""
+    """Whether an optimizer needs a setting; switches may be absent, as torch adds those that older versions lacked."""
     return value is not None and not isinstance(value, bool)
 
 
 def _like(found, expected):
-    """Whether a value is of the kind of another: a number for a number, a list as long for a list."""
+    """Whether a value is of the same kind as another: both numbers, or both lists of one length, and so on."""
     if isinstance(expected, bool) or expected is None:
         return found is None or isinstance(found, bool) or expected is None and is_number(found)
     if is_number(expected):

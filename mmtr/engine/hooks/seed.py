@@ -1,11 +1,13 @@
-"""The same random numbers at the same iteration, however training got there."""
+"""A hook that makes random numbers the same at the same iteration, also in a resumed run."""
 
 import random
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from mmtr.registry import HOOKS
 
@@ -14,16 +16,16 @@ from mmtr.registry import HOOKS
 class IterationSeedHook(Hook):
     """Seeds torch, numpy and Python before each training iteration from (seed, iteration, rank).
 
-    mmengine keeps no generator state in its checkpoints, so that dropout, stochastic depth and Mixup would draw
-    other numbers after ``--resume`` than in an uninterrupted run. What loads data in this process draws from numpy and
-    Python too, between the iterations; it goes on where it was, as a run that resumes loads again what was loaded.
+    mmengine's checkpoints hold no generator state, so dropout, stochastic depth and Mixup would draw other numbers
+    after ``--resume`` than in an uninterrupted run. Transforms that run in this process draw from numpy and Python too,
+    between the iterations. They get their states back: a run that resumes loads again what was loaded.
     """
 
     def __init__(self):
         self._before = None
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        """Seed."""
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed all three for the iteration."""
         step = runner.iter * get_world_size() + get_rank()
         seed = (runner.seed * 1_000_003 + step) % 2**32
         self._before = np.random.get_state(), random.getstate()
@@ -31,8 +33,10 @@ class IterationSeedHook(Hook):
         np.random.seed(seed)
         random.seed(seed)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        """Give the data their generators back."""
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
+        """Restore the states that numpy and Python had before the iteration."""
         numpys, pythons = self._before
         np.random.set_state(numpys)
         random.setstate(pythons)

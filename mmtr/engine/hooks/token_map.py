@@ -1,4 +1,4 @@
-"""Pictures of the tokens while a model is validated or tested."""
+"""A hook that draws token maps while a model is validated or tested."""
 
 import logging
 import os.path as osp
@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from mmtr.errors import UserError
 from mmtr.registry import HOOKS
@@ -17,27 +18,27 @@ from .coverage import unwrap
 
 @HOOKS.register_module()
 class TokenMapHook(Hook):
-    """Hands pictures of the token maps to the runner's visualizer, and so to all its ``vis_backends``.
+    """Gives pictures of the token maps to the runner's visualizer, and so to all its ``vis_backends``.
 
-    Where an image is run in several windows or flips, the first one is pictured.
+    Of an image that is run in several windows or flips, the first is drawn.
 
     Args:
-        interval: Every so many batches of validation and test.
-        max_layers: Layers pictured of an image, see ``token_picture``.
+        interval: Draw every ``interval``-th batch of validation and test.
+        max_layers: Most layers that are drawn of an image, see ``token_picture``.
 
     Raises:
         UserError: A setting is no whole number above 0, or the model has no tokens that can be reduced.
     """
 
-    def __init__(self, interval=50, max_layers=4):
+    def __init__(self, interval: int = 50, max_layers: int = 4):
         for key, value in (('interval', interval), ('max_layers', max_layers)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f'TokenMapHook.{key}={value!r} must be a whole number above 0.')
         self.interval, self.max_layers = interval, max_layers
         self._recording = ExitStack()
 
-    def before_run(self, runner):
-        """Look for the backbone; a ``TokenReductionHook`` has run before."""
+    def before_run(self, runner: Runner) -> None:
+        """Find the backbone; a ``TokenReductionHook`` has run before."""
         self._backbone = getattr(unwrap(runner.model), 'backbone', None)
         if not hasattr(self._backbone, 'token_reducer'):
             raise UserError(

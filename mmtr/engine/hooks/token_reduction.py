@@ -1,8 +1,14 @@
-"""Token reduction for an unmodified config. Importing this module lets models built without a runner follow it too."""
+"""A hook that adds token reduction to an unmodified config.
+
+Once this module is imported, the hook also acts on models that are built without a runner.
+"""
+
+from typing import Optional
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import nn
 
 from mmtr.apis import apply_token_reduction
@@ -14,27 +20,27 @@ from mmtr.registry import HOOKS
 
 @HOOKS.register_module()
 class TokenReductionHook(Hook):
-    """Reduce tokens in the model of a config that stays as it is otherwise: ``custom_hooks`` of any config.
+    """Reduces tokens in the model of any config that lists this hook in ``custom_hooks``.
 
-    In a runner before it trains or tests; and, once mmtr is imported, wherever a model is told its config (as
-    ``model.cfg``), which the ``init_model``, ``init_detector`` and inferencers of OpenMMLab do.
+    A runner calls it before it trains or tests. Without a runner it acts, once mmtr is imported, when ``model.cfg`` is
+    set, as the ``init_model``, ``init_detector`` and inferencers of OpenMMLab do.
 
     Args:
         token_reduction: ``dict(type=..., **settings)``.
         attn_backend: ``auto | sdpa | xformers | math``.
 
     Raises:
-        UserError: As ``apply_token_reduction``; or the method has parameters, and these come too late: after the
-            optimizer was built, or where weights may have been loaded before.
+        UserError: See ``apply_token_reduction``; or the method has parameters, and would add them after the optimizer
+            was built or after weights may have been loaded.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, token_reduction, attn_backend='auto'):
+    def __init__(self, token_reduction: Optional[dict], attn_backend: str = 'auto'):
         self.token_reduction, self.attn_backend = token_reduction, attn_backend
 
-    def before_run(self, runner):
-        """Put the reducer in; weights are loaded afterwards."""
+    def before_run(self, runner: Runner) -> None:
+        """Put the reducer into the model, before weights are loaded."""
         if self.put_into(runner.model) and runner._train_loop is not None:
             raise UserError(
                 f'{type_name(self.token_reduction["type"])} has parameters to train, which a hook adds too '
@@ -42,7 +48,7 @@ class TokenReductionHook(Hook):
             )
 
     def put_into(self, model: nn.Module) -> bool:
-        """Put the reducer into ``model``, unless this has been done and it is there; whether that added parameters."""
+        """Put the reducer into ``model``, unless it is there; return whether that added trainable parameters."""
         given = [self.token_reduction, self.attn_backend]
         if vars(model).get('_reduced_by_hook') == [*given, *_reducers(model)]:
             return False
@@ -56,8 +62,8 @@ def _reducers(model):
     return [module for module in model.modules() if isinstance(module, TokenReducer)]
 
 
-def hooks_of(cfg) -> list[TokenReductionHook]:
-    """The hooks of this kind that a config has, built."""
+def hooks_of(cfg: dict) -> list[TokenReductionHook]:
+    """Build each ``TokenReductionHook`` in the ``custom_hooks`` of a config."""
     hooks = [hook for hook in cfg.get('custom_hooks') or () if is_type(hook, 'mmtr.TokenReductionHook')]
     return [
         TokenReductionHook(**{key: value for key, value in hook.items() if key not in ('type', 'priority')})
@@ -66,7 +72,7 @@ def hooks_of(cfg) -> list[TokenReductionHook]:
 
 
 def _follows_config(name):
-    """The attribute under which a library leaves a model's config on it, with the effect of its hooks of this kind."""
+    """Property for the attribute ``name`` in which libraries store a model's config; setting it applies the hooks."""
 
     def get(model):
         if name not in vars(model):
@@ -85,6 +91,6 @@ def _follows_config(name):
     return property(get, put, lambda model: vars(model).pop(name))
 
 
-# mmpretrain has a name of its own for it.
+# mmpretrain stores the config as _config.
 for _name in ('cfg', '_config'):
     setattr(BaseModel, _name, _follows_config(_name))

@@ -1,8 +1,10 @@
-"""DINOv2: a plain ViT with LayerScale, register tokens and a position table of its own interpolation."""
+"""DINOv2: a plain ViT with LayerScale, register tokens, and its own interpolation of position embeddings."""
+
+from typing import Optional
 
 import torch
 from mmcv.cnn.bricks.scale import LayerScale
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import NORM, OUTPUTS, PATCH, PIXELS
@@ -15,19 +17,24 @@ from .vit import MultiheadAttention, VisionTransformer
 
 
 class ScaledAttention(MultiheadAttention):
-    """Attention that ends with LayerScale, as mmcv's FFN can; made by ``add_layer_scale``."""
+    """Attention with LayerScale after the output projection; made by ``add_layer_scale``."""
 
-    def project(self, x):
-        """As of ``MultiheadAttention``, then scaled."""
+    def project(self, x: Tensor) -> Tensor:
+        """Apply the output projection and LayerScale."""
         return self.gamma1(super().project(x))
 
 
-def add_layer_scale(layer, init_value):
-    """Give a layer of ``VisionTransformer`` what DINOv2's has in addition, in place."""
+def add_layer_scale(layer: nn.Module, init_value: float) -> None:
+    """Add LayerScale to attention and FFN of a layer, and drop path to attention, in place.
+
+    Args:
+        layer: Layer of a ``VisionTransformer``.
+        init_value: Initial value of LayerScale.
+    """
     layer.attn = share(ScaledAttention, layer.attn)
     layer.attn.gamma1 = LayerScale(layer.attn.embed_dims, scale=init_value)
     layer.ffn.gamma2 = LayerScale(layer.ffn.embed_dims, scale=init_value)
-    # mmseg's layer skips the FFN alone. The module has no state: attention and FFN are skipped independently.
+    # mmseg's layer has drop path in the FFN only. The module has no state: both are dropped independently.
     layer.attn.dropout_layer = layer.ffn.dropout_layer
 
 
@@ -35,28 +42,29 @@ def add_layer_scale(layer, init_value):
 class DINOv2(VisionTransformer):
     """DINOv2 (Oquab et al., arXiv 2304.07193), with registers: Darcet et al., arXiv 2309.16588.
 
-    Ti (ours), S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and a head for each 64 channels.
-    Every output has the final norm. Giant, with SwiGLU, is not supported.
+    Ti (ours), S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and one head per 64 channels.
+    The final norm is applied to every output. Giant, with SwiGLU, is not supported.
 
     Args:
-        img_size: Pixels that the position table is for, one number or (height, width); others are interpolated.
-        patch_size: Pixels of a patch.
-        num_registers: Register tokens, 0 or 4 in the released models, between class token and patches; they have
-            no position and are never reduced.
-        layer_scale_init_value: Of LayerScale; the released models were pretrained from 1e-5.
-        interpolate_antialias, interpolate_offset: How the position table is interpolated, see
-            ``mmtr.ops.resize.resize_positions``. None: as the released models, False and 0.1 without registers,
+        img_size: Size in pixels that the position embedding is for, one number or (height, width); for other sizes it
+            is interpolated.
+        patch_size: Side of a patch in pixels.
+        num_registers: Number of register tokens, 0 or 4 in the released models, between class token and patch tokens;
+            they have no position and are never reduced.
+        layer_scale_init_value: Initial value of LayerScale; that of the released models was 1e-5.
+        interpolate_antialias, interpolate_offset: Interpolation of the position embedding, see
+            ``mmtr.ops.resize.resize_positions``. None: as in the released models, False and 0.1 without registers,
             True and 0 with them.
-        out_indices: Layers whose output is given, counted from 0; -1 is the last.
-        norm_cfg: Of every norm.
-        patch_bias, final_norm: As mmseg's ViT.
-        token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
-        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
-        kwargs: ``VisionTransformer``'s. ``pretrained`` is a checkpoint as ``tools/convert_checkpoint.py --source
-            dinov2`` writes it; another patch or grid size is resized.
+        out_indices: Layers whose outputs are returned, counted from 0; -1 is the last.
+        norm_cfg: Config of every norm.
+        patch_bias, final_norm: As in mmseg's ViT.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer; None: no reduction.
+        peft: ``dict(type=..., **settings)`` of a fine-tuning method, with the backbone frozen; None: all is trained.
+        kwargs: ``VisionTransformer``'s. ``pretrained`` is a checkpoint written by ``tools/convert_checkpoint.py
+            --source dinov2``; patch embedding and position embedding are resized to this model.
 
     Raises:
-        UserError: A setting cannot work; ``pretrained`` does not fit; as ``VisionTransformer``.
+        UserError: A setting has a value that is not allowed; ``pretrained`` does not fit; see ``VisionTransformer``.
     """
 
     norm_every_output = True
@@ -73,8 +81,8 @@ class DINOv2(VisionTransformer):
         norm_cfg: Maybe(NORM) = None,
         patch_bias: Flag() = True,
         final_norm: Flag() = True,
-        token_reduction=None,
-        peft=None,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
         **kwargs,
     ):
         super().__init__(
@@ -101,8 +109,8 @@ class DINOv2(VisionTransformer):
         self.set_token_reduction(token_reduction)
         self.set_peft(peft)
 
-    def init_weights(self):
-        """From ``pretrained``; else as mmseg's ViT, registers as the class token."""
+    def init_weights(self) -> None:
+        """Load ``pretrained``; without it, initialise as mmseg's ViT, registers as the class token."""
         if self.pretrained_file:
             self.load_pretrained()
             self._init_parts()
@@ -112,7 +120,7 @@ class DINOv2(VisionTransformer):
             nn.init.trunc_normal_(self.register_tokens, std=0.02)
 
     def _pos_embeding(self, patched_img, hw_shape, pos_embed):
-        # mmseg's resizes by the number of patches, so not from 4x9 to 6x6.
+        # mmseg's compares the number of patches only, and does not resize from 4x9 to 6x6.
         return self.drop_after_pos(patched_img + self._resize_positions(pos_embed, self._training_grid(), hw_shape))
 
     def _resize_positions(self, table, old, new):

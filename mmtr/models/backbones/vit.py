@@ -1,9 +1,11 @@
-"""mmseg's VisionTransformer: its attention, its layer, and the backbone, with fused attention and token reduction."""
+"""mmseg's VisionTransformer with fused attention, token reduction and PEFT: attention, layer and backbone."""
+
+from typing import Callable, Optional
 
 import mmcv.cnn.bricks.transformer as mmcv_transformer
 from mmengine.model import ModuleList
 from mmseg.models.backbones import vit
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -18,10 +20,29 @@ from .common.twins import backbone_twin, share, twin_of
 
 
 class MultiheadAttention(TokenAttention, mmcv_transformer.MultiheadAttention):
-    """mmcv's ``MultiheadAttention``, self-attention through a fused backend; made by ``replace_with_twins``."""
+    """mmcv's ``MultiheadAttention`` with a fused backend for self-attention; made by ``replace_with_twins``."""
 
-    def forward(self, query, key=None, value=None, identity=None, *args, branch=None, **kwargs):
-        """As stock, the attention itself by ``branch`` if given; but plain batch-first self-attention runs as stock."""
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor] = None,
+        value: Optional[Tensor] = None,
+        identity: Optional[Tensor] = None,
+        *args,
+        branch: Optional[Callable[[Tensor], Tensor]] = None,
+        **kwargs,
+    ) -> Tensor:
+        """Run attention with residual and dropout.
+
+        Args:
+            query: (B, N, C) queries.
+            key, value, identity: As in mmcv's ``MultiheadAttention``.
+            args, kwargs: mmcv's, such as masks. With one of them, or for cross-attention, the stock forward runs.
+            branch: Computes the attention branch of ``query`` in place of ``self.branch``.
+
+        Returns:
+            (B, N, C).
+        """
         if branch is not None:
             return identity + self.branch_dropout(branch(query))
         extras = any(v is not None for v in (*args, *kwargs.values()))
@@ -31,25 +52,25 @@ class MultiheadAttention(TokenAttention, mmcv_transformer.MultiheadAttention):
         return (query if identity is None else identity) + self.branch_dropout(self.branch(query))
 
     def at(self, tokens: Tokens) -> TokenAttention:
-        """See ``TokenAttention``: this module, which asks for no positions."""
+        """Return this module, the ``TokenAttention`` of any tokens: it does not depend on their positions."""
         return self
 
     @property
-    def attention_dropout(self):
-        """See ``TokenAttention``."""
+    def attention_dropout(self) -> float:
+        """The current probability to drop an attention weight, see ``TokenAttention``."""
         return self.attn.dropout if self.training else 0.0
 
-    def qkv(self, x, kept=None):
-        """See ``TokenAttention``."""
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project tokens to queries, keys and values, see ``TokenAttention``."""
         qkv = self.in_projection(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def project(self, x):
-        """See ``TokenAttention``."""
+    def project(self, x: Tensor) -> Tensor:
+        """Apply the output projection, see ``TokenAttention``."""
         return self.attn.out_proj(x)
 
     def branch_dropout(self, x: Tensor) -> Tensor:
-        """The dropouts between branch and residual."""
+        """Apply the dropouts between branch and residual: (B, N, C) -> (B, N, C)."""
         return self.dropout_layer(self.proj_drop(x))
 
 
@@ -63,8 +84,8 @@ def _attention_twin(module, attn_backend):
 class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
     """mmseg's ViT layer on ``Tokens``; made from a stock one by ``reducible``."""
 
-    def linears(self):
-        """See ``ReducibleLayer``."""
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Return the linear layers by name, see ``ReducibleLayer``."""
         attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
         return dict(
             qkv=(self.attn.in_projection, attn.in_proj_weight),
@@ -75,7 +96,7 @@ class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
 
 
 def reducible(layer: vit.TransformerEncoderLayer, attn_backend: str) -> TransformerEncoderLayer:
-    """The twin of a stock encoder layer that runs on ``Tokens``."""
+    """Return the twin of a stock encoder layer, which runs on ``Tokens``."""
     twin = share(TransformerEncoderLayer, layer)
     twin.attn, twin.ffn = _attention_twin(layer.attn, attn_backend), share(FFN, layer.ffn)
     return twin
@@ -83,23 +104,30 @@ def reducible(layer: vit.TransformerEncoderLayer, attn_backend: str) -> Transfor
 
 @MODELS.register_module()
 class VisionTransformer(ReducibleBackbone, vit.VisionTransformer):
-    """mmseg's ``VisionTransformer``: same arguments, weights and outputs, and three keys more.
+    """mmseg's ``VisionTransformer`` with three more arguments; other arguments, weights and outputs are mmseg's.
 
     Args:
-        token_reduction: ``dict(type=..., **settings)`` of a token reducer; None: the stock model.
-        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer; None: no reduction.
+        peft: ``dict(type=..., **settings)`` of a fine-tuning method, with the backbone frozen; None: all is trained.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
         args, kwargs: mmseg's.
 
     Raises:
-        UserError: The reducer, the PEFT or one of their settings does not exist or cannot work; the backend
-            cannot run here; at the first forward, an image is smaller than a patch.
+        UserError: The reducer, the PEFT or one of their settings does not exist; a setting has a value that is not
+            allowed; the attention backend cannot run here; at the first forward: an image is smaller than a patch.
     """
 
     inherited = dict(STOCK, num_heads=HEADS, mlp_ratio=Whole(1, 64))
     final_norm_name = 'ln1'
 
-    def __init__(self, *args, token_reduction=None, peft=None, attn_backend: ATTN_BACKEND = 'auto', **kwargs):
+    def __init__(
+        self,
+        *args,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
+        attn_backend: ATTN_BACKEND = 'auto',
+        **kwargs,
+    ):
         check_start(kwargs['pretrained'], kwargs['init_cfg'])
         check_heads(kwargs['embed_dims'], kwargs['num_heads'])
         check_patches(kwargs['img_size'], kwargs['patch_size'])

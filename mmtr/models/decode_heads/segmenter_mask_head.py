@@ -1,9 +1,13 @@
 """mmseg's Segmenter mask head with fused attention and token reduction."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import ModuleList
 from mmseg.models.decode_heads import segmenter_mask_head as stock
+from torch import Tensor
 
 from mmtr.declared import Declared
 from mmtr.errors import UserError
@@ -18,19 +22,20 @@ from mmtr.tokens import Tokens
 
 @MODELS.register_module()
 class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead):
-    """mmseg's ``SegmenterMaskTransformerHead``: same arguments, weights and outputs, and two keys more.
+    """mmseg's ``SegmenterMaskTransformerHead`` with two more arguments; its weights and outputs are mmseg's.
 
     Args:
-        token_reduction: Reduces the patch tokens in the head's own layers; ``dict(type=..., **settings)``
-            as of a backbone, with the class embeddings as prefix tokens. None: the stock head.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer for the head's own layers, with the class
+            embeddings as prefix tokens; None: no reduction.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
         args, kwargs: mmseg's.
 
     Raises:
-        UserError: As a backbone; or the method reads a class token, which a head has not.
+        UserError: The reducer or a setting does not exist, or has a value that is not allowed; the method needs a class
+            token or ``restore_at='after_head'``, which a head cannot have; the attention backend cannot run here.
     """
 
-    def __init__(self, *args, token_reduction=None, attn_backend='auto', **kwargs):
+    def __init__(self, *args, token_reduction: Optional[dict] = None, attn_backend: str = 'auto', **kwargs):
         super().__init__(*args, **kwargs)
         check_backend(attn_backend)
         self.token_reducer = None
@@ -53,19 +58,29 @@ class SegmenterMaskTransformerHead(Declared, stock.SegmenterMaskTransformerHead)
             )
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
-    def init_weights(self):
-        """As stock; then the reducer's own weights."""
+    def init_weights(self) -> None:
+        """Initialise the weights as the stock class, and those of the reducer."""
         super().init_weights()
         if self.token_reducer is not None:
             self.token_reducer.init_weights()
 
     @property
     def takes_reduced_tokens(self) -> bool:
-        """See ``mmtr.models.backbones.common.reduced_outputs``."""
+        """Whether the head can run on reduced tokens of a backbone, see ``reduced_outputs.takes_reduced_tokens``."""
         return self.token_reducer is None
 
-    def forward(self, inputs):
-        """Features of the backbone -> masks (B, classes, H, W); raises ``UserError`` for an empty batch."""
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Predict class logits from the feature maps of the backbone.
+
+        Args:
+            inputs: Feature maps, of which ``in_index`` selects one (B, C, H, W).
+
+        Returns:
+            (B, classes, H, W).
+
+        Raises:
+            UserError: The batch is empty.
+        """
         x = self._transform_inputs(inputs)
         if x.shape[0] == 0:
             raise UserError('The batch has no image: give the mask head at least one.')

@@ -1,4 +1,4 @@
-"""mmdet's detectors. Importing mmdet takes long, so a config asks for them by custom_imports."""
+"""Detectors of mmdet with token reduction. Configs import them by ``custom_imports``: importing mmdet takes long."""
 
 from mmtr.models import maskdino  # noqa: F401  registers its heads
 

@@ -1,4 +1,4 @@
-"""mmdet's CascadeRCNN for backbones whose token reduction is trained."""
+"""mmdet's CascadeRCNN with the auxiliary losses of token reducers."""
 
 from mmdet.models.detectors import cascade_rcnn as stock
 
@@ -8,8 +8,7 @@ from mmtr.registry import MODELS
 
 @MODELS.register_module()
 class CascadeRCNN(ReductionLosses, stock.CascadeRCNN):
-    """mmdet's ``CascadeRCNN``, with masks Cascade Mask R-CNN: same arguments, weights and outputs; see
-    ``ReductionLosses``."""
+    """mmdet's ``CascadeRCNN`` (with masks, Cascade Mask R-CNN) with ``ReductionLosses``; its arguments are mmdet's."""
 
     def _num_classes(self):
         return self.roi_head.bbox_head[-1].num_classes

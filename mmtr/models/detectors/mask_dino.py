@@ -1,7 +1,12 @@
 """MaskDINO as a detector of mmdet."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 from mmdet.models.detectors import MaskFormer
+from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
+from torch import Tensor
 
 from mmtr.models.reduction_losses import ReductionLosses
 from mmtr.registry import MODELS
@@ -9,14 +14,16 @@ from mmtr.registry import MODELS
 
 @MODELS.register_module()
 class MaskDINO(ReductionLosses, MaskFormer):
-    """mmdet's ``MaskFormer`` with MaskDINO's head: instance, panoptic and semantic segmentation, and boxes.
+    """MaskDINO, for boxes, instance, panoptic and semantic segmentation: mmdet's ``MaskFormer`` with another head.
 
-    Args: as ``MaskFormer``. ``panoptic_head`` is a ``MaskDINOHead``; ``test_cfg`` has the options of
-    ``MaskDINOFusionHead``, which ``panoptic_fusion_head`` is unless it says otherwise. See ``ReductionLosses`` for the
-    losses of a token reducer.
+    Args:
+        backbone: Config of the backbone.
+        panoptic_head: Config of a ``MaskDINOHead``, whatever the task.
+        panoptic_fusion_head: Config of the fusion head; None: ``MaskDINOFusionHead``.
+        kwargs: ``MaskFormer``'s. ``test_cfg`` has the options of ``MaskDINOFusionHead``.
     """
 
-    def __init__(self, backbone, panoptic_head, panoptic_fusion_head=None, **kwargs):
+    def __init__(self, backbone: dict, panoptic_head: dict, panoptic_fusion_head: Optional[dict] = None, **kwargs):
         classes = {
             key: panoptic_head[key] for key in ('num_things_classes', 'num_stuff_classes') if key in panoptic_head
         }
@@ -28,11 +35,23 @@ class MaskDINO(ReductionLosses, MaskFormer):
     def _num_classes(self):
         return self.num_classes
 
-    def predict(self, batch_inputs, batch_data_samples, rescale=True):
-        """The samples with ``pred_instances``, ``pred_panoptic_seg``, ``pred_sem_seg``, as far as they are on."""
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: Sequence[DetDataSample], rescale: bool = True
+    ) -> Sequence[DetDataSample]:
+        """Add predictions to the data samples.
+
+        Args:
+            batch_inputs: (B, channels, height, width) normalised images.
+            batch_data_samples: Data samples of the batch.
+            rescale: Whether predictions have the size of the original image, or that of the input.
+
+        Returns:
+            The data samples with those of ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg`` that
+            ``test_cfg`` turns on.
+        """
         prediction = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
         results = self.panoptic_fusion_head.predict(prediction, batch_data_samples, rescale)
         for sample, result in zip(batch_data_samples, results):
-            if 'sem_results' in result:  # which the stock class knows nothing of
+            if 'sem_results' in result:  # which MaskFormer does not handle
                 sample.pred_sem_seg = result.pop('sem_results')
         return self.add_pred_to_datasample(batch_data_samples, results)

@@ -1,4 +1,4 @@
-"""mmdet's test-time augmentation, of masks too."""
+"""mmdet's test-time augmentation, extended to masks."""
 
 from mmcv.ops import batched_nms
 from mmdet.models.test_time_augs import DetTTAModel as Stock
@@ -13,7 +13,7 @@ _AXES = dict(horizontal=[-1], vertical=[-2], diagonal=[-2, -1])
 
 @MODELS.register_module()
 class DetTTAModel(Stock):
-    """mmdet's ``DetTTAModel``: boxes of all views, joined by non-maximum suppression; each keeps its view's mask."""
+    """mmdet's ``DetTTAModel`` with masks: boxes of all views are merged by NMS, and each keeps the mask of its view."""
 
     def _merge_single_sample(self, data_samples):
         found = InstanceData.cat([_upright(sample) for sample in data_samples])
@@ -26,7 +26,7 @@ class DetTTAModel(Stock):
 
 
 def _upright(sample: DetDataSample) -> InstanceData:
-    """The instances of a view in the original image, from which its flip is taken back."""
+    """Return the instances of an augmented view, flipped back to the original image."""
     found = sample.pred_instances
     if not sample.get('flip'):
         return found

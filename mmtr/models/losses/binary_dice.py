@@ -1,6 +1,7 @@
-"""The Dice loss of one foreground channel."""
+"""Dice loss of a single foreground channel."""
 
 from mmseg.models.losses import DiceLoss
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -8,22 +9,32 @@ from mmtr.registry import MODELS
 
 @MODELS.register_module()
 class BinaryDiceLoss(DiceLoss):
-    """mmseg's Dice loss for heads with ``out_channels=1``: of the foreground, without ignored pixels.
+    """Dice loss of the foreground for heads with ``out_channels=1``, without ignored pixels.
 
-    mmseg's own takes label 0, the background, for the class of the one channel. Its arguments are the same.
+    mmseg's own ``DiceLoss`` compares the channel with label 0, the background. The arguments are the same.
 
     Raises:
         UserError: The head has another number of output channels.
     """
 
-    def forward(self, pred, target, ignore_index=255, **kwargs):
-        """Logits (B, 1, H, W) and labels 0, 1 or ``ignore_index`` (B, H, W) -> loss."""
+    def forward(self, pred: Tensor, target: Tensor, ignore_index: int = 255, **kwargs) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            pred: (B, 1, H, W) logits.
+            target: (B, H, W) labels: 0, 1 or ``ignore_index``.
+            ignore_index: Label of ignored pixels.
+            kwargs: mmseg's ``DiceLoss.forward``'s.
+
+        Raises:
+            UserError: ``pred`` has another number of channels than 1.
+        """
         if pred.shape[1] != 1:
             raise UserError(
                 f"mmtr.BinaryDiceLoss is for decode_head.out_channels=1, not {pred.shape[1]}: use 'DiceLoss'."
             )
         ignored = (target == ignore_index).unsqueeze(1)
-        # Where the probability and the label are 0, no sum has a part.
+        # Pixels with probability 0 and label 0 add nothing to any sum of the Dice loss.
         return super().forward(
             pred.masked_fill(ignored, -float('inf')), target.unsqueeze(1).masked_fill(ignored, 0), **kwargs
         )

@@ -1,16 +1,25 @@
-"""Unified denoising (DN-DETR; MaskDINO): the ground truth, disturbed, as further queries that find back to it."""
+"""Unified denoising (DN-DETR; MaskDINO): noisy copies of the ground truth are further queries in training."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import torch
 from mmdet.models.layers import inverse_sigmoid
 from mmengine.model import BaseModule
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 
 class NoisyQueries(NamedTuple):
-    """Queries (B, S, C), boxes (B, S, 4) before the sigmoid, attention mask (S + Q, S + Q), number of groups, and of
-    each image which slots stand for which objects."""
+    """Denoising queries of a batch, S of them for each image.
+
+    Args:
+        content: (B, S, C) queries.
+        boxes: (B, S, 4) boxes before the sigmoid.
+        attn_mask: (S + Q, S + Q) attention mask together with Q other queries, True where masked.
+        num_groups: Number of noisy copies of the ground truth.
+        indices: For each image, indices of queries and of the objects that they are copies of.
+    """
 
     content: torch.Tensor
     boxes: torch.Tensor
@@ -19,40 +28,54 @@ class NoisyQueries(NamedTuple):
     indices: list
 
 
-def noisy_labels(labels, num_classes, noise):
-    """Labels, of which a share of ``noise / 2`` is drawn anew."""
+def noisy_labels(labels: Tensor, num_classes: int, noise: float) -> Tensor:
+    """Replace a share ``noise / 2`` of the labels by random ones."""
     drawn = torch.rand(labels.shape, device=labels.device) < noise / 2
     return torch.where(drawn, torch.randint_like(labels, num_classes), labels)
 
 
-def noisy_boxes(boxes, noise):
-    """Boxes (N, 4), centre and size in 0 ... 1, moved by up to ``noise`` of half the size, resized by up to it."""
+def noisy_boxes(boxes: Tensor, noise: float) -> Tensor:
+    """Move boxes (N, 4), centre and size in 0 ... 1, by up to ``noise`` / 2 of their size; resize by ``noise``."""
     most = torch.cat((boxes[:, 2:] / 2, boxes[:, 2:]), 1) * noise
     return (boxes + (torch.rand_like(boxes) * 2 - 1) * most).clamp(0, 1)
 
 
-def group_mask(num_groups, size, num_queries, device=None):
-    """True where a query must not look: ``num_groups`` groups of ``size`` see themselves and the ``num_queries``
-    after them, and those only themselves."""
+def group_mask(num_groups: int, size: int, num_queries: int, device: Optional[torch.device] = None) -> Tensor:
+    """Make the attention mask of denoising and other queries, True where masked.
+
+    A denoising query attends to its own group and to the other queries, these only to each other.
+
+    Args:
+        num_groups: Number of groups of denoising queries, which come first.
+        size: Number of queries of a group.
+        num_queries: Number of other queries.
+        device: Device of the mask.
+    """
     group = torch.arange(num_groups, device=device).repeat_interleave(size)
     group = torch.cat((group, group.new_full((num_queries,), -1)))
     return (group.unsqueeze(0) != group.unsqueeze(1)) & (group.unsqueeze(0) != -1)
 
 
 class Denoising(BaseModule):
-    """Noisy copies of the ground truth.
+    """Makes denoising queries: groups of noisy copies of the ground truth.
 
-    ``num_slots`` slots are shared by as many groups as they hold of the batch's fullest image. Without objects, or
-    with more of them than slots, there is no denoising.
+    The number of groups is ``num_slots`` divided by the largest number of objects in an image of the batch. Without
+    objects, or with more objects than slots, there is no denoising.
+
+    Args:
+        num_classes: Number of classes.
+        channels: Number of channels of queries.
+        num_slots: Largest number of denoising queries for an image.
+        noise: Strength of the noise of labels and boxes, 0 to 1.
     """
 
-    def __init__(self, num_classes, channels, num_slots=100, noise=0.4):
+    def __init__(self, num_classes: int, channels: int, num_slots: int = 100, noise: float = 0.4):
         super().__init__()
         self.num_slots, self.noise = num_slots, noise
         self.label_embed = nn.Embedding(num_classes, channels)
 
-    def forward(self, targets, num_queries):
-        """``NoisyQueries`` of the targets, before ``num_queries`` others; or None."""
+    def forward(self, targets: Sequence[InstanceData], num_queries: int) -> Optional[NoisyQueries]:
+        """Make the denoising queries of the targets, to be put before ``num_queries`` others; None: no denoising."""
         size = max(len(target.labels) for target in targets)
         num_groups = self.num_slots // size if size else 0
         if not num_groups:

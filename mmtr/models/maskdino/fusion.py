@@ -1,10 +1,15 @@
-"""From MaskDINO's predictions to instances, panoptic and semantic maps of the image."""
+"""MaskDINO's inference: instances, panoptic map and semantic map of an image from the predictions of its queries."""
+
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from mmdet.models.seg_heads import MaskFormerFusionHead
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -15,19 +20,26 @@ from .head import Prediction
 
 @MODELS.register_module()
 class MaskDINOFusionHead(MaskFormerFusionHead):
-    """Inference of the release: no parameters.
+    """Fusion head with the inference of the released code; it has no parameters.
 
-    ``test_cfg``: ``instance_on``, ``panoptic_on``, ``semantic_on``; ``max_per_image`` (100) instances; queries above
-    ``score_thr`` (0.25) take part in the panoptic map, and segments that keep ``iou_thr`` (0.8) of their mask; a
-    softmax of ``temperature`` (0.06) sharpens the classes of maps, None leaves those of a semantic map as they are.
-    ``enlarged`` names what is brought to the size of the image before the best class of a semantic map is chosen: the
-    ``masks``, as in the release's panoptic models, or the sums of the ``classes``, as in its semantic ones.
+    Args:
+        num_things_classes: Number of thing classes, whose labels come first.
+        num_stuff_classes: Number of stuff classes.
+        test_cfg: ``instance_on``, ``panoptic_on``, ``semantic_on``: what is predicted; ``max_per_image`` (100): largest
+            number of instances; ``score_thr`` (0.25): queries of the panoptic map score above it; ``iou_thr`` (0.8):
+            its segments keep at least this share of their mask; ``temperature`` (0.06): of the softmax over classes
+            for maps, None: no softmax for a semantic map; ``enlarged``: what is resized to the image before the argmax
+            of a semantic map: ``masks``, as in the released panoptic models, or ``classes``, the sums over queries, as
+            in the released semantic models.
+        kwargs: ``MaskFormerFusionHead``'s.
 
     Raises:
-        UserError: ``test_cfg`` asks for a panoptic map without a temperature, or its ``enlarged`` is neither.
+        UserError: ``test_cfg`` has a panoptic map without a temperature, or another value of ``enlarged``.
     """
 
-    def __init__(self, num_things_classes=80, num_stuff_classes=0, test_cfg=None, **kwargs):
+    def __init__(
+        self, num_things_classes: int = 80, num_stuff_classes: int = 0, test_cfg: Optional[dict] = None, **kwargs
+    ):
         test_cfg = dict(
             dict(
                 instance_on=True,
@@ -44,7 +56,7 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         if test_cfg['panoptic_on'] and test_cfg['temperature'] is None:
             raise UserError('test_cfg.panoptic_on=True needs a test_cfg.temperature, such as 0.06.')
         Choice('masks', 'classes').check('test_cfg.enlarged', test_cfg['enlarged'])
-        # The stock map thresholds sharpened scores; here the queries were chosen before.
+        # The stock panoptic map thresholds scores after the softmax; here queries are selected before it.
         super().__init__(
             num_things_classes,
             num_stuff_classes,
@@ -52,13 +64,15 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
             **kwargs,
         )
 
-    def predict(self, prediction, batch_data_samples, rescale=True):
-        """Of each image a dict with ``ins_results``, ``pan_results``, ``sem_results``, as far as they are on.
+    def predict(
+        self, prediction: Prediction, batch_data_samples: Sequence[DetDataSample], rescale: bool = True
+    ) -> list[dict]:
+        """Return a dict for each image, with those of ``ins_results``, ``pan_results``, ``sem_results`` that are on.
 
         Args:
-            prediction: ``Prediction`` of the batch, of ``MaskDINOHead.predict``.
-            batch_data_samples: The samples, for the shapes of their images.
-            rescale: Results are of the original image's size, else of the size that the model saw.
+            prediction: Result of ``MaskDINOHead.predict`` for the batch.
+            batch_data_samples: Data samples, with the sizes of the images.
+            rescale: Whether results have the size of the original image, or that of the input.
         """
         return [self._predict(*each, rescale) for each in zip(*prediction, batch_data_samples)]
 
@@ -82,7 +96,7 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
 
         results, image = {}, Prediction(scores.float(), boxes.float(), masks.float())
         if self.test_cfg['instance_on']:
-            # Boxes are in shares of the padded image.
+            # Boxes are relative to the padded image.
             width, height = (padded[i] / seen[i] * shape[i] for i in (1, 0))
             results['ins_results'] = self.instances(image, enlarge, (width, height), shape)
         if self.test_cfg['panoptic_on']:
@@ -91,14 +105,25 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
             results['sem_results'] = self.semantic(image, to_input, to_image)
         return results
 
-    def instances(self, image, enlarge, size, shape):
-        """The best pairs of query and class; a score is the class's times the mean of the mask inside itself."""
+    def instances(
+        self, image: Prediction, enlarge: Callable[[Tensor], Tensor], size: tuple[float, float], shape: tuple[int, int]
+    ) -> InstanceData:
+        """Select the instances: the best pairs of query and class.
+
+        The score of an instance is that of its class times the mean probability of the pixels in its mask.
+
+        Args:
+            image: Prediction of one image.
+            enlarge: Resizes masks (N, h, w) to the result.
+            size: (width, height) of the padded image at the scale of the result.
+            shape: (height, width) of the result.
+        """
         scores = image.scores.flatten()
         best, index = scores.topk(min(self.test_cfg['max_per_image'], len(scores)))
         query, labels = index // self.num_classes, index % self.num_classes
         things = labels < self.num_things_classes
         best, query, labels = best[things], query[things], labels[things]
-        # A query may be there with several classes.
+        # A query can be selected with several classes.
         query, inverse = query.unique(return_inverse=True)
         masks = enlarge(image.masks[query])
         inside = masks > 0
@@ -108,15 +133,17 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height) * 2))
         return InstanceData(bboxes=boxes[inverse], labels=labels, scores=best * share[inverse], masks=inside[inverse])
 
-    def panoptic(self, image, enlarge):
-        """mmdet's panoptic map of the queries above the threshold, with sharpened classes."""
+    def panoptic(self, image: Prediction, enlarge: Callable[[Tensor], Tensor]) -> PixelData:
+        """Compute mmdet's panoptic map from the queries with a class score above ``score_thr``."""
         chosen = image.scores.amax(-1) > self.test_cfg['score_thr']
         sharp = image.scores[chosen] / self.test_cfg['temperature']
         nothing = sharp.new_full((len(sharp), 1), -torch.inf)
         return self.panoptic_postprocess(torch.cat((sharp, nothing), 1), enlarge(image.masks[chosen]))
 
-    def semantic(self, image, to_input, to_image):
-        """At every pixel the class with the highest sum over the queries of class times mask."""
+    def semantic(
+        self, image: Prediction, to_input: Callable[[Tensor], Tensor], to_image: Callable[[Tensor], Tensor]
+    ) -> PixelData:
+        """Compute the semantic map: the class at each pixel with the highest sum over queries of score times mask."""
         classes, temperature = image.scores, self.test_cfg['temperature']
         if temperature is not None:
             classes = (classes / temperature).softmax(-1)

@@ -1,19 +1,22 @@
-"""MaskDINO's head: from the backbone's maps to classes, boxes and masks, and their losses."""
+"""MaskDINO's head: classes, boxes and masks from the feature maps of a backbone, and their losses."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional, Union
 
 import torch
 from mmdet.models.layers import MLP
+from mmdet.structures import DetDataSample
 from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule, bias_init_with_prob
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
 
 from .decoder import MaskDINODecoder, refine
-from .denoising import Denoising
+from .denoising import Denoising, NoisyQueries
 from .losses import MaskDINOLoss
 from .matching import Matcher
 from .pixel_decoder import MaskDINOPixelDecoder, flatten_levels
@@ -22,15 +25,21 @@ from .targets import targets_of
 
 
 class Prediction(NamedTuple):
-    """Class logits (B, Q, K), boxes (B, Q, 4) as centre and size in 0 ... 1, mask logits (B, Q, H / 4, W / 4)."""
+    """The predictions of Q queries.
+
+    Args:
+        scores: (B, Q, K) class logits; from ``predict``, probabilities.
+        boxes: (B, Q, 4) boxes, centre and size in 0 ... 1.
+        masks: (B, Q, H / 4, W / 4) mask logits.
+    """
 
     scores: torch.Tensor
     boxes: torch.Tensor
     masks: torch.Tensor
 
 
-def without_autocast(method):
-    """In float32 whatever the run's precision: deformable attention and the sums over points need it."""
+def without_autocast(method: Callable) -> Callable:
+    """Run a method in float32 also under autocast: deformable attention and sums over points need it; a decorator."""
 
     @functools.wraps(method)
     def run(self, x, *args, **kwargs):
@@ -45,39 +54,42 @@ class MaskDINOHead(BaseModule):
     """Mask DINO: Towards A Unified Transformer-based Framework for Object Detection and Segmentation (CVPR 2023).
 
     Args:
-        in_channels: Channels of the backbone's four maps, of stride 4 to 32.
-        num_things_classes, num_stuff_classes: Labels of things come first. A semantic model has stuff alone.
-        channels: Of queries and maps; a multiple of 32 and of twice the number of heads.
+        in_channels: Numbers of channels of the backbone's four maps, of stride 4 to 32.
+        num_things_classes: Number of thing classes, whose labels come first.
+        num_stuff_classes: Number of stuff classes. A semantic model has stuff classes only.
+        channels: Number of channels of queries and maps; a multiple of 32 and of the number of heads.
         num_queries: Number of queries.
-        two_stage: Queries are chosen among the encoded places; else they are learned.
-        initial_boxes: One of ``INITIAL_BOXES``; needs ``two_stage``.
-        softmax: Train with cross-entropy over the classes and "no object" instead of the focal loss.
-        stuff_boxes: Stuff is matched and trained with boxes too.
+        two_stage: Whether queries are selected from the encoded maps, or learned.
+        initial_boxes: Source of the decoder's first boxes, one of ``INITIAL_BOXES``; needs ``two_stage``.
+        softmax: Whether to train with cross-entropy over the classes and "no object", or with the focal loss.
+        stuff_boxes: Whether stuff is matched and trained with boxes, too.
         pixel_decoder, decoder, denoising, loss: Settings of ``MaskDINOPixelDecoder``, ``MaskDINODecoder``,
-            ``Denoising`` (None: without) and ``MaskDINOLoss``.
+            ``Denoising`` (None: no denoising) and ``MaskDINOLoss``.
+        train_cfg, test_cfg: Unused; mmdet's detectors pass them.
+        init_cfg: mmengine's.
 
     Raises:
-        UserError: A setting does not fit the others.
+        UserError: A setting has a value that is not allowed, alone or with another one.
     """
 
     def __init__(
         self,
-        in_channels,
-        num_things_classes=80,
-        num_stuff_classes=0,
-        channels=256,
-        num_queries=300,
-        two_stage=True,
-        initial_boxes='bitmask',
-        softmax=False,
-        stuff_boxes=False,
-        pixel_decoder=None,
-        decoder=None,
-        denoising=(),
-        loss=None,
-        train_cfg=None,
-        test_cfg=None,
-        init_cfg=None,
+        in_channels: Sequence[int],
+        num_things_classes: int = 80,
+        num_stuff_classes: int = 0,
+        channels: int = 256,
+        num_queries: int = 300,
+        two_stage: bool = True,
+        initial_boxes: str = 'bitmask',
+        softmax: bool = False,
+        stuff_boxes: bool = False,
+        pixel_decoder: Optional[dict] = None,
+        decoder: Optional[dict] = None,
+        denoising: Union[dict, tuple, None] = (),
+        loss: Optional[dict] = None,
+        train_cfg: Optional[dict] = None,
+        test_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg=init_cfg)
         self._check(channels, initial_boxes, two_stage, decoder, pixel_decoder)
@@ -90,7 +102,7 @@ class MaskDINOHead(BaseModule):
         if not two_stage:
             self.query_feat = nn.Embedding(num_queries, channels)
             self.query_embed = nn.Embedding(num_queries, 4)
-        # One of each for all layers.
+        # All layers share these heads.
         self.class_embed = nn.Linear(channels, self.num_classes + softmax)
         self.bbox_embed = MLP(channels, channels, 4, 3)
         self.mask_embed = MLP(channels, channels, channels, 3)
@@ -118,8 +130,8 @@ class MaskDINOHead(BaseModule):
                 "learned boxes, initial_boxes='no'."
             )
 
-    def init_weights(self):
-        """As the release, but for the class head, which starts at 1% (focal loss paper, Sec. 4.1)."""
+    def init_weights(self) -> None:
+        """Initialise as the released code, but the class head to probabilities of 1% (focal loss paper, Sec. 4.1)."""
         super().init_weights()
         last = self.bbox_embed.layers[-1]
         nn.init.zeros_(last.weight)
@@ -128,13 +140,13 @@ class MaskDINOHead(BaseModule):
             nn.init.constant_(self.class_embed.bias, bias_init_with_prob(0.01))
 
     def _predict(self, queries, boxes, mask_features):
-        # The release norms here once more what the decoder has normed.
+        # The released code applies the norm of the decoder a second time here.
         queries = self.decoder.norm(queries)
         masks = torch.einsum('bqc,bchw->bqhw', self.mask_embed(queries), mask_features)
         return Prediction(self.class_embed(queries), boxes, masks)
 
     def _start(self, memory, shapes, mask_features):
-        """First queries, their boxes before the sigmoid, and what the encoder predicts of them, if anything."""
+        """Return the first queries, their boxes before the sigmoid, and the encoder's ``Prediction``, or None."""
         if self.selection is None:
             learned = self.query_feat.weight, self.query_embed.weight
             return *(weight.expand(len(memory), -1, -1) for weight in learned), None
@@ -147,17 +159,23 @@ class MaskDINOHead(BaseModule):
         return chosen.detach(), boxes.detach(), encoded
 
     @without_autocast
-    def forward(self, x, batch_data_samples=None, targets=None):
-        """Predictions from the backbone's maps, finest first.
+    def forward(
+        self,
+        x: Sequence[Tensor],
+        batch_data_samples: Optional[Sequence[DetDataSample]] = None,
+        targets: Optional[Sequence[InstanceData]] = None,
+    ) -> tuple[list[Prediction], Optional[Prediction], Optional[NoisyQueries]]:
+        """Predict classes, boxes and masks.
 
         Args:
-            x: The backbone's maps.
+            x: Feature maps of the backbone, finest first, (B, C, H, W) each.
             batch_data_samples: Unused; mmdet's detectors pass it.
-            targets: See ``targets_of``; with them denoising takes part.
+            targets: Result of ``targets_of``; None: no denoising.
 
         Returns:
-            List of ``Prediction``: in training that of the first queries and every layer's, else the last; the
-            encoder's, or None; ``NoisyQueries``, or None, whose predictions come first in each.
+            List of ``Prediction``: in training those of the first queries and of every layer, else of the last layer
+            only; the encoder's ``Prediction``, or None; the ``NoisyQueries``, which come first in each prediction of
+            the list, or None.
         """
         mask_features, levels = self.pixel_decoder(x)
         memory, shapes, starts = flatten_levels(levels[::-1])
@@ -178,18 +196,19 @@ class MaskDINOHead(BaseModule):
             outputs.insert(0, self._predict(queries, boxes, mask_features))
         return outputs, encoded, noisy
 
-    def predict(self, x, batch_data_samples):
-        """The last layer's ``Prediction``, with the probabilities of the classes for their logits."""
+    def predict(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> Prediction:
+        """Return the ``Prediction`` of the last layer, with class probabilities in place of logits."""
         scores, boxes, masks = self(x, batch_data_samples)[0][-1]
         softmax = scores.shape[-1] > self.num_classes
         return Prediction(scores.softmax(-1)[..., :-1] if softmax else scores.sigmoid(), boxes, masks)
 
     @without_autocast
-    def loss(self, x, batch_data_samples):
-        """Dict of losses: ``loss_cls``, ``loss_bbox``, ``loss_giou``, ``loss_mask``, ``loss_dice`` of the last layer.
+    def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
+        """Compute the losses ``loss_cls``, ``loss_bbox``, ``loss_giou``, ``loss_mask`` and ``loss_dice`` of each layer.
 
-        Those before it are ``d0.`` (of the first queries) to ``d8.``, the encoder's ``enc_``, denoising's ``dn_``.
-        ``d0.`` has denoising's only with ``two_stage``, as in the release.
+        Those of the last layer have no prefix; earlier ones have ``d0.`` (first queries) to ``d8.``, the encoder's
+        ``enc_``, and those of denoising ``dn_``. As in the released code, ``d0.`` has losses of denoising only with
+        ``two_stage``.
         """
         targets = targets_of(batch_data_samples, self.num_things_classes, self.num_stuff_classes, x[0].device)
         outputs, encoded, noisy = self(x, targets=targets)
@@ -211,7 +230,7 @@ class MaskDINOHead(BaseModule):
             if noisy is not None:
                 add(f'{prefix}dn_', Prediction(*(part[:, :slots] for part in output)), noisy.indices, noisy.num_groups)
             elif self.denoising is not None:
-                # Data-parallel training wants the same losses everywhere, and every parameter in them.
+                # Data-parallel training needs the same losses in all processes, and every parameter in them.
                 nothing = self.denoising.label_embed.weight.sum() * 0
                 losses.update({f'{prefix}dn_loss_{name}': nothing for name in self.loss_of.weights})
         if encoded is not None:

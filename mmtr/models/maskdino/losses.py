@@ -1,11 +1,15 @@
-"""The losses of one layer's predictions against the objects that they were matched with."""
+"""The losses of the predictions of a layer against the objects that they are matched with."""
+
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from mmcv.ops import point_sample
 from mmdet.models.losses import CrossEntropyLoss, DiceLoss, FocalLoss, GIoULoss, L1Loss
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 
@@ -13,16 +17,18 @@ WEIGHTS = dict(cls=4.0, bbox=5.0, giou=2.0, mask=5.0, dice=5.0)
 
 
 class MaskDINOLoss(nn.Module):
-    """Class, box and mask losses; a mask is compared on points, most of them uncertain.
+    """Class, box and mask losses; masks are compared at sampled points, most of them with uncertain predictions.
 
     Args:
         num_classes: Number of classes.
-        softmax: Cross-entropy over the classes and "no object", which weighs ``no_object_weight``; else focal loss.
-        num_things: Classes from here on have no box losses; None: all have them.
-        weights: Those of ``WEIGHTS`` that are different.
-        num_points: Points of a mask.
-        oversample_ratio: So many times more points are drawn for the uncertain ones to be chosen from.
-        importance_sample_ratio: Share of the points that is chosen, the others are random.
+        softmax: Whether the class loss is cross-entropy over the classes and "no object", or the focal loss.
+        num_things: Number of thing classes; stuff classes, which come after, have no box losses. None: all classes
+            have box losses.
+        weights: Loss weights that differ from ``WEIGHTS``.
+        num_points: Number of sampled points for each mask.
+        oversample_ratio: Number of candidates for uncertain points, as a multiple of ``num_points``.
+        importance_sample_ratio: Share of points that are the most uncertain candidates; the others are random.
+        no_object_weight: Class weight of "no object" in cross-entropy.
 
     Raises:
         UserError: A weight has an unknown name, or a ratio is out of range.
@@ -30,14 +36,14 @@ class MaskDINOLoss(nn.Module):
 
     def __init__(
         self,
-        num_classes,
-        softmax=False,
-        num_things=None,
-        weights=None,
-        num_points=12544,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        no_object_weight=0.1,
+        num_classes: int,
+        softmax: bool = False,
+        num_things: Optional[int] = None,
+        weights: Optional[dict[str, float]] = None,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        no_object_weight: float = 0.1,
     ):
         super().__init__()
         unknown = set(weights or ()) - WEIGHTS.keys()
@@ -61,14 +67,20 @@ class MaskDINOLoss(nn.Module):
         self.mask = CrossEntropyLoss(use_sigmoid=True, loss_weight=self.weights['mask'])
         self.dice = DiceLoss(naive_dice=True, eps=1.0, loss_weight=self.weights['dice'])
 
-    def forward(self, prediction, targets, indices, num_objects):
-        """Dict of losses, each a sum over ``num_objects`` (the class loss by softmax: a weighted mean).
+    def forward(
+        self,
+        prediction: Sequence[Tensor],
+        targets: Sequence[InstanceData],
+        indices: Sequence[tuple[Tensor, Tensor]],
+        num_objects: float,
+    ) -> dict[str, Tensor]:
+        """Compute the losses, each a sum divided by ``num_objects``; cross-entropy is a weighted mean.
 
         Args:
             prediction: Class logits (B, Q, K), boxes (B, Q, 4), mask logits (B, Q, h, w).
-            targets: See ``targets_of``; one an image.
-            indices: Of each image, indices of predictions and of their objects.
-            num_objects: What the sums are divided by.
+            targets: Result of ``targets_of``, one for each image.
+            indices: For each image, indices of predictions and of the objects that they are matched with.
+            num_objects: Number of objects, the divisor of the sums.
         """
         scores, boxes, masks = prediction
         image = torch.cat([torch.full_like(matched, i) for i, (matched, _) in enumerate(indices)])

@@ -1,4 +1,7 @@
-"""Which prediction answers for which object: the cheapest one-to-one assignment by class, box and mask."""
+"""Hungarian matching of predictions and objects by class, box and mask costs."""
+
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import torch
 from mmcv.ops import point_sample
@@ -12,16 +15,24 @@ from mmdet.models.task_modules.assigners import (
 )
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 
 class ThingsCost:
-    """A cost that stuff does not have: there it is the mean of the things' ("Decoupled box prediction")."""
+    """A box cost for things; for stuff it is the mean cost of things ("Decoupled box prediction").
 
-    def __init__(self, cost, num_things):
+    Args:
+        cost: Cost of mmdet.
+        num_things: Number of thing classes; labels from here on are stuff.
+    """
+
+    def __init__(self, cost: Callable, num_things: int):
         self.cost, self.num_things = cost, num_things
 
-    def __call__(self, pred_instances, gt_instances, img_meta=None, **kwargs):
-        """As mmdet's costs: (predictions, objects)."""
+    def __call__(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
+    ) -> Tensor:
+        """Compute the cost matrix (predictions, objects), as mmdet's costs."""
         cost = self.cost(pred_instances, gt_instances, img_meta=img_meta, **kwargs)
         things = gt_instances.labels < self.num_things
         if not things.all():
@@ -33,12 +44,13 @@ class Matcher:
     """Hungarian matching of the predictions of one layer by class, box and mask ("Hybrid matching").
 
     Args:
-        weights: Of the costs: ``cls``, ``bbox``, ``giou``, ``mask``, ``dice``.
-        num_points: So many random points stand for a mask, the same for all masks of an image.
-        num_things: Classes from here on are matched without boxes; None: all have boxes.
+        weights: Weights of the costs ``cls``, ``bbox``, ``giou``, ``mask`` and ``dice``.
+        num_points: Number of random points at which masks are compared, the same for all masks of an image.
+        num_things: Number of thing classes; stuff classes, which come after, are matched without boxes. None: all
+            classes are matched with boxes.
     """
 
-    def __init__(self, weights, num_points, num_things=None):
+    def __init__(self, weights: dict[str, float], num_points: int, num_things: Optional[int] = None):
         boxes = [BBoxL1Cost('xywh', weight=weights['bbox']), IoUCost('giou', weight=weights['giou'])]
         if num_things is not None:
             boxes = [ThingsCost(cost, num_things) for cost in boxes]
@@ -52,8 +64,8 @@ class Matcher:
         ]
 
     @torch.no_grad()
-    def __call__(self, prediction, targets):
-        """Of each image the indices of predictions and, beside them, of their objects."""
+    def __call__(self, prediction: Sequence[Tensor], targets: Sequence[InstanceData]) -> list[tuple[Tensor, Tensor]]:
+        """Return, for each image, the indices of matched predictions and those of their objects."""
         return [self._match(*each) for each in zip(*prediction, targets)]
 
     def _match(self, scores, boxes, masks, target):
@@ -62,7 +74,7 @@ class Matcher:
         def sample(masks):
             return point_sample(masks.unsqueeze(0).float(), points).squeeze(0)
 
-        # In shares of the image, which is what mmdet makes of pixels.
+        # Boxes are relative to the image already; mmdet divides by img_shape.
         assigned = self.assigner.assign(
             InstanceData(scores=scores, bboxes=bbox_cxcywh_to_xyxy(boxes), masks=sample(masks)),
             InstanceData(labels=target.labels, bboxes=bbox_cxcywh_to_xyxy(target.bboxes), masks=sample(target.masks)),

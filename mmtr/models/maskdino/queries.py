@@ -1,18 +1,28 @@
-"""Where the decoder starts: the best places of the encoded maps, and the boxes of their masks."""
+"""The first queries of the decoder, selected from the encoded maps, and their first boxes, from predicted masks."""
+
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import torch
 from mmdet.models.layers import inverse_sigmoid
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
 
-#: What the decoder's boxes start from: 'no' is the box head, the others are the predicted masks.
+#: Sources of the decoder's first boxes: 'no': the box head; others: predicted masks, see ``boxes_of_masks``.
 INITIAL_BOXES = ('no', 'mask2box', 'bitmask')
 
 
-def grid_proposals(shapes, device=None):
-    """A box around every place of maps of these shapes: (1, N, 4) before the sigmoid, and (1, N, 1) which are kept.
+def grid_proposals(shapes: Sequence[tuple[int, int]], device: Optional[torch.device] = None) -> tuple[Tensor, Tensor]:
+    """Make a box proposal around every place of several maps.
 
-    In level i it is 0.05 * 2^i of the image wide and high; those at the border are not kept.
+    Proposals of level i have a width and height of 0.05 * 2^i of the image.
+
+    Args:
+        shapes: (height, width) of each map.
+        device: Device of the boxes.
+
+    Returns:
+        Boxes (1, N, 4), centre and size before the sigmoid, and a mask (1, N, 1), False for those at the border.
     """
     proposals = []
     for i, (height, width) in enumerate(shapes):
@@ -27,16 +37,37 @@ def grid_proposals(shapes, device=None):
 
 
 class QuerySelection(BaseModule):
-    """The places of the encoded maps whose best class scores highest become queries ("Unified query selection")."""
+    """Selects the places of the encoded maps with the highest class score as queries ("Unified query selection").
 
-    def __init__(self, channels, num_queries):
+    Args:
+        channels: Number of channels of the maps, C.
+        num_queries: Number of queries, Q.
+    """
+
+    def __init__(self, channels: int, num_queries: int):
         super().__init__()
         self.num_queries = num_queries
         self.linear = nn.Linear(channels, channels)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, memory, shapes, class_embed, bbox_embed):
-        """Memory (B, N, C) of maps of ``shapes`` -> queries (B, Q, C) and boxes (B, Q, 4) before the sigmoid."""
+    def forward(
+        self,
+        memory: Tensor,
+        shapes: Tensor,
+        class_embed: Callable[[Tensor], Tensor],
+        bbox_embed: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Select the queries.
+
+        Args:
+            memory: (B, N, C) encoded maps, flattened one after the other.
+            shapes: (L, 2) height and width of each map.
+            class_embed: Class head.
+            bbox_embed: Box head.
+
+        Returns:
+            Queries (B, Q, C), and their boxes (B, Q, 4) before the sigmoid.
+        """
         proposals, kept = grid_proposals(shapes.tolist(), memory.device)
         memory = self.norm(self.linear(memory.masked_fill(~kept, 0.0)))
         scores = class_embed(memory).amax(-1)
@@ -45,12 +76,18 @@ class QuerySelection(BaseModule):
         return chosen, bbox_embed(chosen) + proposals[0, best]
 
 
-def boxes_of_masks(logits, kind):
-    """The boxes (B, Q, 4) of masks (B, Q, H, W) where they are above 0, before the sigmoid ("Mask-enhanced anchor box
-    initialization").
+def boxes_of_masks(logits: Tensor, kind: str) -> Tensor:
+    """Compute the boxes of masks ("Mask-enhanced anchor box initialization").
 
-    ``kind``: 'bitmask' counts the last pixel in, 'mask2box' ends at its index. An empty mask has a box of no size
-    in a corner: at the start for the one, at the end for the other, as in the release.
+    An empty mask has a box of size 0, as in the released code: at the upper left corner for ``bitmask``, at the lower
+    right one for ``mask2box``.
+
+    Args:
+        logits: (B, Q, H, W) mask logits; a mask is where they are above 0.
+        kind: ``bitmask``, boxes include the last pixel of the mask; ``mask2box``, they end at its index.
+
+    Returns:
+        (B, Q, 4) boxes, centre and size before the sigmoid.
     """
     exact = kind == 'bitmask'
     masks = logits > 0

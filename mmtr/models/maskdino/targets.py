@@ -1,6 +1,9 @@
-"""What the predictions are compared with, from the annotations of instance, panoptic and semantic data alike."""
+"""Training targets from the annotations of instance, panoptic and semantic data."""
+
+from collections.abc import Sequence
 
 import torch
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmdet.structures.mask import mask2bbox
 from mmengine.structures import InstanceData
@@ -8,14 +11,22 @@ from mmengine.structures import InstanceData
 from mmtr.errors import UserError
 
 
-def targets_of(samples, num_things, num_stuff, device):
-    """The objects of each image: ``labels`` (n, ), ``masks`` (n, H, W) of bool, ``bboxes`` (n, 4).
+def targets_of(
+    samples: Sequence[DetDataSample], num_things: int, num_stuff: int, device: torch.device
+) -> list[InstanceData]:
+    """Collect the objects of each image: ``labels`` (n, ), ``masks`` (n, H, W) of bool, ``bboxes`` (n, 4).
 
-    Boxes are centre and size in shares of the padded image. Things are the instances of a sample, stuff the classes
-    from ``num_things`` on of its ``gt_sem_seg``: one object for each, its box around all of it.
+    Boxes are centre and size relative to the padded image. Thing objects are the instances of a sample. Stuff objects
+    are the classes from ``num_things`` on in its ``gt_sem_seg``: one object for each class, with one box.
+
+    Args:
+        samples: Data samples of the batch.
+        num_things: Number of thing classes.
+        num_stuff: Number of stuff classes.
+        device: Device of the targets.
 
     Raises:
-        UserError: The masks were not padded as the images were.
+        UserError: The masks are not padded as the images are.
     """
     return [_targets(sample, num_things, num_stuff, device) for sample in samples]
 

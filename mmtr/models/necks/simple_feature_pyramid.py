@@ -1,11 +1,13 @@
-"""ViTDet's pyramid: maps of several strides from the one map of a plain backbone."""
+"""ViTDet's simple feature pyramid: feature maps of several strides from the single one of a plain ViT."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Optional
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule, ModuleList
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.registry import MODELS
@@ -13,33 +15,39 @@ from mmtr.registry import MODELS
 
 @MODELS.register_module()
 class LN2d(nn.LayerNorm):
-    """Layer norm over the channels of a map, (B, C, H, W) -> the same."""
+    """Layer norm over the channels of a feature map (B, C, H, W)."""
 
-    def forward(self, x):
-        """See above."""
-        # mmcv's RoIAlign reads a map as contiguous, whatever it is.
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``: (B, C, H, W) -> (B, C, H, W)."""
+        # mmcv's RoIAlign assumes contiguous maps.
         return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """Maps of strides 4, 8, 16, 32 and 64 for a backbone of stride 16 (Li et al., "Exploring Plain Vision
-    Transformer Backbones for Object Detection", Sec. 3); of 2 to 32 for one of stride 8.
+    """Simple feature pyramid (Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", Sec. 3).
 
-    Two transposed convolutions, one, none, and max-pooling; then a convolution of 1x1 and one of 3x3; the last
-    map is every second row and column of the one before.
+    Its maps have strides 4, 8, 16, 32 and 64 for a backbone of stride 16, and 2 to 32 for one of stride 8. The first
+    four come from two transposed convolutions, one, none, and max-pooling, each followed by a 1x1 and a 3x3
+    convolution; the last one is every second row and column of the fourth.
 
     Args:
-        in_channels: C of the backbone, a multiple of 4.
-        out_channels: Of each map.
-        norm_cfg: Of every norm. None: ``LN2d``.
+        in_channels: Number of channels of the backbone, a multiple of 4.
+        out_channels: Number of channels of each map.
+        norm_cfg: Config of every norm; None: ``LN2d``.
         init_cfg: mmengine's.
 
     Raises:
         UserError: ``in_channels`` is no multiple of 4.
     """
 
-    def __init__(self, in_channels, out_channels=256, norm_cfg=None, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        norm_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(init_cfg)
         if in_channels % 4:
             raise UserError(
@@ -69,7 +77,7 @@ class SimpleFeaturePyramid(BaseModule):
             for width, scale in scales
         )
 
-    def forward(self, inputs):
-        """Five maps of the last of ``inputs``, each (B, C, H, W)."""
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return five maps (B, out_channels, H, W), finest first, from the last map in ``inputs``."""
         outs = [stage(inputs[-1]) for stage in self.stages]
         return (*outs, F.max_pool2d(outs[-1], 1, 2))

@@ -1,26 +1,28 @@
-"""Data of a sample that are computed when somebody reads them."""
+"""Data of a sample that are computed when they are first read."""
 
 from collections.abc import Mapping
+from typing import Any, Callable, Optional
 
 from mmengine.structures import PixelData
+from torch import Tensor
 
 
 class DeferredPixelData(PixelData):
-    """``PixelData`` whose ``data`` is computed when it is first read; copied and pickled as a plain one.
+    """``PixelData`` whose ``data`` is computed when it is first read; it is copied and pickled as ``PixelData``.
 
     Args:
-        compute: Gives ``data``, (C, H, W). None: ``data`` is set as in any ``PixelData``.
+        compute: Function that returns ``data``, (C, H, W); None: ``data`` is set as in ``PixelData``.
         kwargs: ``PixelData``'s.
     """
 
-    def __init__(self, compute=None, **kwargs):
+    def __init__(self, compute: Optional[Callable[[], Tensor]] = None, **kwargs):
         super().__init__(**kwargs)
         if compute is not None:
             self.__dict__['_compute'] = compute
             self._data_fields.add('data')
 
     def __getattr__(self, name):
-        # Called only where nothing is found: until ``data`` is there.
+        # Called for missing attributes only: until ``data`` is computed.
         if name != 'data' or name not in self._data_fields:
             raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
         self.__dict__['data'] = self._compute()
@@ -32,13 +34,13 @@ class DeferredPixelData(PixelData):
 
     __delitem__ = __delattr__
 
-    def pop(self, *args):
-        """See ``BaseDataElement``."""
+    def pop(self, *args) -> Any:
+        """Remove a field and return its value, as ``BaseDataElement.pop``."""
         self.get(args[0])
         return super().pop(*args)
 
-    def to_dict(self):
-        """The fields, as stock; metrics of labels are given those of every sample, and read no logits."""
+    def to_dict(self) -> Mapping:
+        """Return the fields as a mapping that computes ``data`` when it is read; metrics of labels do not read it."""
         return _Fields(self)
 
     def __reduce__(self):
@@ -46,7 +48,7 @@ class DeferredPixelData(PixelData):
 
 
 class _Fields(Mapping):
-    """A mapping of an element's fields, read from it when they are asked for; pickled as a dict."""
+    """A mapping of the fields of an element, each read when it is accessed; it is pickled as a dict."""
 
     def __init__(self, element):
         self._element = element

@@ -1,4 +1,6 @@
-"""An EncoderDecoder whose backbone is also kept close to a teacher's features while it is trained."""
+"""An EncoderDecoder with feature distillation: its backbone is trained to keep close to a teacher's features."""
+
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +17,28 @@ from .encoder_decoder import EncoderDecoder
 
 
 class Distillation(Declared, BaseModule):
-    """Loss between the patch features of a student and of a frozen teacher, each seen through an MLP of its own.
+    """Distillation loss between the patch features of a student and of a frozen teacher, each after its own MLP.
 
     The teacher is no submodule: it is in no state dict, optimizer or data-parallel wrapper, and always in eval mode.
 
     Args:
-        student: The backbone that is trained.
-        teacher: Config of a backbone with the same patches; its pretrained file is needed for training.
-        channels: Of the hidden layer and of the output of both MLPs.
-        loss_weight: Weight of mean(1 - cosine).
-        stop_gradient: Whether the teacher's MLP stays as it is. With both trained, as in the released code, the two
-            may agree on a constant.
+        student: Backbone that is trained.
+        teacher: Config of a backbone with the same patch size; training needs its pretrained file.
+        channels: Number of channels of the hidden layer and of the output in both MLPs.
+        loss_weight: Weight of the loss mean(1 - cosine similarity).
+        stop_gradient: Whether the teacher's MLP is frozen. If both MLPs are trained, as in the released code, they
+            may collapse to a constant output.
 
     Raises:
-        UserError: A setting cannot work; when weights are initialised: the teacher has no pretrained file.
+        UserError: A setting has a value that is not allowed; when weights are initialised: the teacher has no
+            pretrained file.
     """
 
     setting_prefix = 'distillation.'
 
     def __init__(
         self,
-        student,
+        student: nn.Module,
         teacher: Kind(dict, noun="dict(type='...', ...) of a backbone"),
         channels: Whole(1, 2**14) = 768,
         loss_weight: Number(above=0) = 0.1,
@@ -69,8 +72,8 @@ class Distillation(Declared, BaseModule):
         """The frozen backbone."""
         return self._teacher[0]
 
-    def init_weights(self):
-        """Load the teacher; raises a ``UserError`` where its file leaves some of it random."""
+    def init_weights(self) -> None:
+        """Load the teacher; raise a ``UserError`` if it has no pretrained file, or the file lacks weights."""
         if self.teacher.pretrained_file is None:
             raise UserError(
                 'The teacher of model.distillation has random weights: set model.backbone.pretrained, or '
@@ -81,7 +84,12 @@ class Distillation(Declared, BaseModule):
         watch.close()
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
-        """The loss for images (B, 3, height, width), of which the student made ``features`` (B, C, H, W)."""
+        """Compute the loss.
+
+        Args:
+            images: (B, channels, height, width) normalised images.
+            features: (B, C, H, W) features of the student for them.
+        """
         with torch.no_grad():
             target = self.teacher(images)[-1]
         student, teacher = (
@@ -92,26 +100,26 @@ class Distillation(Declared, BaseModule):
         return self.loss_weight * (1 - similarity).mean()
 
     def _apply(self, *args, **kwargs):
-        # What moves a module to a device goes through its submodules alone.
+        # The teacher is no submodule, so it must be moved to a device or dtype here.
         self.teacher._apply(*args, **kwargs)
         return super()._apply(*args, **kwargs)
 
 
 @MODELS.register_module()
 class DistillationEncoderDecoder(EncoderDecoder):
-    """``EncoderDecoder`` with one loss more, ``loss_distill``, between its backbone's last output and a teacher's.
+    """``EncoderDecoder`` with a further loss, ``loss_distill``, between the last outputs of its backbone and a teacher.
 
     Args:
-        backbone: See mmseg's.
-        distillation: ``dict(teacher=..., **settings)`` of ``Distillation``. Without ``teacher`` it is the backbone as
-            it was before its tuning: without ``peft`` and ``token_reduction``. None: no distillation, for deployment.
+        backbone: Config of the backbone.
+        distillation: ``dict(teacher=..., **settings)`` of ``Distillation``; the default teacher is the backbone
+            without ``peft`` and ``token_reduction``. None: no distillation, for deployment.
         args, kwargs: mmseg's.
 
     Raises:
-        UserError: As ``Distillation``.
+        UserError: See ``Distillation``; or the backbone restores tokens after the head.
     """
 
-    def __init__(self, backbone, *args, distillation=None, **kwargs):
+    def __init__(self, backbone: dict, *args, distillation: Optional[dict] = None, **kwargs):
         super().__init__(backbone, *args, **kwargs)
         self.distillation = None
         if distillation is not None:
@@ -127,8 +135,8 @@ class DistillationEncoderDecoder(EncoderDecoder):
                 "model.distillation: set restore_at='before_norm', or distillation=None."
             )
 
-    def loss(self, inputs, data_samples):
-        """As stock, and the teacher's."""
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Compute the losses of ``EncoderDecoder``, and the distillation loss."""
         if self.distillation is None:
             return super().loss(inputs, data_samples)
         outputs = []

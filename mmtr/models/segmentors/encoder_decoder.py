@@ -1,4 +1,7 @@
-"""mmseg's EncoderDecoder for backbones whose token reduction is trained, with a faster way to the labels on a CPU."""
+"""mmseg's EncoderDecoder with losses of token reducers, restoring after the head, and faster argmax on a CPU."""
+
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from mmengine.structures import PixelData
@@ -7,6 +10,7 @@ from mmseg.models.segmentors import encoder_decoder as stock
 from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs, takes_reduced_tokens
@@ -17,10 +21,10 @@ from mmtr.registry import MODELS
 from .deferred import DeferredPixelData
 from .picture_logits import Canvas, PictureLogits, Window, join
 
-# What ``predict`` does in another way: a subclass or a head that does one of them in its own is asked for it.
+# Methods that ``predict`` replaces on a CPU, unless a subclass or a head overrides one of them.
 _SEGMENTOR = ('inference', 'whole_inference', 'slide_inference', 'encode_decode', 'postprocess_result')
 _HEAD = ('predict', 'predict_by_feat')
-# torch 2.1 has it elsewhere.
+# torch 2.1 has no torch.compiler.is_compiling.
 _is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling
 
 
@@ -30,17 +34,17 @@ def _is_stock(owner, base, names):
 
 @MODELS.register_module()
 class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
-    """mmseg's ``EncoderDecoder``: same arguments, weights and outputs; see ``ReductionLosses``.
+    """mmseg's ``EncoderDecoder`` with ``ReductionLosses``; arguments, weights and outputs are mmseg's.
 
-    On a CPU, ``predict`` compares the logits of one class after the other, of those that can win anywhere. The
-    ``seg_logits`` of a sample are computed when they are read. Labels and logits are mmseg's, bit by bit.
+    On a CPU, ``predict`` takes the argmax one class at a time, over those classes that can be the largest somewhere.
+    The ``seg_logits`` of a sample are computed when they are read. Labels and logits are bit-equal to mmseg's.
 
-    With ``restore_at='after_head'`` of the backbone's reduction, the head runs on the reduced tokens, and its logits
-    are given back to all patches before they are resized, compared with labels or handed on.
+    If the backbone's reducer has ``restore_at='after_head'``, the head runs on the reduced tokens, and its logits are
+    restored for all patches before they are resized, compared with labels or returned.
 
     Raises:
-        UserError: As ``ReductionLosses``; with ``after_head`` there is a neck, an auxiliary head, the output of a class
-            token, or a head that looks at neighbours.
+        UserError: See ``ReductionLosses``; or, with ``after_head``, the model has a neck, an auxiliary head, a
+            backbone that outputs the class token, or a head that depends on neighbouring patches.
     """
 
     def _num_classes(self):
@@ -64,11 +68,11 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
             )
 
     def _logits(self, x):
-        """What the head says of the backbone's outputs."""
+        """Run the head on the outputs of the backbone, and return its logits (B, classes, H, W)."""
         return x.logits(self.decode_head) if isinstance(x, ReducedOutputs) else self.decode_head.forward(x)
 
-    def encode_decode(self, inputs, batch_img_metas):
-        """As stock."""
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Predict the logits of a batch of images, (B, classes, height, width), as the stock class."""
         x = self.extract_feat(inputs)
         if isinstance(x, ReducedOutputs):
             return self.decode_head.predict_by_feat(self._logits(x), batch_img_metas)
@@ -82,8 +86,18 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
             return super()._decode_head_forward_train(inputs, data_samples)
         return add_prefix(self.decode_head.loss_by_feat(self._logits(inputs), data_samples), 'decode')
 
-    def predict(self, inputs, data_samples=None):
-        """As stock, see the class."""
+    def predict(
+        self, inputs: Tensor, data_samples: Optional[Sequence[SegDataSample]] = None
+    ) -> Sequence[SegDataSample]:
+        """Predict labels and logits, as the stock class; see the class for the faster way on a CPU.
+
+        Args:
+            inputs: (B, channels, height, width) normalised images.
+            data_samples: Data samples, whose metainfo has the sizes of the images; None: those of ``inputs``.
+
+        Returns:
+            The data samples with ``pred_sem_seg`` and ``seg_logits``.
+        """
         metas = None if data_samples is None else [sample.metainfo for sample in data_samples]
         if not self._can_defer(inputs, metas):
             return super().predict(inputs, data_samples)
@@ -109,14 +123,14 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
             and not torch.is_grad_enabled()
             and not _is_compiling()
             and self.test_cfg.get('mode') in ('whole', 'slide')
-            # Otherwise mmseg warns.
+            # With different shapes mmseg warns.
             and (metas is None or all(meta['ori_shape'] == metas[0]['ori_shape'] for meta in metas))
             and _is_stock(self, EncoderDecoder, _SEGMENTOR)
             and _is_stock(self.decode_head, BaseDecodeHead, _HEAD)
         )
 
     def _windows(self, inputs, metas):
-        """What the head says of each window of the pictures, and the canvas, None of a whole picture."""
+        """Return the logits of each sliding window, and the canvas; in mode ``whole``, one window and None."""
         height, width = inputs.shape[2:]
         if self.test_cfg.mode == 'whole':
             size = (height, width) if metas is None else metas[0]['img_shape']
@@ -134,11 +148,11 @@ class EncoderDecoder(ReductionLosses, stock.EncoderDecoder):
 
     def _head_logits(self, inputs):
         logits = self._logits(self.extract_feat(inputs))
-        # Autocast may give what is resized another dtype; when the logits are read it may be off.
+        # Autocast may change the dtype in resizing, and may be off when the logits are read.
         return logits.to(resize(logits[:1, :1, :1, :1], (1, 1), mode='bilinear').dtype)
 
 
 def _ends(length, window, step):
-    """Where sliding windows end along one side of a picture."""
+    """Return the ends of sliding windows along one side of an image."""
     count = max(length - window + step - 1, 0) // step + 1
     return [min(i * step + window, length) for i in range(count)]

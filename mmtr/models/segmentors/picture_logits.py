@@ -1,4 +1,4 @@
-"""From what a decode head says of windows to the logits and the labels of a picture, as mmseg's ``EncoderDecoder``."""
+"""Logits and labels of an image from the logits of its windows, as mmseg's ``EncoderDecoder`` computes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from mmtr.ops.labels import can_be_largest, first_largest
 
-#: Logits that are enlarged at once: few enough to stay in a core's cache.
+#: Number of logits that are resized at a time: few enough for the cache of a core.
 _AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a decode head says of a part of the picture.
+    """The logits of a sliding window, or of a whole image.
 
     Args:
-        logits: (B, C, h, w).
-        size: (height, width) of the part, in pixels.
-        corner: (y, x) where it begins.
+        logits: (B, C, h, w) logits of a decode head.
+        size: (height, width) of the window, in pixels.
+        corner: (y, x) of its upper left corner, in pixels.
     """
 
     logits: Tensor
@@ -33,19 +33,30 @@ class Window:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The picture that sliding windows are summed up in: its size (height, width) and the dtype of the sum."""
+    """The image that the logits of sliding windows are summed up in.
+
+    Args:
+        size: (height, width) in pixels.
+        dtype: Dtype of the sum.
+    """
 
     size: tuple[int, int]
     dtype: torch.dtype
 
 
 def join(windows: Sequence[Window], canvas: Optional[Canvas], align_corners: bool) -> Tensor:
-    """The logits (B, C, height, width) that mmseg's ``inference`` gives; ``canvas`` None: of one whole picture."""
+    """Join the logits of windows to those of the image, as mmseg's ``inference``: (B, C, height, width).
+
+    Args:
+        windows: Windows of the image.
+        canvas: Canvas of sliding windows; None: there is one window, the whole image.
+        align_corners: As in the decode head.
+    """
     parts = [resize(w.logits, w.size, mode='bilinear', align_corners=align_corners) for w in windows]
     if canvas is None:
         return parts[0]
     if len(parts) == 1:
-        # The sum of 0 and it, which knows no -0.
+        # As the sum of 0 and the part: it turns -0 to 0.
         return parts[0].to(canvas.dtype).add_(0)
     total = parts[0].new_zeros(*parts[0].shape[:2], *canvas.size, dtype=canvas.dtype)
     count = total.new_zeros(1, 1, *canvas.size)
@@ -58,13 +69,15 @@ def join(windows: Sequence[Window], canvas: Optional[Canvas], align_corners: boo
 
 @dataclass(frozen=True)
 class PictureLogits:
-    """The logits of one picture of a batch, of which no more are computed at a time than are needed.
+    """The logits of one image of a batch, computed for some classes at a time.
 
     Args:
-        windows: Of the picture, so with a batch of 1. Each ``independent_of_channels``, for its size and for the last.
+        windows: Windows of the image, with a batch of 1. Resizing their logits to the window, and those of the image
+            to ``ori_shape``, must be ``independent_of_channels``.
         canvas: See ``join``.
-        align_corners: Of the decode head.
-        metainfo: Of the sample, whose padding and flip are undone and whose ``ori_shape`` is given back. None: nothing.
+        align_corners: As in the decode head.
+        metainfo: Metainfo of the sample: its padding and flip are undone, and logits are resized to its ``ori_shape``.
+            None: they stay as they are.
     """
 
     windows: Sequence[Window]
@@ -73,7 +86,7 @@ class PictureLogits:
     metainfo: Optional[dict]
 
     def maps(self, classes: Union[slice, Tensor] = slice(None)) -> Tensor:
-        """The logits (K, height, width) of ``classes``, in order: those of mmseg's ``seg_logits``, bit by bit."""
+        """Compute the logits (K, height, width) of ``classes``, in order, bit-equal to mmseg's ``seg_logits``."""
         with torch.autocast('cpu', enabled=False):
             return self._maps([Window(w.logits[:, classes].contiguous(), w.size, w.corner) for w in self.windows])
 
@@ -86,13 +99,13 @@ class PictureLogits:
         if self.metainfo.get('flip'):
             directions = dict(horizontal=3, vertical=2)
             x = x.flip(dims=(directions[self.metainfo['flip_direction']],))
-        # To its own size, resizing changes nothing but what is not finite.
+        # Resizing to the same size changes only logits that are not finite.
         if tuple(x.shape[2:]) != tuple(self.metainfo['ori_shape']) or not self._is_finite:
             x = resize(x, self.metainfo['ori_shape'], mode='bilinear', align_corners=self.align_corners, warning=False)
         return x.squeeze(0)
 
     def labels(self) -> Tensor:
-        """The largest class of each pixel, (1, height, width) int64."""
+        """Compute the argmax over classes of each pixel: (1, height, width) int64."""
         if not self._is_finite:
             return self.maps().argmax(0, keepdim=True)
         num_classes = self.windows[0].logits.shape[1]
@@ -104,20 +117,20 @@ class PictureLogits:
             yield from zip(some.tolist(), self.maps(some))
 
     def _candidates(self):
-        """Classes of which one is the largest in any pixel, as far as can be told before anything is enlarged."""
+        """Return the classes that may be the largest at some pixel, from the logits before resizing."""
         logits, size = self.windows[0].logits[0], self.windows[0].size
         everyone = torch.arange(len(logits))
         if self.canvas is not None and (len(self.windows) > 1 or self.canvas.dtype != logits.dtype):
             return everyone
         if self.metainfo is None or self._unpadded_size == tuple(self.metainfo['ori_shape']):
             return can_be_largest(logits, 2)
-        # Two pixels that are next to each other in an enlarged map come of three neighbours at most.
+        # Two adjacent pixels of an enlarged map depend on at most three neighbours along each axis.
         enlarged = all(n <= m and n <= 1024 for n, m in zip(logits.shape[1:], size))
         return can_be_largest(logits, 3) if enlarged else everyone
 
     @cached_property
     def _is_finite(self):
-        # Nor near the largest number of its dtype, which a sum of windows could exceed.
+        # Also False near the largest number of the dtype, which a sum of windows could exceed.
         return all(
             bool(w.logits.abs().max() < torch.finfo(w.logits.dtype).max / (16 * len(self.windows)))
             for w in self.windows

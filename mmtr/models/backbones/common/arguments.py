@@ -1,4 +1,7 @@
-"""What the arguments of backbones may be, stock ones included, and how they must fit each other."""
+"""Declarations of the arguments of backbones, stock ones included, and checks of arguments against each other."""
+
+from collections.abc import Sequence
+from typing import Any, Optional, Union
 
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import nn
@@ -23,27 +26,27 @@ from mmtr.settings import (
 
 
 def is_norm(kind: type) -> bool:
-    """Whether it normalises the last axis, as tokens have their channels there."""
+    """Say whether a norm class normalises the last axis, the channels of tokens."""
     return issubclass(kind, nn.LayerNorm) or 'RMSNorm' in kind.__name__
 
 
 class Initialisation(Setting):
-    """mmengine's ``init_cfg``.
+    """Declaration of mmengine's ``init_cfg``.
 
     Args:
-        of_file: Whether it must name a file of weights.
+        of_file: Whether it must name a checkpoint file.
     """
 
-    def __init__(self, of_file=False):
+    def __init__(self, of_file: bool = False):
         self.of_file = of_file
 
-    def words(self, depth=None):
-        """See ``Setting``."""
+    def words(self, depth: Optional[int] = None) -> str:
+        """Describe the allowed values, see ``Setting``."""
         found = "dict(type='Pretrained', checkpoint='...')"
         return found if self.of_file else f"{found}, or dict(type='...', ...) of another one, or a list of these"
 
-    def take(self, value, depth=None):
-        """See ``Setting``."""
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
+        """Check and convert a value, see ``Setting``."""
         each = value if isinstance(value, list) and value and not self.of_file else [value]
         if not all(map(self._fits, each)):
             raise Unfit
@@ -51,7 +54,7 @@ class Initialisation(Setting):
 
     def _fits(self, cfg):
         kind = cfg.get('type') if isinstance(cfg, dict) else None
-        if kind in ('Pretrained', 'Pretrained_Part'):  # the second is mmseg's ViT's own
+        if kind in ('Pretrained', 'Pretrained_Part'):  # the second one is of mmseg's ViT
             return isinstance(cfg.get('checkpoint'), str)
         return (
             not self.of_file
@@ -67,7 +70,7 @@ PATCH = Whole(1, 256)
 PIXELS = Pair(Whole(1, 2**13), '(height, width)')
 HEADS = Whole(1, 256)
 RATIO = Number(above=0, most=64)
-#: Negative ones are counted from the end; ``which_layers`` knows the depth.
+#: Negative indices are counted from the end; ``which_layers`` checks them against the depth.
 OUTPUTS = OneOrMore(Whole(-256, 255), least=1)
 NORM = Config(MODELS, is_norm, 'a norm of tokens, such as LN')
 ACTIVATION = Config(MODELS, lambda kind: not is_norm(kind), 'an activation')
@@ -75,7 +78,7 @@ ATTN_BACKEND = Choice(*BACKENDS)
 FILE = Maybe(Text('the path of a checkpoint'))
 INIT = Maybe(Initialisation())
 
-#: Of the arguments that mmseg's backbones have, by name.
+#: Declarations of the arguments of mmseg's backbones, by name.
 STOCK = dict(
     {
         name: Flag()
@@ -112,8 +115,8 @@ STOCK = dict(
 )
 
 
-def check_start(pretrained, init_cfg) -> None:
-    """Raise a ``UserError`` if both say where weights come from."""
+def check_start(pretrained: Optional[str], init_cfg: Optional[dict]) -> None:
+    """Raise a ``UserError`` if both ``pretrained`` and ``init_cfg`` are given."""
     if pretrained is not None and init_cfg is not None:
         raise UserError(
             f'pretrained={pretrained!r} and init_cfg={init_cfg!r} both say where weights come from: give one of them.'
@@ -121,7 +124,7 @@ def check_start(pretrained, init_cfg) -> None:
 
 
 def check_heads(embed_dims: int, num_heads: int, multiple: int = 1) -> None:
-    """Raise a ``UserError`` unless each head gets as many channels, ``multiple`` times a whole number."""
+    """Raise a ``UserError`` unless ``embed_dims`` is divisible by ``num_heads`` times ``multiple``."""
     if embed_dims % (num_heads * multiple):
         each = '' if multiple == 1 else f', a multiple of {multiple}'
         raise UserError(
@@ -130,7 +133,7 @@ def check_heads(embed_dims: int, num_heads: int, multiple: int = 1) -> None:
 
 
 def check_patches(img_size: tuple[int, int], patch_size: int) -> None:
-    """Raise a ``UserError`` if the image of the position table holds no patch."""
+    """Raise a ``UserError`` if ``img_size``, (height, width) in pixels, is smaller than a patch."""
     if min(img_size) < patch_size:
         raise UserError(
             f'img_size={img_size} is smaller than one patch of patch_size={patch_size}: give the pixels of '
@@ -138,11 +141,16 @@ def check_patches(img_size: tuple[int, int], patch_size: int) -> None:
         )
 
 
-def which_layers(key: str, layers, depth: int) -> tuple[int, ...]:
-    """``layers``, one or many of 0 to ``depth`` - 1 or negative from the end, as a tuple counted from 0.
+def which_layers(key: str, layers: Union[int, Sequence[int]], depth: int) -> tuple[int, ...]:
+    """Convert indices of layers to a tuple counted from 0.
+
+    Args:
+        key: Name of the argument, for error messages.
+        layers: One or several indices; negative ones are counted from the end.
+        depth: Number of layers.
 
     Raises:
-        UserError: There is no such layer, or they are not in rising order, in which outputs come.
+        UserError: There is no such layer, or the layers are not in ascending order.
     """
     each = (layers,) if isinstance(layers, int) else tuple(layers)
     for layer in each:

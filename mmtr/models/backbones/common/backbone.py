@@ -1,4 +1,4 @@
-"""The keys ``token_reduction`` and ``peft``, as every backbone has them."""
+"""The base class of all backbones: the keys ``token_reduction`` and ``peft``, and loading of pretrained weights."""
 
 import logging
 from typing import Optional
@@ -23,45 +23,56 @@ from .arguments import STOCK
 
 
 class TunableBackbone(Declared):
-    """Mixin of a backbone that reduces tokens and may be frozen beside a ``peft``.
+    """Mixin for a backbone with a token reducer and a PEFT.
 
-    A subclass has ``all_layers`` of ``ReducibleLayer``, ``shape`` and ``build_reducer``. It sets its reducer, then
-    its ``peft``, when it is built, and calls ``_init_parts`` at the end of ``init_weights``. Its ``_fitted`` makes the
-    weights of a file fit, and ``not_in_files`` names what is never in one.
+    A subclass implements ``all_layers`` (of ``ReducibleLayer``), ``shape`` and ``build_reducer``; it calls
+    ``make_tunable`` at the end of ``__init__``, and ``_init_parts`` at the end of ``init_weights``. It may override
+    ``_fitted``, which converts the weights of a file, and ``not_in_files``, which allows weights to differ from it.
     """
 
     inherited = STOCK
-    #: Children that a ``peft`` does not freeze.
+    #: Names of the children that are trained with a ``peft``; all others are frozen.
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
-    #: Whether what a ``peft`` freezes was ever filled from a file; until then it is random.
+    #: Whether the weights that a ``peft`` freezes were loaded; until then they are random.
     has_frozen_weights = False
 
     @property
     def all_layers(self) -> list[nn.Module]:
-        """The layers from the image on, as ``peft`` counts them."""
+        """All layers, in the order that ``peft`` counts them in."""
         return list(self.layers)
 
     @property
     def shape(self) -> BackboneInfo:
-        """What its PEFT is told of it."""
+        """Layers, channels and prefix tokens of the backbone, for its PEFT."""
         raise NotImplementedError
 
-    def make_tunable(self, attn_backend: str, token_reduction=None, peft=None) -> None:
-        """Last, when a backbone is built: turn stock layers, if it has any, into ours, then set both keys."""
+    def make_tunable(
+        self, attn_backend: str, token_reduction: Optional[dict] = None, peft: Optional[dict] = None
+    ) -> None:
+        """Replace stock layers by their twins, and set reducer and PEFT; the last step of ``__init__``.
+
+        Args:
+            attn_backend: One of ``mmtr.ops.attention.BACKENDS``.
+            token_reduction: ``dict(type=..., **settings)`` of a token reducer; None: no reduction.
+            peft: ``dict(type=..., **settings)`` of a fine-tuning method; None: all is trained.
+
+        Raises:
+            UserError: The backend cannot run here; a type or setting does not exist or is not allowed.
+        """
         check_backend(attn_backend)
         self._make_reducible(attn_backend)
         self.set_token_reduction(token_reduction)
         self.set_peft(peft)
 
     def _make_reducible(self, attn_backend):
-        """Put twins in the place of stock layers."""
+        """Replace stock layers by their twins."""
 
-    def set_token_reduction(self, token_reduction) -> None:
-        """Use another reducer, ``dict(type=..., **settings)``, or None; a line in the log says what it does."""
+    def set_token_reduction(self, token_reduction: Optional[dict]) -> None:
+        """Set the reducer, from ``dict(type=..., **settings)`` or None, and log what it does."""
         reducer = self.build_reducer(token_reduction)
         if getattr(self, 'peft', None) is not None:
             self.peft.check_reducer(reducer)
-        # As the rest of the backbone, which may be in use already.
+        # The backbone may be in eval mode and on a device already.
         if not self.training:
             reducer.eval()
         self.token_reducer = reducer.to(next(self.parameters()).device)
@@ -70,10 +81,11 @@ class TunableBackbone(Declared):
         if reducer.caution:
             print_log(reducer.caution, 'current', logging.WARNING)
 
-    def set_peft(self, peft) -> None:
-        """Train what ``dict(type=..., **settings)`` says, and freeze all but ``trained_parts``; None: train all.
+    def set_peft(self, peft: Optional[dict]) -> None:
+        """Set the fine-tuning method, once, after the reducer, and freeze all children but ``trained_parts``.
 
-        Once, when the backbone is built and has its reducer.
+        Args:
+            peft: ``dict(type=..., **settings)``; None: all is trained.
         """
         self.peft, self.has_frozen_weights = None, False
         if peft is not None:
@@ -83,16 +95,16 @@ class TunableBackbone(Declared):
             self.peft = built
             freeze(self)
 
-    def tune(self, peft) -> None:
-        """``set_peft`` for a backbone that has its weights: they are what is frozen, wherever they are from."""
+    def tune(self, peft: dict) -> None:
+        """Set the fine-tuning method of a backbone whose weights are loaded already; these are frozen."""
         self.set_peft(peft)
         like = next(self.parameters())
         self.peft.init_weights()
         self.peft.to(like.device, like.dtype).train(self.training)
-        self.has_frozen_weights = self.is_init = True  # mmengine initialises what is not
+        self.has_frozen_weights = self.is_init = True  # mmengine initialises modules without is_init
 
-    def train(self, mode=True):
-        """As stock, but what is frozen stays in eval mode: a fixed function, without dropout and drop path."""
+    def train(self, mode: bool = True) -> 'TunableBackbone':
+        """Set training mode, as torch; frozen modules stay in eval mode, without dropout and drop path."""
         super().train(mode)
         if self.peft is not None:
             for module in frozen_modules(self):
@@ -101,18 +113,18 @@ class TunableBackbone(Declared):
 
     @property
     def pretrained_file(self) -> Optional[str]:
-        """The file that ``init_weights`` loads; None: it draws the weights at random."""
+        """The path of the checkpoint that ``init_weights`` loads; None: weights are initialised at random."""
         cfg = self.init_cfg
         pretrained = isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit)
         return cfg.get('checkpoint') if pretrained else None
 
     def load_pretrained(self) -> None:
-        """Fill the backbone from its ``pretrained_file``: read, unwrap, strip, convert and resize, compare, load.
+        """Load the ``pretrained_file``: read, unwrap, strip the prefix, convert and resize, compare, load.
 
-        ``init_cfg.prefix``, as mmengine's, says where the backbone is in the file of a whole model.
+        ``init_cfg.prefix``, as in mmengine, is the prefix of the backbone's weights in the file of a whole model.
 
         Raises:
-            UserError: The file cannot be read, or would leave something random or unused.
+            UserError: The file cannot be read, lacks weights of the backbone, or has others.
         """
         path, prefix = self.pretrained_file, (self.init_cfg.get('prefix') or '').rstrip('.')
         file = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
@@ -136,20 +148,20 @@ class TunableBackbone(Declared):
         self.load_state_dict(state, strict=False)
 
     def _fitted(self, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-        """The weights of a file by the names, and in the shapes, of this backbone, as far as that can be done."""
+        """Convert the weights of a file to the names and shapes of this backbone, as far as possible."""
         return state
 
     def not_in_files(self, name: str) -> bool:
-        """Whether a weight is one that files may lack, or have for nothing."""
+        """Say whether a file may lack the weight ``name``, or have it although the backbone does not."""
         return False
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        # Every loader comes by here, those of other libraries too.
+        # Every loader calls this method, those of other libraries too.
         complete(self, state_dict, prefix, local_metadata)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _init_parts(self):
-        """Last, for the backbone may have filled all that is in it. A file may have brought the reducer's weights."""
+        """Initialise reducer and PEFT, after the backbone; a pretrained file may have the weights of the reducer."""
         if not self.pretrained_file:
             self.token_reducer.init_weights()
         if self.peft is not None:

@@ -1,4 +1,4 @@
-"""The layer of every host: attention and FFN with the reducer's five moments between them."""
+"""The transformer layer of every backbone: attention and FFN with the five moments of a reducer."""
 
 from dataclasses import dataclass
 from typing import Callable, Optional
@@ -14,35 +14,37 @@ from mmtr.tokens import Tokens
 
 
 class Projection(nn.Module):
-    """``F.linear`` with a weight that belongs to another module, as a module: forward hooks can join in."""
+    """``F.linear`` with the weight of another module, as a module, so that it can have forward hooks."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """(..., inputs), (outputs, inputs), (outputs, ) -> (..., outputs)."""
+        """Project ``x``: (..., inputs), (outputs, inputs), (outputs, ) -> (..., outputs)."""
         return F.linear(x, weight, bias)
 
 
 class FFN(mmcv_transformer.FFN):
-    """mmcv's ``FFN``, of which a reducer may compute the branch; made by ``reducible``."""
+    """mmcv's ``FFN`` with a replaceable branch; made by ``reducible``."""
 
-    def forward(self, x, identity=None, branch=None):
-        """As stock, the layers by ``branch`` if given."""
+    def forward(
+        self, x: Tensor, identity: Optional[Tensor] = None, branch: Optional[Callable[[Tensor], Tensor]] = None
+    ) -> Tensor:
+        """Run the FFN with residual and drop path; ``branch`` computes the layers if given: (..., C) -> (..., C)."""
         return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
 
     def branch(self, x: Tensor) -> Tensor:
-        """The layers without residual and drop path: (..., C) -> (..., C)."""
+        """Run the layers without residual and drop path: (..., C) -> (..., C)."""
         return self.gamma2(self.layers(x))
 
 
 @dataclass
 class Step:
-    """What a layer is called with beside its tensor, which is all that forward hooks see, as of a stock layer.
+    """The arguments of a layer besides its input tensor; forward hooks see tensors only, as in a stock layer.
 
     Args:
-        tokens: Those that enter the layer; after the call, those that leave it.
-        reducer: Whose moments the layer has.
-        i: Which layer it is.
-        peft: What is trained beside frozen weights.
-        first: Layers before those that the reducer counts; ``peft`` counts them too.
+        tokens: Tokens that enter the layer; after the call, tokens that leave it.
+        reducer: Reducer that acts in the layer.
+        i: Index of the layer, as the reducer counts.
+        peft: Fine-tuning method that adds a branch to the layer; None: there is none.
+        first: Number of layers before layer 0 of the reducer; ``peft`` counts them too.
     """
 
     tokens: Tokens
@@ -55,21 +57,21 @@ class Step:
 def run_layer(
     layer: nn.Module, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT] = None, first: int = 0
 ) -> Tokens:
-    """Layer ``i``, a ``ReducibleLayer``, on ``tokens``; see ``Step``."""
+    """Run a ``ReducibleLayer`` on tokens, and return the tokens after it; for the arguments see ``Step``."""
     step = Step(tokens, reducer, i, peft, first)
     x = layer(tokens.x, step=step)
     return step.tokens.replace(x=x)
 
 
 class ReducibleLayer:
-    """Mixin of a pre-norm layer with the reducer's five moments, run by ``run_layer``.
+    """Mixin for a pre-norm transformer layer with the five moments of a reducer, run by ``run_layer``.
 
-    A subclass has ``norm1``, ``attn`` with ``at(tokens)``, ``norm2``, ``ffn`` with ``branch``, ``with_cp``, and says
-    which linear layers it has.
+    A subclass has ``norm1``, ``attn`` with ``at(tokens)``, ``norm2``, ``ffn`` with ``branch``, and ``with_cp``, and
+    implements ``linears``.
     """
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """(B, N, C) -> that of the tokens that leave; ``with_cp`` recomputes all but the first and last moment."""
+        """Run the layer: (B, P + N, C) -> (B, P + M, C); ``with_cp`` checkpoints all but the first and last moment."""
         reducer, i, peft, first = step.reducer, step.i, step.peft, step.first
         tokens = reducer.before_layer(i, step.tokens.replace(x=x))
         if self.with_cp and tokens.x.requires_grad:
@@ -80,11 +82,11 @@ class ReducibleLayer:
         return step.tokens.x
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
-        """The linear layers by name, ``qkv``, ``proj``, ``fc1``, ``fc2``: the module that runs each, and its weight."""
+        """Return the linear layers ``qkv``, ``proj``, ``fc1``, ``fc2``: the module that runs each, and its weight."""
         raise NotImplementedError
 
     def _inner_forward(self, tokens, reducer, i, peft, first):
-        # Attention and FFN are called, as in stock, so that hooks on them run, and compute what the reducer says.
+        # The modules of attention and FFN are called, as in a stock layer, so that forward hooks on them run.
         noted = []
 
         def branch(x):
@@ -100,5 +102,5 @@ class ReducibleLayer:
         return tokens.replace(x=x if peft is None else peft.add_branch(first + i, x, tokens))
 
     def _attend(self, x, tokens, branch: Callable):
-        """Attention ``branch`` of the normed ``x`` with residual, through ``attn``."""
+        """Run ``attn`` on the normalised ``x``, with ``branch`` as its attention branch, and add the residual."""
         return self.attn(x, identity=tokens.x, branch=branch)

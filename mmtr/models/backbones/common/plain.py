@@ -1,8 +1,10 @@
-"""What every backbone that reduces tokens does: embed, run the layers with a reducer, give maps."""
+"""The forward pass of plain ViTs with token reduction, and loading of their pretrained weights."""
 
 import math
+from typing import Optional, Union
 
 import torch
+from torch import Tensor
 
 from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
@@ -15,36 +17,38 @@ from .reduced_outputs import ReducedOutputs
 
 
 class ReducibleBackbone(TunableBackbone):
-    """Mixin of a plain ViT with ``patch_embed``, ``cls_token``, ``layers`` on ``Tokens`` and ``out_indices``.
+    """Mixin for a plain ViT: embeds patches, runs the layers with a reducer, and returns feature maps.
 
-    Its ``img_size`` (height, width) and ``patch_size`` are those of training. A subclass adds
-    ``_add_positions`` and ``_final_norm``, and sets its reducer, then its ``peft``, when it is built.
+    The backbone has ``patch_embed``, ``cls_token``, ``layers`` that run on ``Tokens``, ``out_indices``, ``img_size``
+    (height, width) in pixels and ``patch_size`` of training. A subclass implements ``_add_positions`` and
+    ``_final_norm``, and calls ``make_tunable`` when it is built.
     """
 
     with_cls_token = True
     num_registers = 0
     out_origin = False
     output_cls_token = False
-    #: Whether the final norm is on every output, not on that of the last layer alone.
+    #: Whether the final norm is applied to every output, or only to that of the last layer.
     norm_every_output = False
-    #: What its outputs are made of, see ``BackboneInfo``.
+    #: What the outputs are made of, see ``BackboneInfo``.
     output = 'patches'
-    #: Name of the final norm, which a pretrained file may have in vain.
+    #: Name of the final norm in checkpoints. A pretrained file may have one although this backbone has none.
     final_norm_name = 'norm'
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before those of the patches: class token and registers."""
+        """The number of prefix tokens: class token and registers."""
         return int(self.with_cls_token) + self.num_registers
 
-    def build_reducer(self, token_reduction) -> TokenReducer:
-        """The reducer of a value of the key ``token_reduction``, for this backbone."""
+    def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
+        """Build a reducer for this backbone from the value of the key ``token_reduction``."""
         return build_token_reducer(token_reduction, self.shape)
 
-    def init_weights(self):
-        """As stock; but what is to be frozen must be all in the pretrained file, of which stock takes what it finds.
+    def init_weights(self) -> None:
+        """Initialise the weights as the stock class, and load the pretrained file.
 
-        So must what is under a prefix, which stock forgets.
+        With ``peft`` or ``init_cfg.prefix``, the file must hold all weights of the backbone; the stock class loads
+        those that it finds, and ignores the prefix.
         """
         if self.pretrained_file and (self.peft is not None or self.init_cfg.get('prefix')):
             self.load_pretrained()
@@ -54,7 +58,7 @@ class ReducibleBackbone(TunableBackbone):
 
     @property
     def shape(self) -> BackboneInfo:
-        """What its reducer and its PEFT are told of it."""
+        """Layers, channels and prefix tokens of the backbone, for its reducer and its PEFT."""
         return BackboneInfo(
             depth=len(self.layers),
             embed_dims=self.patch_embed.projection.out_channels,
@@ -63,21 +67,29 @@ class ReducibleBackbone(TunableBackbone):
             output=self.output,
         )
 
-    def token_schedule(self, shape) -> list[int]:
-        """Patch tokens that each layer computes on for an image of ``shape`` (H, W) pixels."""
+    def token_schedule(self, shape: tuple[int, int]) -> list[int]:
+        """Count the patch tokens in each layer for an image of ``shape`` (height, width) in pixels."""
         return self.token_reducer.token_schedule(self._grid_of(shape), len(self.layers))
 
     def _grid_of(self, shape):
-        """Patches of an image of ``shape`` (H, W) pixels."""
+        """Count the rows and columns of patches of an image of ``shape`` (height, width) in pixels."""
         return tuple(math.ceil(n / patch) for n, patch in zip(shape, self.patch_embed.projection.kernel_size))
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
 
-    def forward(self, inputs):
-        """(B, 3, height, width) pixels -> tuple of outputs, (B, C, H, W), one for each of ``out_indices``.
+    def forward(self, inputs: Tensor) -> Union[tuple, ReducedOutputs]:
+        """Extract feature maps from images.
 
-        With ``restore_at='after_head'``: ``ReducedOutputs``.
+        Args:
+            inputs: (B, channels, height, width) normalised images.
+
+        Returns:
+            Tuple of (B, C, H, W), or what else the host gives, one for each of ``out_indices``; ``ReducedOutputs``
+            with ``restore_at='after_head'``.
+
+        Raises:
+            UserError: An image is smaller than a patch.
         """
         tokens = self._embed(inputs)
         dense, late = self.output == 'patches', self.token_reducer.restores_late
@@ -102,7 +114,7 @@ class ReducibleBackbone(TunableBackbone):
                 f'than one patch of {patch[0]}x{patch[1]}: give larger images.'
             )
         x, grid = self.patch_embed(inputs)
-        # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; reducers count with ints.
+        # Inside a jit trace, as of fvcore and the ONNX exporter, sizes are tensors; reducers need ints.
         grid = int(grid[0]), int(grid[1])
         x = self._sequence(x, grid)
         return Tokens(x, grid, num_prefix=self.num_prefix, gives_back=self.token_reducer.gives_back(grid))
@@ -113,15 +125,15 @@ class ReducibleBackbone(TunableBackbone):
         return x if self.with_cls_token else x[:, 1:]
 
     def _add_positions(self, x, grid):
-        """Class and patch tokens (B, 1 + H * W, C) with their position embedding; registers go between them."""
+        """Add the position embedding to class and patch tokens (B, 1 + H * W, C), and insert registers between them."""
         raise NotImplementedError
 
     def _resize_positions(self, table, old, new):
-        """A position table (1, 1 + H * W, C) for another grid."""
+        """Resize a position table (1, 1 + H * W, C) from the grid ``old`` to ``new``."""
         return resize_positions(table, old, new, 1)
 
     def _final_norm(self, x):
-        """The norm after the last layer."""
+        """Apply the norm after the last layer."""
         raise NotImplementedError
 
     def _output(self, tokens):
@@ -129,7 +141,7 @@ class ReducibleBackbone(TunableBackbone):
         return [out, tokens.x[:, 0]] if self.output_cls_token else out
 
     def _fitted(self, state, path):
-        """See ``TunableBackbone``; patches and position table are resized."""
+        """Convert the weights of a file to this backbone; resize the patch embedding and the position table."""
         state, key = dict(state), 'patch_embed.projection.weight'
         if key in state:
             state[key] = resize_patches(state[key], self.patch_embed.projection.kernel_size)
@@ -147,6 +159,6 @@ class ReducibleBackbone(TunableBackbone):
             state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
         return state
 
-    def not_in_files(self, name):
-        """See ``TunableBackbone``; the norm after the last layer, where this backbone has none."""
+    def not_in_files(self, name: str) -> bool:
+        """Say whether a file may lack or have a weight; True for the final norm if this backbone has none."""
         return name.startswith(f'{self.final_norm_name}.') and name not in self.state_dict()

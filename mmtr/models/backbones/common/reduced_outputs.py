@@ -1,4 +1,4 @@
-"""What a backbone hands on whose tokens are given back after the head."""
+"""The outputs of a backbone whose tokens are restored after the head."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from mmtr.tokens import Tokens
 
 
 def takes_reduced_tokens(head: nn.Module) -> bool:
-    """Whether logits of ``head`` come from the tokens of one output, wherever they stand: no neighbours, no resizing.
+    """Say whether a decode head can run on reduced tokens: on one output, without neighbourhoods or resizing.
 
-    A head of one's own says so itself with an attribute of this name; its ``loss`` and ``predict`` must be mmseg's.
+    A custom head says so by an attribute of this name; its ``loss`` and ``predict`` must be mmseg's.
     """
     said = getattr(head, 'takes_reduced_tokens', None)
     if said is not None:
@@ -24,28 +24,30 @@ def takes_reduced_tokens(head: nn.Module) -> bool:
 
 
 class ReducedOutputs:
-    """Outputs of a backbone with ``restore_at='after_head'``: tokens that are no map, for ``logits`` to look at.
+    """The outputs of a backbone with ``restore_at='after_head'``: reduced tokens, which form no feature map.
+
+    Reading them as a tuple of feature maps raises a ``UserError``.
 
     Args:
-        tokens: Of each output, normed as the backbone norms it.
-        reducer: What reduced them.
+        tokens: Reduced tokens of each output, normalised as the feature maps would be.
+        reducer: Reducer that reduced them.
     """
 
     def __init__(self, tokens: Sequence[Tokens], reducer: TokenReducer):
         self._tokens, self._reducer = tokens, reducer
 
     def logits(self, head: nn.Module) -> Tensor:
-        """What ``head``, one that ``takes_reduced_tokens``, says of every patch: (B, K, H, W)."""
+        """Run a head that ``takes_reduced_tokens``, and restore its logits for all patches: (B, K, H, W)."""
         tokens = self._tokens[head.in_index]
         logits = self._reducer.give_back(self._run_unpadded(head, tokens), tokens)
         return logits.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tokens (B, P + N, C) of each output, for those who only ask what it costs to make them."""
+        """Return the reduced tokens (B, P + N, C) of each output, for measurements of speed."""
         return tuple(tokens.x for tokens in self._tokens)
 
     def _run_unpadded(self, head, tokens):
-        """(B, N, K) of the N reduced tokens; where there is padding image by image, since a head may attend to it."""
+        """Compute the logits (B, N, K) of reduced tokens; image by image if there is padding, which a head may read."""
         if self._reducer.fixed_count or tokens.size is None or bool((tokens.size > 0).all()):
             return self._run(head, tokens.patches)
         logits = []

@@ -1,7 +1,7 @@
-"""Turn stock modules into their mmtr counterparts, sharing every weight.
+"""Twins: the mmtr counterparts of stock modules, which share all weights with them.
 
-A twin is an instance of a subclass with the stock instance's own content: no parameter is copied, no
-key of the ``state_dict`` changes, and the stock instance stays what it was.
+A twin is an instance of a subclass with the attributes of the stock instance: no parameter is copied, no key of the
+``state_dict`` changes, and the stock instance is not modified.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Callable, Optional, Union
 
 from torch import nn
 
-#: Full name of a stock class -> function of (module, attn_backend) that returns its twin.
+#: Full name of a stock class -> function of (module, attn_backend) that makes its twin.
 _TWINS: dict[str, Callable] = {}
 
 
@@ -17,10 +17,11 @@ def _name(cls):
     return f'{cls.__module__}.{cls.__qualname__}'
 
 
-def twin_of(stock: Union[type, str]):
-    """Decorator: the function that makes the twin of exactly this class (a subclass may differ in more).
+def twin_of(stock: Union[type, str]) -> Callable:
+    """Register a function that makes the twins of a stock class; a decorator.
 
-    A class is given by its full name where it is not worth importing what holds it.
+    Args:
+        stock: The class, or its full name, which avoids importing it. Subclasses of it have no twin.
     """
 
     def register(make):
@@ -31,7 +32,7 @@ def twin_of(stock: Union[type, str]):
 
 
 def backbone_twin(cls: type) -> Callable:
-    """The function of (module, attn_backend) that makes a ``TunableBackbone`` of a stock backbone."""
+    """Return a function of (module, attn_backend) that makes the twin ``cls``, a ``TunableBackbone``, of a backbone."""
 
     def make(module, attn_backend):
         twin = share(cls, module)
@@ -42,7 +43,7 @@ def backbone_twin(cls: type) -> Callable:
 
 
 def backbones_in_words(own: Iterable[type]) -> str:
-    """Which backbones have a twin, and which are ``own``: ``VisionTransformer of mmseg or mmtr, ...``."""
+    """List the backbones that have a twin, and those of mmtr, as ``VisionTransformer of mmseg or mmtr, ...``."""
     libraries: dict[str, list[str]] = {}
     stock = (name.split('.') for name in _TWINS if '.backbones.' in name)
     for library, *_, name in (*stock, *(('mmtr', cls.__name__) for cls in own)):
@@ -51,9 +52,11 @@ def backbones_in_words(own: Iterable[type]) -> str:
 
 
 def share(cls: type, module: nn.Module) -> nn.Module:
-    """An instance of ``cls`` with the parameters and children of ``module``.
+    """Make an instance of ``cls`` with the attributes, parameters and children of ``module``.
 
-    ``cls`` is a subclass of ``type(module)``, or of its like in another OpenMMLab library.
+    Args:
+        cls: Subclass of ``type(module)``, or of the same class in another OpenMMLab library.
+        module: Stock module.
     """
     twin = cls.__new__(cls)
     twin.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in module.__dict__.items()}
@@ -61,13 +64,13 @@ def share(cls: type, module: nn.Module) -> nn.Module:
 
 
 def make_twin(module: nn.Module, attn_backend: str) -> Optional[nn.Module]:
-    """The twin of ``module``, or None if its class has none."""
+    """Return a twin of ``module``, or None if its class has none."""
     make = _TWINS.get(_name(type(module)))
     return None if make is None else make(module, attn_backend)
 
 
 def replace_with_twins(module: nn.Module, attn_backend: str = 'auto') -> list[nn.Module]:
-    """Put twins in the place of all descendants of ``module`` that have one, and return these."""
+    """Replace all descendants of ``module`` that have a twin, in place, and return the twins."""
     twins = []
     for name, child in module.named_children():
         twin = make_twin(child, attn_backend)

@@ -1,6 +1,7 @@
 """EVA-02: a plain ViT with rotary position embedding and SwiGLU."""
 
 import math
+from typing import Optional
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -38,38 +39,40 @@ from .layer import RotaryEncoderLayer
 class EVA02(ReducibleBackbone, BaseModule):
     """EVA-02 (Fang et al., "EVA-02: A Visual Representation for Neon Genesis", Sec. 2.1).
 
-    Ti, S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and a head for each 64 channels.
+    Ti, S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and one head per 64 channels.
 
     Args:
-        img_size: Pixels that the position table is for, one number or (height, width); others are interpolated.
-        patch_size: Pixels of a patch.
-        in_channels: Channels of an image.
-        embed_dims: C.
-        num_layers: Layers.
-        num_heads: Heads.
+        img_size: Size in pixels that the position embedding is for, one number or (height, width); for other sizes it
+            is interpolated.
+        patch_size: Side of a patch in pixels.
+        in_channels: Number of channels of an image.
+        embed_dims: Number of channels of the tokens, C.
+        num_layers: Number of layers.
+        num_heads: Number of attention heads.
         mlp_ratio: Channels of the FFN's gate, as a multiple of C, rounded down.
-        ffn_norm: Norm inside the FFN: B and L have it, Ti and S do not.
-        attn_norm: Norm before the output projection of attention: only EVA-02-CLIP has it.
-        out_indices: Layers whose output is given, counted from 0; -1 is the last.
-        with_cls_token: Whether layers see the class token. Its weights are there in any case.
-        final_norm: Norm after the last layer.
-        drop_path_rate: Probability to skip the branches of the last layer, rising from 0 in the first; or a
-            list, one for each layer.
-        norm_cfg: Of every norm.
-        rope_grid: Rows, and columns, of the pretraining grid, which rotary positions are scaled to.
-        window_size: Side, in patches, of the windows that ``window_layers`` attend within (ViTDet).
-        window_layers: These layers, counted from 0. Once tokens are reduced they attend to all that remain.
-        with_cp: Recompute layers in the backward pass, to save memory.
-        token_reduction: ``dict(type=..., **settings)`` of a token reducer, or None.
-        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained.
+        ffn_norm: Whether there is a norm inside the FFN: in B and L, not in Ti and S.
+        attn_norm: Whether there is a norm before the output projection of attention: only in EVA-02-CLIP.
+        out_indices: Layers whose outputs are returned, counted from 0; -1 is the last.
+        with_cls_token: Whether layers see the class token. The parameter exists in any case.
+        final_norm: Whether there is a norm after the last layer.
+        drop_path_rate: Drop path probability of the last layer, rising linearly from 0 in the first; or a list with
+            one for each layer.
+        norm_cfg: Config of every norm.
+        rope_grid: Rows, and columns, of the pretraining grid, to which rotary positions are scaled.
+        window_size: Side, in patches, of the windows of ``window_layers`` (ViTDet).
+        window_layers: Layers with windowed attention, counted from 0. Once tokens are reduced, their attention is
+            global.
+        with_cp: Whether activation checkpointing recomputes layers in the backward pass.
+        token_reduction: ``dict(type=..., **settings)`` of a token reducer; None: no reduction.
+        peft: ``dict(type=..., **settings)`` of a fine-tuning method, with the backbone frozen; None: all is trained.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
-        pretrained: Checkpoint, as ``tools/convert_checkpoint.py --source eva02`` writes it; another patch
-            or grid size is resized.
+        pretrained: Checkpoint written by ``tools/convert_checkpoint.py --source eva02``; patch embedding and position
+            embedding are resized to this model.
         init_cfg: mmengine's.
 
     Raises:
-        UserError: A setting cannot work, or ``pretrained`` does not fit; at the first forward, an image is
-            smaller than a patch.
+        UserError: A setting has a value that is not allowed; ``pretrained`` does not fit; at the first forward: an
+            image is smaller than a patch.
     """
 
     def __init__(
@@ -92,8 +95,8 @@ class EVA02(ReducibleBackbone, BaseModule):
         window_size: Maybe(Whole(1, 2**12)) = None,
         window_layers: Listed(Whole(-256, 255)) = (),
         with_cp: Flag() = False,
-        token_reduction=None,
-        peft=None,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
         attn_backend: ATTN_BACKEND = 'auto',
         pretrained: FILE = None,
         init_cfg: INIT = None,
@@ -102,7 +105,7 @@ class EVA02(ReducibleBackbone, BaseModule):
         if pretrained is not None:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
-        check_heads(embed_dims, num_heads, 4)  # rotary position embedding turns pairs of channels, in two directions
+        check_heads(embed_dims, num_heads, 4)  # rotary embedding rotates pairs of channels, by row and by column
         check_patches(img_size, patch_size)
         if int(embed_dims * mlp_ratio) < 1:
             raise UserError(f'mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}: give a larger one.')
@@ -140,8 +143,8 @@ class EVA02(ReducibleBackbone, BaseModule):
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
         self.make_tunable(attn_backend, token_reduction, peft)
 
-    def init_weights(self):
-        """As published, unless ``pretrained`` or ``init_cfg`` say otherwise."""
+    def init_weights(self) -> None:
+        """Initialise as published, unless ``pretrained`` or ``init_cfg`` is given."""
         if self.init_cfg is None:
             self._init_as_published()
         elif self.pretrained_file:

@@ -1,6 +1,7 @@
 """The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
 
 from dataclasses import dataclass
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.models.backbones.common.attention import Group, TokenAttention
 from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
 from mmtr.ops.rotary import rotate
 from mmtr.ops.windows import bias_within, from_windows, to_windows
@@ -17,19 +18,27 @@ from mmtr.tokens import Tokens
 
 
 class RotaryAttention(BaseModule):
-    """Self-attention whose queries and keys are turned by their position; keys have no bias.
+    """Self-attention with rotary position embedding of queries and keys; keys have no bias.
 
     Args:
-        embed_dims: C.
-        num_heads: Heads.
-        norm_cfg: Norm before the output projection; None: none.
-        drop_path: Probability to skip the branch.
-        window: Side of the windows that attend by themselves as long as no token is reduced; None: the
-            whole grid attends.
-        backend: See ``mmtr.ops.attention``.
+        embed_dims: Number of channels, C.
+        num_heads: Number of attention heads.
+        norm_cfg: Config of the norm before the output projection; None: no norm.
+        drop_path: Drop path probability.
+        window: Side, in patches, of the windows within which tokens attend as long as no token is reduced; None:
+            global attention.
+        backend: Attention backend, see ``mmtr.ops.attention``.
     """
 
-    def __init__(self, embed_dims, num_heads, norm_cfg=None, drop_path=0.0, window=None, backend='auto'):
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        norm_cfg: Optional[dict] = None,
+        drop_path: float = 0.0,
+        window: Optional[int] = None,
+        backend: str = 'auto',
+    ):
         super().__init__()
         self.num_heads, self.window, self.backend = num_heads, window, backend
         self.in_proj = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
@@ -40,29 +49,34 @@ class RotaryAttention(BaseModule):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.branch_dropout = DropPath(drop_path)
 
-    def forward(self, x, identity, branch):
-        """``identity`` and the attention that ``branch`` computes of ``x``, (B, N, C) each."""
+    def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add ``branch(x)``, the attention branch with drop path, to ``identity``: (B, N, C) -> (B, N, C)."""
         return identity + self.branch_dropout(branch(x))
 
     def at(self, tokens: Tokens) -> TokenAttention:
-        """What a reducer attends ``tokens`` with."""
+        """Bind the attention to ``tokens``, whose positions it needs."""
         return RotaryAttentionAt(self, tokens)
 
 
 @dataclass
 class RotaryAttentionAt(TokenAttention):
-    """``RotaryAttention`` of given tokens: the one place where a token's position turns it."""
+    """``RotaryAttention`` bound to tokens, by whose positions queries and keys are rotated.
+
+    Args:
+        module: Module with the weights.
+        tokens: Tokens of the layer.
+    """
 
     module: RotaryAttention
     tokens: Tokens
 
     @property
-    def backend(self):
-        """See ``TokenAttention``."""
+    def backend(self) -> str:
+        """The attention backend, see ``TokenAttention``."""
         return self.module.backend
 
-    def qkv(self, x, kept=None):
-        """See ``TokenAttention``."""
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project tokens to queries, keys and values, see ``TokenAttention``."""
         module = self.module
         bias = torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
         qkv = module.in_projection(x, module.in_proj.weight, bias)
@@ -70,8 +84,8 @@ class RotaryAttentionAt(TokenAttention):
         turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
         return turned[0], turned[1], qkv[2]
 
-    def split(self, q, k, v, bias, kept):
-        """See ``TokenAttention``; windows, as long as there is a whole grid."""
+    def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
+        """Split the tokens into windows as long as no token is reduced; then all are one group."""
         batch, count = q.shape[0], q.shape[2]
         if not self._windowed(count):
             return [(q, k, v, bias)]
@@ -84,18 +98,18 @@ class RotaryAttentionAt(TokenAttention):
             within = given if within is None else given + within
         return [(q, k, v, within)]
 
-    def join(self, outs, count):
-        """See ``TokenAttention``."""
+    def join(self, outs: list[Tensor], count: int) -> Tensor:
+        """Join the outputs of the groups, and project them, see ``TokenAttention``."""
         if self._windowed(count):
             outs = [from_windows(out, self.tokens.grid, self.module.window) for out in outs]
         return super().join(outs, count)
 
-    def project(self, x):
-        """See ``TokenAttention``."""
+    def project(self, x: Tensor) -> Tensor:
+        """Apply the output projection, see ``TokenAttention``."""
         return self.module.proj(self.module.norm(x))
 
     def _windowed(self, count):
-        """Whether ``count`` tokens attend within windows: only a whole grid has any."""
+        """Say whether ``count`` tokens attend within windows: only those of the full grid do."""
         grid = self.tokens.grid
         return self.module.window is not None and self.tokens.index is None and count == grid[0] * grid[1]
 
@@ -108,7 +122,7 @@ class RotaryAttentionAt(TokenAttention):
         return hidden.repeat(q.shape[0] // hidden.shape[0], 1, 1, 1)
 
     def _turns(self, count, kept):
-        """Cosine and sine for prefix and patch tokens, each (B or 1, 1, ``count``, D / 2)."""
+        """Return the cosines and sines of prefix and patch tokens, each (B or 1, 1, ``count``, D / 2)."""
         tokens = self.tokens
         table = tokens.rotary[self._windowed(count)]
         index = kept if tokens.index is None else tokens.index
@@ -120,48 +134,58 @@ class RotaryAttentionAt(TokenAttention):
 
 
 class SwiGLU(BaseModule):
-    """FFN with a gate: fc2(norm(silu(gate) * value)), gate and value from one projection.
+    """A gated FFN, fc2(norm(silu(gate) * value)), with gate and value from one projection.
 
     Args:
-        embed_dims: C.
-        hidden: Channels of gate and of value.
-        norm_cfg: Inner norm; None: none.
-        drop_path: Probability to skip the branch.
+        embed_dims: Number of channels, C.
+        hidden: Number of channels of the gate, and of the value.
+        norm_cfg: Config of the inner norm; None: no norm.
+        drop_path: Drop path probability.
     """
 
-    def __init__(self, embed_dims, hidden, norm_cfg=None, drop_path=0.0):
+    def __init__(self, embed_dims: int, hidden: int, norm_cfg: Optional[dict] = None, drop_path: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, 2 * hidden)
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
         self.fc2 = nn.Linear(hidden, embed_dims)
         self.dropout_layer = DropPath(drop_path)
 
-    def forward(self, x, identity, branch):
-        """``identity`` and what ``branch`` computes of ``x``, (B, N, C) each."""
+    def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add ``branch(x)``, the FFN branch with drop path, to ``identity``: (B, N, C) -> (B, N, C)."""
         return identity + self.dropout_layer(branch(x))
 
     def branch(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C), without residual."""
+        """Run the FFN without residual and drop path: (..., C) -> (..., C)."""
         gate, value = self.fc1(x).chunk(2, -1)
         return self.fc2(self.norm(F.silu(gate) * value))
 
 
 class RotaryEncoderLayer(ReducibleLayer, BaseModule):
-    """EVA-02's layer on ``Tokens``.
+    """A transformer layer of EVA-02, which runs on ``Tokens``.
 
     Args:
-        embed_dims: C.
-        num_heads: Heads.
-        hidden: Channels of the FFN's gate.
-        norm_cfg: Of every norm.
-        ffn_norm, attn_norm: Whether FFN and attention have an inner one.
-        drop_path: Probability to skip a branch.
+        embed_dims: Number of channels, C.
+        num_heads: Number of attention heads.
+        hidden: Number of channels of the FFN's gate.
+        norm_cfg: Config of every norm.
+        ffn_norm, attn_norm: Whether FFN and attention have an inner norm.
+        drop_path: Drop path probability of each branch.
         window, backend: See ``RotaryAttention``.
-        with_cp: Recompute the layer in the backward pass instead of keeping what it computed.
+        with_cp: Whether activation checkpointing recomputes the layer in the backward pass.
     """
 
     def __init__(
-        self, embed_dims, num_heads, hidden, norm_cfg, ffn_norm, attn_norm, drop_path, window, backend, with_cp
+        self,
+        embed_dims: int,
+        num_heads: int,
+        hidden: int,
+        norm_cfg: dict,
+        ffn_norm: bool,
+        attn_norm: bool,
+        drop_path: float,
+        window: Optional[int],
+        backend: str,
+        with_cp: bool,
     ):
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
@@ -170,8 +194,8 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         self.ffn = SwiGLU(embed_dims, hidden, norm_cfg if ffn_norm else None, drop_path)
         self.with_cp = with_cp
 
-    def linears(self):
-        """See ``ReducibleLayer``."""
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Return the linear layers by name, see ``ReducibleLayer``."""
         attn, ffn = self.attn, self.ffn
         return dict(
             qkv=(attn.in_projection, attn.in_proj.weight),

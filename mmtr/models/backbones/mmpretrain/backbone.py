@@ -1,6 +1,8 @@
 """mmpretrain's VisionTransformer and its relatives, with fused attention and token reduction."""
 
 import math
+from collections.abc import Iterable
+from typing import Any, Optional
 
 import torch
 from mmengine.model import ModuleList
@@ -39,14 +41,14 @@ class Arch(Setting):
 
     _keys = dict(embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16))
 
-    def __init__(self, known):
-        self.known = known
+    def __init__(self, known: Iterable[str]):
+        self.known = tuple(known)
 
-    def words(self, depth=None):
+    def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
         return f'one of {", ".join(self.known)}, or dict({", ".join(f"{key}=..." for key in self._keys)})'
 
-    def take(self, value, depth=None):
+    def take(self, value: Any, depth: Optional[int] = None) -> Any:
         """See ``Setting``."""
         if isinstance(value, str):
             if value.lower() not in self.known:
@@ -57,8 +59,8 @@ class Arch(Setting):
         return {key: each.take(value[key]) for key, each in self._keys.items()}
 
 
-def arguments(stock, **others):
-    """What the arguments of a stock class may be."""
+def arguments(stock: type, **others: Setting) -> dict[str, Setting]:
+    """Return what the arguments of a stock class may be."""
     return dict(
         STOCK,
         arch=Arch(stock.arch_zoo),
@@ -102,18 +104,18 @@ class MMPretrainBackbone(ReducibleBackbone):
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
 
     @property
-    def num_prefix(self):
-        """See ``ReducibleBackbone``."""
+    def num_prefix(self) -> int:
+        """Number of tokens before those of the patches."""
         return self.num_extra_tokens
 
     @property
-    def output(self):
-        """What its head reads decides it."""
+    def output(self) -> str:
+        """What the outputs are made of, see ``BackboneInfo``."""
         return OUT_TYPES[self.out_type]
 
     @property
-    def patch_size(self):
-        """Pixels of a side of a patch."""
+    def patch_size(self) -> int:
+        """Rows of pixels of a patch."""
         return self.patch_embed.projection.kernel_size[0]
 
     def _training_grid(self):
@@ -173,8 +175,8 @@ class MMPretrainBackbone(ReducibleBackbone):
             self._prepare_pos_embed(state, '')
         return state
 
-    def not_in_files(self, name):
-        """See ``TunableBackbone``; and the norm of a mean, which pretraining has not."""
+    def not_in_files(self, name: str) -> bool:
+        """See ``TunableBackbone``; the norm of a mean is not in files of pretraining, too."""
         return super().not_in_files(name) or name.startswith('ln2.')
 
 

@@ -1,7 +1,7 @@
 """The layers of mmpretrain's ViTs on ``Tokens``: attention, FFN, SwiGLU."""
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
 import torch.nn.functional as F
 from mmpretrain.models.backbones import deit3, vision_transformer
@@ -20,12 +20,12 @@ class MultiheadAttention(StockAttention):
 
     backend: str
 
-    def forward(self, x, branch=None):
-        """As stock, without residual; the attention itself by ``branch`` if given."""
+    def forward(self, x: Tensor, branch: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+        """Attend, without residual, as stock; or by ``branch``, if given."""
         return super().forward(x) if branch is None else self.out_drop(branch(x))
 
     def at(self, tokens: Tokens) -> TokenAttention:
-        """What a reducer attends ``tokens`` with."""
+        """Bind the attention to ``tokens``, for a reducer."""
         return AttentionOf(self)
 
 
@@ -36,20 +36,20 @@ class AttentionOf(TokenAttention):
     module: MultiheadAttention
 
     @property
-    def backend(self):
+    def backend(self) -> str:
         """See ``TokenAttention``."""
         return self.module.backend
 
     @property
-    def attention_dropout(self):
+    def attention_dropout(self) -> float:
         """See ``TokenAttention``."""
         return self.module.attn_drop if self.module.training else 0.0
 
-    def qkv(self, x, kept=None):
+    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """See ``TokenAttention``."""
         return self.module.qkv(x).unflatten(-1, (3, self.module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         """See ``TokenAttention``."""
         return self.module.gamma1(self.module.proj_drop(self.module.proj(x)))
 
@@ -57,12 +57,14 @@ class AttentionOf(TokenAttention):
 class SwiGLU(SwiGLUFFNFused):
     """mmpretrain's SwiGLU, of which a reducer may compute the branch."""
 
-    def forward(self, x, identity=None, branch=None):
-        """As stock, the layers by ``branch`` if given."""
+    def forward(
+        self, x: Tensor, identity: Optional[Tensor] = None, branch: Optional[Callable[[Tensor], Tensor]] = None
+    ) -> Tensor:
+        """Compute the FFN as stock; or its layers by ``branch``, if given."""
         return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
 
     def branch(self, x: Tensor) -> Tensor:
-        """The layers without residual: (..., C) -> (..., C)."""
+        """Compute the layers without residual: (..., C) -> (..., C)."""
         gate, value = self.w12(x).chunk(2, -1)
         return self.gamma2(self.w3(self.norm(F.silu(gate) * value)))
 
@@ -70,7 +72,7 @@ class SwiGLU(SwiGLUFFNFused):
 class _Layer(ReducibleLayer):
     with_cp = False
 
-    def linears(self):
+    def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """See ``ReducibleLayer``."""
         if isinstance(self.ffn, SwiGLU):
             fc1, fc2 = self.ffn.w12, self.ffn.w3
@@ -91,12 +93,12 @@ class DeiT3TransformerEncoderLayer(_Layer, deit3.DeiT3TransformerEncoderLayer):
     """The layer of mmpretrain's DeiT3; made by ``reducible``."""
 
     @property
-    def norm1(self):
+    def norm1(self) -> nn.Module:
         """Before attention."""
         return self.ln1
 
     @property
-    def norm2(self):
+    def norm2(self) -> nn.Module:
         """Before the FFN; as in mmpretrain the first norm again, and ``ln2`` is never used."""
         return self.ln1
 
@@ -108,7 +110,7 @@ _TWINS = {
 
 
 def reducible(layer: nn.Module, attn_backend: str) -> nn.Module:
-    """The twin of a stock layer that runs on ``Tokens``."""
+    """Return the twin of a stock layer, which runs on ``Tokens``."""
     twin = share(_TWINS[type(layer)], layer)
     twin.attn = share(MultiheadAttention, layer.attn)
     twin.attn.backend = attn_backend

@@ -1,9 +1,11 @@
-"""The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT."""
+"""The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT: the backbone."""
 
 import math
+from typing import Optional
 
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
+from torch import Tensor, nn
 
 from mmtr.converters import swin as official
 from mmtr.errors import UserError
@@ -29,30 +31,29 @@ from mmtr.weights.fit import part_of
 
 from .layer import reducible_stage
 
-# How the names of what the model computes itself end.
+# Suffixes of the names of buffers that the model computes itself.
 COMPUTED = ('attn_mask', 'position_index')
-# Values for each stage.
+# Number of values in a list with one for each stage.
 _STAGES = dict(least=1, most=8)
 
 
 @MODELS.register_module()
 class SwinTransformer(TunableBackbone, swin.SwinTransformer):
-    """mmseg's ``SwinTransformer``, which is mmdet's too: same arguments, weights and outputs, and more keys.
+    """The ``SwinTransformer`` of mmseg and mmdet with more arguments; other arguments, weights and outputs are theirs.
 
     Args:
-        token_reduction: ``dict(type=..., stage=..., **settings)`` of a token reducer; None: the stock model.
-            Tokens are reduced within each window of one stage, counted from 1 as in the papers (None: the one
-            with most blocks), and given back before the next. Its layers are the blocks of that stage, from 0.
-        peft: ``dict(type=..., **settings)`` of what is trained beside frozen weights; None: all is trained. Its
-            layers are all blocks, from 0 in the first stage.
+        token_reduction: ``dict(type=..., stage=..., **settings)`` of a token reducer; None: no reduction. Tokens are
+            reduced within each window of one stage, counted from 1 as in the papers (None: the one with most blocks),
+            and restored before the next. The layers of the reducer are the blocks of that stage, counted from 0.
+        peft: ``dict(type=..., **settings)`` of a fine-tuning method, with the backbone frozen; None: all is trained.
+            Its layers are the blocks of all stages, counted from 0.
         attn_backend: ``auto | sdpa | xformers | math``, see ``mmtr.ops.attention``.
-        convert_weights: mmdet's key for official weights to start from. They are known by their names here,
-            whatever it says.
+        convert_weights: mmdet's argument, without effect: official weights are recognised by their names.
         args, kwargs: mmseg's.
 
     Raises:
-        UserError: The reducer, its stage, the PEFT or one of their settings does not exist or cannot work; the
-            backend cannot run here; ``pretrained`` does not fit.
+        UserError: The reducer, its stage, the PEFT or one of their settings does not exist; a setting has a value that
+            is not allowed; the attention backend cannot run here; ``pretrained`` does not fit.
     """
 
     inherited = dict(
@@ -71,8 +72,8 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
     def __init__(
         self,
         *args,
-        token_reduction=None,
-        peft=None,
+        token_reduction: Optional[dict] = None,
+        peft: Optional[dict] = None,
         attn_backend: ATTN_BACKEND = 'auto',
         convert_weights: Flag() = False,
         **kwargs,
@@ -87,35 +88,35 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch of the first stage, in pixels."""
+        """The side of a patch of the first stage, in pixels."""
         return self.patch_embed.projection.kernel_size[0]
 
     @property
     def img_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of an image that is one window in the last stage, as those of pretraining are."""
+        """The pretraining size (height, width) in pixels: that of an image with one window in the last stage."""
         merged = 2 ** (len(self.stages) - 1) * self.patch_size
         return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
 
     @property
-    def all_layers(self):
-        """The blocks of all stages."""
+    def all_layers(self) -> list[nn.Module]:
+        """The blocks of all stages, in the order that ``peft`` counts them in."""
         return [block for stage in self.stages for block in stage.blocks]
 
     @property
-    def trained_parts(self):
-        """With the norms of outputs: the weights of a classifier, which one starts from, have none."""
+    def trained_parts(self) -> tuple[str, ...]:
+        """Names of the children that a ``peft`` trains; with the output norms, which weights of a classifier lack."""
         return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
 
     @property
     def shape(self) -> BackboneInfo:
-        """What its PEFT is told of it; a reducer is told of one stage."""
+        """Blocks and channels of all stages, for the PEFT; a reducer gets those of one stage."""
         widths = tuple(block.attn.w_msa.embed_dims for block in self.all_layers)
         return BackboneInfo(
             depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0, widths=widths
         )
 
-    def build_reducer(self, token_reduction) -> TokenReducer:
-        """The reducer of a value of the key ``token_reduction``, for this backbone."""
+    def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
+        """Build a reducer for one stage from the value of the key ``token_reduction``."""
         settings, stage = token_reduction, None
         if isinstance(token_reduction, dict):
             settings = dict(token_reduction)
@@ -137,10 +138,20 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         )
         return reducer if settings is None else Windowed(reducer)
 
-    def forward(self, x):
-        """(B, 3, height, width) pixels -> list of (B, C, H, W), one for each of ``out_indices``."""
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Extract feature maps from images.
+
+        Args:
+            x: (B, channels, height, width) normalised images.
+
+        Returns:
+            List of (B, C, H, W), one for each of ``out_indices``.
+
+        Raises:
+            UserError: With ``use_abs_pos_embed``, the images have not the size of ``pretrain_img_size``.
+        """
         x, grid = self.patch_embed(x)
-        # Inside a jit trace, as fvcore and the ONNX exporter make, sizes are tensors; windows are counted with ints.
+        # Inside a jit trace, as of fvcore and the ONNX exporter, sizes are tensors; windows need ints.
         grid = int(grid[0]), int(grid[1])
         if self.use_abs_pos_embed and x.shape[1] != self.absolute_pos_embed.shape[1]:
             raise UserError(
@@ -158,8 +169,8 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             grid, first = next_grid, first + len(stage.blocks)
         return outs
 
-    def token_schedule(self, shape) -> list[int]:
-        """Tokens that each block computes on for an image of ``shape`` (H, W) pixels, padding not counted."""
+    def token_schedule(self, shape: tuple[int, int]) -> list[int]:
+        """Count the tokens, without padding, in each block for an image of ``shape`` (height, width) in pixels."""
         grid = tuple(-(-n // self.patch_size) for n in shape)
         schedule = []
         for i, stage in enumerate(self.stages):
@@ -168,8 +179,8 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             grid = tuple(-(-n // 2) for n in grid)
         return schedule
 
-    def init_weights(self):
-        """As stock; weights to start from may be official ones too, and must be this Swin's."""
+    def init_weights(self) -> None:
+        """Initialise the weights as the stock class, or load the pretrained file, which may be an official one."""
         if self.init_cfg is None:
             super().init_weights()
         else:
@@ -177,7 +188,7 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         self._init_parts()
 
     def _fitted(self, state, path):
-        """See ``TunableBackbone``; of a whole model, of official names, with other windows: all will do."""
+        """Convert the weights of a backbone or model, with stock or official names, and of any window size."""
         state = part_of(state, 'backbone') or state
         if official.is_official(state):
             state, _ = official.convert(state)
@@ -192,8 +203,8 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
             state[name] = resize_relative_positions(state[name], *((side, side) for side in sides))
         return state
 
-    def not_in_files(self, name):
-        """See ``TunableBackbone``; a classifier, norms of stages that are no output, and what the model computes."""
+    def not_in_files(self, name: str) -> bool:
+        """Say whether a file may lack or have a weight: of a classifier, of output norms, or a computed buffer."""
         return name.startswith(('head.', 'norm')) or name.endswith(COMPUTED)
 
 
@@ -202,7 +213,7 @@ def _check_stages(
 ):
     count = len(depths)
     for key, values in dict(num_heads=num_heads, strides=strides).items():
-        if len(values) < count:  # stock does not look at those beyond
+        if len(values) < count:  # further values are ignored, as in the stock class
             raise UserError(
                 f'{key}={values} has {len(values)} values for the {count} stages of depths={depths}: give one for each.'
             )
