@@ -188,48 +188,16 @@ def draw_pole(s: Scene, u: float, z: float) -> None:
     kind = rng.integers(3)
     if kind == 0:
         bulb = np.array((1.0, 0.93, 0.7)) / (s.light if s.light_name == 'night' else 1)
-        draw_shapes(
-            s,
-            u,
-            z,
-            2.2,
-            rng.uniform(4, 6.5),
-            'pole',
-            [
-                (metal, box(0.5 - thick / 4.4, 0, 0.5 + thick / 4.4, 1)),
-                (metal, box(0.5, 0, 0.95, 0.03)),
-                (bulb, box(0.75, 0.03, 0.97, 0.06)),
-            ],
-        )
+        width, height, half = 2.2, rng.uniform(4, 6.5), thick / 4.4
+        more = [(metal, box(0.5, 0, 0.95, 0.03)), (bulb, box(0.75, 0.03, 0.97, 0.06))]
     elif kind == 1:
         face = s.colour(((0.80, 0.15, 0.12), (0.15, 0.30, 0.70), (0.92, 0.80, 0.20))[rng.integers(3)])
-        draw_shapes(
-            s,
-            u,
-            z,
-            0.9,
-            rng.uniform(2.3, 3.2),
-            'pole',
-            [
-                (metal, box(0.5 - thick / 2.4, 0, 0.5 + thick / 2.4, 1)),
-                ((0.93, 0.93, 0.93), (0.5, 0.16, 0.42)),
-                (face, (0.5, 0.16, 0.34)),
-            ],
-        )
+        width, height, half = 0.9, rng.uniform(2.3, 3.2), thick / 2.4
+        more = [((0.93, 0.93, 0.93), (0.5, 0.16, 0.42)), (face, (0.5, 0.16, 0.34))]
     else:
-        draw_shapes(
-            s,
-            u,
-            z,
-            1.6,
-            rng.uniform(4, 7),
-            'pole',
-            [
-                (metal, box(0.5 - thick / 3.2, 0, 0.5 + thick / 3.2, 1)),
-                (metal, box(0, 0.07, 1, 0.1)),
-                (metal, box(0.12, 0.15, 0.88, 0.18)),
-            ],
-        )
+        width, height, half = 1.6, rng.uniform(4, 7), thick / 3.2
+        more = [(metal, box(0, 0.07, 1, 0.1)), (metal, box(0.12, 0.15, 0.88, 0.18))]
+    draw_shapes(s, u, z, width, height, 'pole', [(metal, box(0.5 - half, 0, 0.5 + half, 1)), *more])
 
 
 def draw_fence(s: Scene, u: float, z: float) -> None:

@@ -73,4 +73,4 @@ def import_mmpretrain(what: str) -> None:
 
 def _fitting_torchvision():
     """torchvision 0.16 is that of torch 2.1, and so on."""
-    return f'0.{int(torch.__version__.split(".")[1]) + 15}.*'
+    return f'0.{int(str(torch.__version__).split(".")[1]) + 15}.*'

@@ -18,6 +18,7 @@ from PIL import Image
 
 import mmtr  # noqa: F401
 
+pytest.register_assert_rewrite('tests.documented_commands')
 TOOLS = Path(__file__).parents[1] / 'tools'
 RUNS = itertools.count()
 CLASSES = ('sky', 'grass', 'sand', 'lake')

@@ -1,7 +1,9 @@
 import inspect
 import re
 import runpy
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mmtr.registry import MODELS, PEFTS, TOKEN_REDUCERS
 
 from .test_models import test_attention_contract as attention_contract
 from .test_reducers import test_contract as contract
+from .test_reducers import test_contract_calls as calls
 
 ROOT = Path(__file__).parents[1]
 TOKEN_REDUCERS.import_from_location()
@@ -19,16 +22,27 @@ PEFTS.import_from_location()
 METHODS = [('token_reduction.md', TOKEN_REDUCERS, name) for name in sorted(TOKEN_REDUCERS.module_dict)]
 METHODS += [('peft.md', PEFTS, name) for name in sorted(PEFTS.module_dict)]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+#: What a host and a method that are new are tested for.
+ON_EVERY_HOST = (
+    contract.test_prefix_tokens_are_never_reduced,
+    contract.test_an_image_does_not_depend_on_its_batch,
+    contract.test_nothing_to_reduce_is_the_plain_model,
+    calls.test_token_schedule_is_what_the_layers_see,
+    calls.test_checkpointing_changes_no_gradient,
+)
 
 
 @pytest.fixture
-def documented_method():
+def documented_method(monkeypatch):
     """The method that docs/add_a_method.md adds, registered for one test."""
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S)
-    names = {}
-    for block in blocks[:2]:
-        exec(block, names)
-    exec(blocks[2], config := {})
+    arithmetic, reducer, config_text = re.findall(
+        r'```python\n(.*?)```', (ROOT / 'docs/add_a_method.md').read_text(), re.S
+    )
+    columns = ModuleType('mmtr.ops.columns')
+    exec(arithmetic, vars(columns))
+    monkeypatch.setitem(sys.modules, columns.__name__, columns)
+    exec(reducer, dict(__package__='mmtr.reducers'))
+    exec(config_text, config := {})
     try:
         yield config['model']['backbone']['token_reduction']
     finally:
@@ -43,18 +57,14 @@ def test_the_documented_method_keeps_every_promise(documented_method):
         build_token_reducer(dict(documented_method, start=24), BackboneInfo(24, 64, 1))
     cfg = dict(type='DropColumns')
     for depth in (2, 4):
-        contract.test_whatever_a_search_draws_works('DropColumns', depth)
+        calls.test_whatever_a_search_draws_works('DropColumns', depth)
     for backbone in contract.BACKBONES:
         contract.test_heads_receive_the_full_grid(cfg, backbone, 57, 130, 16, False)
     for check in (
+        *ON_EVERY_HOST,
         contract.test_positions_are_in_raster_order,
-        contract.test_prefix_tokens_are_never_reduced,
-        contract.test_an_image_does_not_depend_on_its_batch,
-        contract.test_no_state_is_left_on_the_module,
-        contract.test_nothing_to_reduce_is_the_plain_model,
-        contract.test_two_threads_share_a_model,
-        contract.test_token_schedule_is_what_the_layers_see,
-        contract.test_checkpointing_changes_no_gradient,
+        calls.test_no_state_is_left_on_the_module,
+        calls.test_two_threads_share_a_model,
     ):
         for backbone in contract.BACKBONES:
             check(cfg, backbone)
@@ -63,7 +73,7 @@ def test_the_documented_method_keeps_every_promise(documented_method):
 @pytest.mark.slow
 def test_the_documented_method_compiles(documented_method):
     for backbone in contract.BACKBONES:
-        contract.test_compiles_without_a_graph_break(dict(type='DropColumns'), backbone)
+        calls.test_compiles_without_a_graph_break(dict(type='DropColumns'), backbone)
 
 
 @pytest.fixture
@@ -87,13 +97,7 @@ def documented_host(monkeypatch):
 def test_every_method_works_on_the_documented_host(documented_host, name):
     cfg = dict(type=name)
     contract.test_heads_receive_the_full_grid(cfg, documented_host, 57, 130, 16, True)
-    for check in (
-        contract.test_prefix_tokens_are_never_reduced,
-        contract.test_an_image_does_not_depend_on_its_batch,
-        contract.test_nothing_to_reduce_is_the_plain_model,
-        contract.test_token_schedule_is_what_the_layers_see,
-        contract.test_checkpointing_changes_no_gradient,
-    ):
+    for check in ON_EVERY_HOST:
         check(cfg, documented_host)
 
 

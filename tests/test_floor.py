@@ -19,7 +19,7 @@ KNOWN = Path(__file__).with_name('torch_floor.txt')
 # Where the names of everybody are.
 COMMON = {'torch.': torch, 'torch.nn.': torch.nn, 'torch.nn.functional.': torch.nn.functional, '.': torch.Tensor}
 # Attributes of a tensor in later releases that are attributes of something else in our code.
-OURS = {'.index'}
+OURS = {'.index', 'torch.ops.torchvision'}
 # Names of later releases, with the file where the code around them asks for the release first.
 LATER = {
     'torch.compiler.is_compiling': 'mmtr/models/segmentors/encoder_decoder.py',

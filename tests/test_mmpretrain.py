@@ -63,7 +63,7 @@ def run(*command, cwd=ROOT):
     + [
         pytest.param(['tests/test_models/test_attention_contract.py', '-k', 'cls_vit'], id='attention contract'),
         pytest.param(
-            ['tests/test_reducers/test_contract.py', '-k', 'cls_vit', '-m', 'not slow'],
+            [*sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')), '-k', 'cls_vit', '-m', 'not slow'],
             id='contract',
             marks=pytest.mark.slow,
         ),

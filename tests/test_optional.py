@@ -15,7 +15,7 @@ from mmtr.models import backbones
 from mmtr.registry import MODELS, ON_MMPRETRAIN
 
 ROOT = Path(__file__).parents[1]
-MINOR = int(torch.__version__.split('.')[1])
+MINOR = int(str(torch.__version__).split('.')[1])
 REMEDY = f"run `pip install mmtr[cls]` and, for this torch, `pip install --no-deps 'torchvision==0.{MINOR + 15}.*'`."
 # What PyPI's torchvision does beside a torch for CPUs: its operators are looked up, and none was loaded.
 NO_LIBRARY = """

@@ -50,7 +50,7 @@ def test_every_room_is_described():
     assert [room for room in ROOMS if f'`mmtr/{room}' not in page] == []
 
 
-@pytest.mark.parametrize('folder', ['mmtr', 'tools', 'docs', 'demo', 'experiments'])
+@pytest.mark.parametrize('folder', ['mmtr', 'tools', 'docs', 'demo', 'experiments', 'tests'])
 def test_files_can_be_read_at_one_sitting(folder):
     assert {
         str(path): n for path in (ROOT / folder).rglob('*.py') if (n := len(path.read_text().split('\n')) - 1) > LONGEST

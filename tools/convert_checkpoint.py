@@ -10,11 +10,15 @@ from typing import Any, Optional
 from mmengine.config import Config
 
 from mmtr.converters import SOURCES
+from mmtr.converters.layouts import sources_of
 from mmtr.converters.vit import Notes
 from mmtr.errors import UserError, command
+from mmtr.optional import import_mmpretrain
 from mmtr.weights.files import SUFFIXES, write_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+# Sources whose files do not hold the number of attention heads.
+ASKED = [name for name, source in SOURCES.items() if 'num_heads' in inspect.signature(source.convert).parameters]
 # Defaults of mmseg's classes and ours.
 DEFAULTS = {
     'backbone.attn_norm': False,
@@ -32,6 +36,10 @@ DEFAULTS = {
 }
 
 
+# mmpretrain has two names for each arch.
+LONG = {'b': 'base', 'l': 'large', 'h': 'huge', 'deit-t': 'deit-tiny', 'deit-s': 'deit-small'}
+
+
 def deviations(settings: dict[str, Any], model: dict) -> dict[str, Any]:
     """Select the settings, values by dotted keys, in which the ``model`` of a config differs."""
     differing = {}
@@ -41,12 +49,27 @@ def deviations(settings: dict[str, Any], model: dict) -> dict[str, Any]:
             found = found.get(name) if isinstance(found, dict) else None
         if found is None:
             found = DEFAULTS.get(key)
+        if key == 'backbone.arch' and isinstance(found, str):
+            found = LONG.get(found, found)
         if isinstance(value, tuple):
             # A single number stands for height and width.
             found = tuple(found) if isinstance(found, (list, tuple)) else (found,) * len(value)
         if found != value:
             differing[key] = value
     return differing
+
+
+def fragment(settings: dict[str, Any]) -> list[str]:
+    """Write a whole model, settings by dotted keys, as the lines of a config."""
+
+    def text(value):
+        if not isinstance(value, dict):
+            return repr(value)
+        return f'dict({", ".join(f"{key}={text(each)}" for key, each in value.items())})'
+
+    model = Config()
+    model.merge_from_dict({key: value for key, value in settings.items() if DEFAULTS.get(key) != value})
+    return ['model = dict(', *(f'    {key}={text(value)},' for key, value in model.to_dict().items()), ')']
 
 
 def advice(notes: Notes, out: Path, whole_model: bool) -> list[str]:
@@ -56,23 +79,64 @@ def advice(notes: Notes, out: Path, whole_model: bool) -> list[str]:
         notes: Notes of the conversion.
         whole_model: Whether ``out`` holds a whole model; False: a backbone.
     """
-    lines = []
     configs = sorted(CONFIGS.glob(notes.fits)) if notes.fits else []
-    # If several configs match the pattern, any will do: they have the same backbone.
-    differing = deviations(notes.settings, Config.fromfile(configs[0]).model) if configs else notes.settings
-    options = [f'model.{key}={str(value).replace(" ", "")}' for key, value in differing.items()]
-    if not whole_model:
-        options.insert(0, f'model.{notes.pretrained}={out}')
-    if configs:
-        config = f'mmtr::{configs[0].name}'
-        tool = f'test {config} {out}' if whole_model else f'train {config}'
-        lines.append(f'It fits mmtr::{notes.fits}. To use it:')
-        lines.append(f'  python -m mmtr {tool}' + (' --cfg-options ' + shlex.join(options) if options else ''))
-    else:
+    classifier = 'type' in notes.settings
+    if classifier and configs:
+        try:
+            import_mmpretrain(f'It fits mmtr::{notes.fits}, which')
+        except UserError as error:
+            return [str(error), 'Its model:', *_model(notes, out, whole_model), *notes.remarks]
+    if not configs:
         absent = f' (there is no {notes.fits})' if notes.fits else ''
-        lines.append(f'No config of mmtr is for it{absent}; yours needs:')
-        lines += [f'  {option}' for option in options]
-    return lines + notes.remarks
+        needs = _model(notes, out, whole_model) if classifier else _options(notes, notes.settings, out, whole_model)
+        return [f'No config of mmtr is for it{absent}; yours needs:', *(f'  {line}' for line in needs), *notes.remarks]
+    # If several configs match the pattern, any will do: they have the same backbone.
+    cfg = Config.fromfile(configs[0])
+    preprocessor = cfg.get('data_preprocessor')  # mmengine's runner gives it to a model without one
+    options = _options(
+        notes, deviations(notes.settings, dict(dict(data_preprocessor=preprocessor), **cfg.model)), out, whole_model
+    )
+    config = f'mmtr::{configs[0].name}'
+    tool = f'test {config} {out}' if whole_model else f'train {config}'
+    return [
+        f'It fits mmtr::{notes.fits}. To use it:',
+        f'  python -m mmtr {tool}' + (' --cfg-options ' + shlex.join(options) if options else ''),
+        *notes.remarks,
+    ]
+
+
+def _options(notes, settings, out, whole_model):
+    options = [f'model.{key}={str(value).replace(" ", "")}' for key, value in settings.items()]
+    return options if whole_model else [f'model.{notes.pretrained}={out}', *options]
+
+
+def _model(notes, out, whole_model):
+    """Write a whole model as the lines of a config."""
+
+    def text(value):
+        if not isinstance(value, dict):
+            return repr(value)
+        return f'dict({", ".join(f"{key}={text(each)}" for key, each in value.items())})'
+
+    settings = {key: value for key, value in notes.settings.items() if DEFAULTS.get(key) != value}
+    if not whole_model:
+        settings['backbone.init_cfg'] = dict(type='Pretrained', checkpoint=str(out), prefix='backbone.')
+    model = Config()
+    model.merge_from_dict(settings)
+    return ['model = dict(', *(f'    {key}={text(value)},' for key, value in model.to_dict().items()), ')']
+
+
+def check_layout(state: dict[str, Any], source: str, path: str) -> None:
+    """Raise a ``UserError`` if the keys of ``state``, the file of ``path``, are those of another source."""
+    sources = sources_of(state)
+    if sources is None or source in sources:
+        return
+    if not sources:
+        raise UserError(f"'{path}' has the keys of OpenMMLab already: there is nothing to convert.")
+    raise UserError(
+        f"'{path}' is not {SOURCES[source].KIND}, its keys are those of another source: give --source "
+        f'{" or ".join(sources)}.'
+    )
 
 
 @command
@@ -86,7 +150,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         '--num-heads',
         type=int,
         metavar='N',
-        help='attention heads of an EVA-02 (eva02, cropr), where they have not 64 channels each',
+        help=f'attention heads ({", ".join(ASKED)}), where the file is of no size that was released',
     )
     args = parser.parse_args(argv)
     out = Path(args.output)
@@ -97,13 +161,15 @@ def main(argv: Optional[list[str]] = None) -> None:
 
     source = SOURCES[args.source]
     options = {} if args.num_heads is None else dict(num_heads=args.num_heads)
-    if options and 'num_heads' not in inspect.signature(source.convert).parameters:
-        raise UserError(f'--num-heads is for eva02 and cropr: {args.source} needs none.')
-    state, notes = source.convert(*source.read(args.input), **options)
+    if options and args.source not in ASKED:
+        raise UserError(f'--num-heads is for {", ".join(ASKED)}: {args.source} needs none.')
+    loaded = source.read(args.input)
+    check_layout(loaded[0], args.source, args.input)
+    state, notes = source.convert(*loaded, **options)
     write_checkpoint(out, state, notes.meta)
     count = sum(tensor.numel() for tensor in state.values())
     print(f'Wrote {out}: {len(state)} tensors, {count / 1e6:.1f} M parameters.')
-    whole = any(key.startswith(('decode_head.', 'panoptic_head.')) for key in state)
+    whole = any(key.startswith(('decode_head.', 'panoptic_head.', 'head.')) for key in state)
     print(*advice(notes, out, whole), sep='\n')
 
 

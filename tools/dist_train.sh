@@ -2,13 +2,4 @@
 # tools/dist_train.sh CONFIG GPUS [options of train.py]
 # On several machines, on each: NNODES=2 NODE_RANK=0 MASTER_ADDR=host PORT=29500 tools/dist_train.sh ...
 set -eu
-config=$1 gpus=$2
-shift 2
-if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-    where=(--standalone)  # on a free port
-else
-    where=(--nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
-           --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
-fi
-exec "${PYTHON:-python}" -m torch.distributed.run "${where[@]}" --nproc_per_node="$gpus" \
-    "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"
+exec bash "$(dirname "$0")/dist_run.sh" train.py "$2" "$1" --launcher pytorch "${@:3}"

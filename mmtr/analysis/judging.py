@@ -83,11 +83,10 @@ class Judge:
 
     Attributes:
         metric: The metric that is measured.
-        plain_accuracy: Of the plain model, on the images to search on.
+        plain_accuracy: The metric of the plain model, on the images to search on.
 
     Raises:
-        UserError: There are too few images, or no such metric; or ``folder`` is given and the metric needs labels, or
-            the model is no segmentor and no classifier.
+        UserError: There are too few images, or no such metric; or the metric needs labels, and there are none.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class Judge:
 
 
 def _agreement(model):
-    """What compares a model's predictions with labels: the metric's config, its name, how many classes there are."""
+    """Return the config of the metric of agreement for a model, its name, and the number of classes."""
     if derives(type(model), CLASSIFIER):
         return dict(type='mmpretrain.Accuracy'), 'accuracy/top1', model.head.num_classes
     if not hasattr(model, 'num_classes'):

@@ -7,10 +7,10 @@ from mmtr.errors import UserError
 
 
 def main_of(metrics: dict) -> str:
-    """Choose the metric to rank by from those of an evaluator: mIoU, else top-1 accuracy, else the first number.
+    """Return the metric to rank by: mIoU if there is one, else top-1 accuracy, else the first number.
 
     Raises:
-        UserError: None is a number.
+        UserError: No metric is a number.
     """
     numbers = [key for key, value in metrics.items() if isinstance(value, float)]
     if not numbers:
@@ -19,7 +19,7 @@ def main_of(metrics: dict) -> str:
 
 
 def main_metric(results: dict[str, dict]) -> str:
-    """Return the metric to rank by: ``main_of`` the first of the results."""
+    """Return the metric to rank by: ``main_of`` the first of results."""
     return main_of(next(iter(results.values()))['metrics'])
 
 

@@ -37,9 +37,9 @@ def check_data(cfg: Config, loaders: Iterable[str]) -> None:
     Raises:
         UserError: A folder or annotation file is not there, or images lack annotations: names the path, the layout
             that the data set reads, and the page that tells how to prepare it. Or the data set has no such setting;
-            an annotation file is of another task or has other classes than data set and model; one of the few label
-            maps that are read is no label map, holds a label that is no class, or is not binary where it must be; or
-            class folders are not those of the data set, the model or the other data sets.
+            an annotation file is of another task or has other classes than data set and model; or one of the few
+            label maps that are read is no label map, holds a label that is no class, or is not binary where it must be;
+            or class folders are not those of the data set, the model or the other data sets.
     """
     folders = []
     for loader in loaders:

@@ -24,15 +24,12 @@ def check_shape(shape: Sequence[int], path: str) -> None:
 
 
 def check_classes_of_images(labels: Union[Tensor, np.ndarray], num_classes: int, where: str) -> None:
-    """Check that labels of whole images are classes of the model.
+    """Raise a ``UserError`` if a label of an image is no class.
 
     Args:
-        labels: Labels, of any shape.
+        labels: Labels of images, of any shape.
         num_classes: Number of classes of the model.
-        where: The file of the labels, or of the image.
-
-    Raises:
-        UserError: One is no class.
+        where: The file of the labels, or of the image, for the error.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
@@ -46,7 +43,7 @@ def check_classes_of_images(labels: Union[Tensor, np.ndarray], num_classes: int,
 def check_labels(
     labels: Union[Tensor, np.ndarray], num_classes: int, ignored: Collection[int], path: str, reduced: bool
 ) -> None:
-    """Check that labels are classes of the model.
+    """Check that the labels of a map are classes of the model.
 
     Args:
         labels: Labels as the model gets them, of any shape.

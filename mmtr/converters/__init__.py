@@ -4,7 +4,7 @@ A source is a module with ``read(path)``, which returns the arguments of its pur
 ``convert(state, ...) -> (state_dict, Notes)``. To add a source, add a file here and a line to ``SOURCES``.
 """
 
-from . import augreg_npz, cropr, dar, dinov2, eva02, maskdino, segmenter, swin, timm_vit
+from . import augreg_npz, cropr, dar, dinov2, eva02, mae, maskdino, segmenter, swag, swin, timm_vit, torchvision_vit
 
 SOURCES = {
     'segmenter': segmenter,
@@ -16,4 +16,7 @@ SOURCES = {
     'dar': dar,
     'swin': swin,
     'maskdino': maskdino,
+    'swag': swag,
+    'torchvision_vit': torchvision_vit,
+    'mae': mae,
 }

@@ -1,13 +1,26 @@
-"""Convert the official Cropr segmentation checkpoints, pruned or not, to ``EncoderDecoder`` on ``mmtr.EVA02``."""
+"""Convert the official Cropr checkpoints, pruned or not.
+
+Those of segmentation, EVA-02s, become an ``EncoderDecoder`` on ``mmtr.EVA02``; those of classification, plain ViTs,
+mmpretrain's ``ImageClassifier`` on ``mmtr.ClsVisionTransformer``.
+"""
 
 from typing import Optional
 
 from torch import Tensor
 
-from .eva02 import eva02_table, fuse, notes_of
-from .vit import Notes, depth, grid_side, need, read_model, rename
+from mmtr.errors import UserError
 
-KIND = 'an official Cropr segmentation model'
+from .classifier import classifier_notes
+from .eva02 import eva02_table, fuse, notes_of
+from .mae import CONFIGS, classifier_table, pools
+from .timm_vit import read
+from .vit import Notes, depth, grid_side, need, rename
+
+__all__ = ['convert', 'read']
+KIND = 'an official Cropr model'
+CLASSIFIER = 'an official Cropr classifier'
+PRUNED_CONFIGS = {('large', 16, 224): 'mae_vit-l_cropr_imagenet.py'}
+REDUCTION = 'backbone.token_reduction.'
 # Names in a Cropr module of the release -> in ``mmtr.reducers.Cropr``. Every file has the queries.
 QUERIES = ('cross_attn.queries', 'queries')
 LINEAR = {
@@ -24,36 +37,28 @@ LINEAR = {
 }
 
 
-def read(path: str) -> tuple[dict[str, Tensor]]:
-    """Read (state, ) from a ``checkpoint.pth`` of the release; raises ``UserError``."""
-    return (read_model(path, KIND),)
-
-
 def convert(state: dict[str, Tensor], num_heads: Optional[int] = None) -> tuple[dict[str, Tensor], Notes]:
-    """Convert the release's keys to ``backbone.*`` and ``decode_head.*``.
+    """Convert the release's keys to ``backbone.*`` and ``decode_head.*``, or ``head.*`` of a classifier.
 
     The Cropr modules, one after each layer but the last two, become ``backbone.token_reducer``.
 
     Args:
-        num_heads: See ``mmtr.converters.eva02.convert``.
+        num_heads: See ``mmtr.converters.eva02.convert``; of a classifier, ``mmtr.converters.mae.convert``.
 
     Raises:
         UserError: The weights are not those of an official Cropr model.
     """
+    if 'blocks.0.attn.qkv.bias' in state:  # no EVA-02 has it
+        return _classifier(state, num_heads)
     table = eva02_table(state, KIND, 'backbone.')
     weight = need(state, 'head.weight', KIND)
     classes, dim = weight.shape
     table['head.weight'] = ('decode_head.conv_seg.weight', (classes, dim))
     table['head.bias'] = ('decode_head.conv_seg.bias', (classes,))
     modules = depth(state, r'cropr\.(\d+)\.')
-    for i in range(modules):
-        table.update(_module_table(state, f'cropr.{i}.', f'backbone.token_reducer.heads.layer_{i:02}.'))
-    converted = rename(state, table, KIND)
+    converted = _with_modules(state, table, modules, KIND)
     fuse(converted, 'backbone.', num_heads)
     converted['decode_head.conv_seg.weight'] = converted['decode_head.conv_seg.weight'][:, :, None, None]
-    for i in range(modules):
-        key = f'backbone.token_reducer.heads.layer_{i:02}.queries'
-        converted[key] = converted[key].squeeze(0)
 
     notes = notes_of(converted, 'cropr', 'backbone.', num_heads)
     patch = converted['backbone.patch_embed.projection.weight'].shape[-1]
@@ -69,13 +74,69 @@ def convert(state: dict[str, Tensor], num_heads: Optional[int] = None) -> tuple[
     if notes.fits:
         notes.fits = notes.fits.replace('*', 'cropr_ade20k' if modules else 'ade20k')
     if modules:
-        notes.settings.update(_module_settings(state, dim))
-        if 'cropr.0.cross_attn.proj.weight' in state:
-            notes.remarks.append(
-                'Its Cropr modules have several heads, and the file does not say how many: set '
-                'backbone.token_reduction.num_heads.'
-            )
+        _note_modules(notes, state, dim)
     return converted, notes
+
+
+def _classifier(state, num_heads):
+    """Convert a classifier; its modules stand after each layer but the last two, or but the last without fusion."""
+    table = classifier_table(state, CLASSIFIER)
+    classes, dim = need(state, 'head.weight', CLASSIFIER).shape
+    modules, layers = depth(state, r'cropr\.(\d+)\.'), depth(state, r'blocks\.(\d+)\.')
+    converted = _with_modules(state, table, modules, CLASSIFIER)
+    # The release pools the class token too, as no other does.
+    out_type = 'avg_all' if pools(state) else 'cls_token'
+    notes = classifier_notes(
+        converted, 'cropr', CLASSIFIER, num_heads, out_type, PRUNED_CONFIGS if modules else CONFIGS
+    )
+    if not pools(state):
+        notes.fits = None
+    if not modules:
+        if pools(state):
+            notes.remarks.append(
+                "Its head reads the mean of class token and patches, as that of Cropr's release does. A fine-tuned MAE "
+                'has the same keys and reads the patches alone: convert that with --source mae.'
+            )
+        return converted, notes
+    notes.settings.update(
+        {f'{REDUCTION}type': 'Cropr', f'{REDUCTION}task': 'classification', f'{REDUCTION}num_classes': classes}
+    )
+    if modules == layers - 1:
+        notes.settings.update({f'{REDUCTION}fusion': 'none', f'{REDUCTION}layers': tuple(range(modules))})
+    elif modules != layers - 2:
+        raise UserError(
+            f'The file has {modules} Cropr modules for {layers} layers; {CLASSIFIER} has {layers - 2}, or '
+            f'{layers - 1} without last layer fusion.'
+        )
+    for i in range(modules):
+        queries = state[f'cropr.{i}.{QUERIES[0]}'].shape[1]
+        if queries != 1:
+            raise UserError(f"The file's Cropr modules have {queries} queries; those of {CLASSIFIER} have one.")
+    _note_modules(notes, state, dim)
+    notes.remarks.append(
+        'How many tokens leave is not in the file: its training pruned --cropr_pruning_rate of them after each layer, '
+        f'and one more the first time, 8 in the release: {REDUCTION}r={[9] + [8] * (modules - 1)}.'
+    )
+    return converted, notes
+
+
+def _with_modules(state, table, modules, kind):
+    """Rename the weights of ``table`` and of the Cropr modules."""
+    names = [f'backbone.token_reducer.heads.layer_{i:02}.' for i in range(modules)]
+    for i, name in enumerate(names):
+        table.update(_module_table(state, f'cropr.{i}.', name, kind))
+    converted = rename(state, table, kind)
+    for name in names:
+        converted[f'{name}queries'] = converted[f'{name}queries'].squeeze(0)
+    return converted
+
+
+def _note_modules(notes, state, dim):
+    notes.settings.update(_module_settings(state, dim))
+    if 'cropr.0.cross_attn.proj.weight' in state:
+        notes.remarks.append(
+            f'Its Cropr modules have several heads, and the file does not say how many: set {REDUCTION}num_heads.'
+        )
 
 
 def _module_settings(state, dim):
@@ -89,12 +150,12 @@ def _module_settings(state, dim):
     width = len(state.get('cropr.0.cross_attn.mlp.fc1.weight', ()))
     if width != 4 * dim:
         settings['mlp_ratio'] = width / dim
-    return {f'backbone.token_reduction.{key}': value for key, value in settings.items()}
+    return {f'{REDUCTION}{key}': value for key, value in settings.items()}
 
 
-def _module_table(state, source, target):
+def _module_table(state, source, target, kind):
     """The table for ``rename`` of the weights that the file has of one Cropr module; loading finds missing ones."""
-    table = {source + QUERIES[0]: (target + QUERIES[1], need(state, source + QUERIES[0], KIND).shape)}
+    table = {source + QUERIES[0]: (target + QUERIES[1], need(state, source + QUERIES[0], kind).shape)}
     for old, new in LINEAR.items():
         for kind in ('weight', 'bias'):
             key = f'{source}{old}.{kind}'

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmtr.errors import UserError
 
 from .vit import (
+    IMAGENET,
     SIZES,
     Notes,
     backbone_settings,
@@ -30,10 +31,7 @@ from .vit import (
 KIND = 'an official Segmenter'
 DROPPED = ('encoder.head.weight', 'encoder.head.bias')
 DATASETS = {'ade20k': 'ade20k', 'pascal_context': 'pascal-context', 'cityscapes': 'cityscapes'}
-NORMALIZATIONS = {
-    'vit': ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-    'deit': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-}
+NORMALIZATIONS = {'vit': ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)), 'deit': IMAGENET}
 
 
 class _VariantLoader(yaml.SafeLoader):

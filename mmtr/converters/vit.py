@@ -16,6 +16,12 @@ from mmtr.weights.files import read_checkpoint
 SIZES = {(192, 12): ('t', 3), (384, 12): ('s', 6), (768, 12): ('b', 12), (1024, 24): ('l', 16)}
 #: For ``rename``: source key -> (new key, shape).
 Table = dict[str, tuple[str, tuple[int, ...]]]
+# Names in a transformer block: norm, projections to q, k and v, output projection, norm, and two layers of the FFN.
+TIMM = ('norm1.', 'attn.qkv.', 'attn.proj.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.')
+MMSEG = ('ln1.', 'attn.attn.in_proj_', 'attn.attn.out_proj.', 'ln2.', 'ffn.layers.0.0.', 'ffn.layers.1.')
+MMPRETRAIN = ('ln1.', 'attn.qkv.', 'attn.proj.', 'ln2.', 'ffn.layers.0.0.', 'ffn.layers.1.')
+#: ImageNet's mean and standard deviation of RGB, in pixel values.
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 @dataclass
@@ -109,34 +115,33 @@ def rename(state: dict[str, Tensor], table: Table, kind: str, dropped: Iterable[
     return renamed
 
 
-def block_table(source: str, target: str, dim: int, hidden: int) -> Table:
-    """Build the table for ``rename`` of one timm transformer block.
+def block_table(
+    source: str, target: str, dim: int, hidden: int, old: tuple[str, ...] = TIMM, new: tuple[str, ...] = MMSEG
+) -> Table:
+    """Build the table for ``rename`` of one transformer block.
 
     Args:
         source, target: Prefixes of the old and the new keys, without the last dot.
         dim: Embedding dimension.
         hidden: Hidden channels of the FFN.
+        old, new: Names of its layers, in the order of ``TIMM``.
     """
-    shapes = {
-        ('norm1', 'ln1.'): (dim,),
-        ('attn.qkv', 'attn.attn.in_proj_'): (3 * dim, dim),
-        ('attn.proj', 'attn.attn.out_proj.'): (dim, dim),
-        ('norm2', 'ln2.'): (dim,),
-        ('mlp.fc1', 'ffn.layers.0.0.'): (hidden, dim),
-        ('mlp.fc2', 'ffn.layers.1.'): (dim, hidden),
-    }
+    shapes = ((dim,), (3 * dim, dim), (dim, dim), (dim,), (hidden, dim), (dim, hidden))
     table = {}
-    for (old, new), shape in shapes.items():
-        table[f'{source}.{old}.weight'] = (f'{target}.{new}weight', shape)
-        table[f'{source}.{old}.bias'] = (f'{target}.{new}bias', shape[:1])
+    for one, other, shape in zip(old, new, shapes):
+        table[f'{source}.{one}weight'] = (f'{target}.{other}weight', shape)
+        table[f'{source}.{one}bias'] = (f'{target}.{other}bias', shape[:1])
     return table
 
 
-def vit_table(state: dict[str, Tensor], kind: str, source: str = '', target: str = '') -> Table:
+def vit_table(
+    state: dict[str, Tensor], kind: str, source: str = '', target: str = '', new: tuple[str, ...] = MMSEG
+) -> Table:
     """Build the table for ``rename`` of a timm ViT.
 
     Args:
         source, target: Prefixes of the old and the new keys.
+        new: Names of the layers of a block, in the order of ``TIMM``.
     """
     kernel = need(state, f'{source}patch_embed.proj.weight', kind)
     positions = need(state, f'{source}pos_embed', kind)
@@ -151,7 +156,7 @@ def vit_table(state: dict[str, Tensor], kind: str, source: str = '', target: str
         f'{source}norm.bias': (f'{target}ln1.bias', (dim,)),
     }
     for i in range(depth(state, re.escape(source) + r'blocks\.(\d+)\.')):
-        table.update(block_table(f'{source}blocks.{i}', f'{target}layers.{i}', dim, hidden))
+        table.update(block_table(f'{source}blocks.{i}', f'{target}layers.{i}', dim, hidden, new=new))
     return table
 
 
@@ -167,6 +172,21 @@ def fold_patch_bias(state: dict[str, Tensor], prefix: str = '') -> None:
     state[f'{prefix}pos_embed'] = positions
 
 
+def patch_embedding(state: dict[str, Tensor], kind: str, prefix: str = '') -> tuple[int, int, int]:
+    """Channels, image channels and side of a patch, in pixels, of converted weights.
+
+    Args:
+        prefix: Prefix of the backbone's keys in ``state``.
+
+    Raises:
+        UserError: Patches are not square.
+    """
+    dim, channels, *patch = state[f'{prefix}patch_embed.projection.weight'].shape
+    if len(patch) != 2 or patch[0] != patch[1]:
+        raise UserError(f'The patches of {kind} in this file are {tuple(patch)}; they must be square.')
+    return dim, channels, patch[0]
+
+
 def backbone_settings(state: dict[str, Tensor], kind: str, eps: float, prefix: str = '') -> dict:
     """Return the settings ``backbone.*`` that converted weights need.
 
@@ -177,14 +197,12 @@ def backbone_settings(state: dict[str, Tensor], kind: str, eps: float, prefix: s
     Raises:
         UserError: Patches are not square, or the FFN is no multiple of the channels wide.
     """
-    dim, channels, *patch = state[f'{prefix}patch_embed.projection.weight'].shape
+    dim, channels, patch = patch_embedding(state, kind, prefix)
     hidden = len(state[f'{prefix}layers.0.ffn.layers.0.0.weight'])
-    if len(patch) != 2 or patch[0] != patch[1]:
-        raise UserError(f'The patches of {kind} in this file are {tuple(patch)}; they must be square.')
     if hidden % dim:
         raise UserError(f'The FFN is {hidden} wide, which is no multiple of the {dim} channels (mlp_ratio).')
     return {
-        'backbone.patch_size': patch[0],
+        'backbone.patch_size': patch,
         'backbone.in_channels': channels,
         'backbone.embed_dims': dim,
         'backbone.num_layers': depth(state, re.escape(prefix) + r'layers\.(\d+)\.'),

@@ -63,7 +63,7 @@ def _translations():
 
 
 def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
-    """Write a model as ONNX, from ``image`` to ``logits`` or ``scores``, and ``labels``; see ``of_pixels``.
+    """Write a model as ONNX: ``image`` to ``logits`` or ``scores`` and ``labels``, see ``of_pixels``.
 
     The batch size is dynamic; height and width are fixed.
 
@@ -73,8 +73,8 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         shape: (H, W) of the images, in pixels.
 
     Raises:
-        UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends on
-            the image, or it uses an operator that ONNX lacks.
+        UserError: A package is missing or torch too old, the model is of another task, its number of tokens depends
+            on the image, or it uses an operator that ONNX lacks.
     """
     check_packages()
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -200,7 +200,7 @@ def test_images(cfg: Config, count: int, shape: tuple[int, int]) -> list[Tensor]
 
 
 def predict(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what ``of_pixels(model)`` gives, of one image (C, H, W), by the model's own test step."""
+    """Compute the outputs of ``of_pixels(model)`` for one image (C, H, W) by the model's own test step."""
     if not isinstance(of_pixels(model), PixelSegmentor):
         with torch.inference_mode():
             result = model.test_step(dict(inputs=[image]))[0]
@@ -220,7 +220,7 @@ class Difference:
         batch: Number of images in each batch of onnxruntime; PyTorch ran them one at a time.
         largest: Largest absolute difference of a logit or score.
         median: Median over the pixels, or images, of the largest absolute difference of their logits or scores.
-        same_label: Share of them with the same label, 0 to 1.
+        same_label: Share of pixels, or images, with the same label, 0 to 1.
     """
 
     batch: int

@@ -20,7 +20,7 @@ class Difference:
         pixels: Pixels that differ, (height, width) bool; (1, 1) for the class of a whole image.
         instances: Numbers of instances in the first prediction, in the second, and in both; None for a prediction
             without instances.
-        unit: What has a class: 'pixels' or 'images'.
+        unit: Plural noun for what has a class: ``pixels`` or ``images``.
     """
 
     pixels: np.ndarray

@@ -1,10 +1,11 @@
 """Stock inferencers for a model that is already built: their pipelines, forward passes and visualizers."""
 
 import copy
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from mmseg.apis import MMSegInferencer
@@ -15,6 +16,9 @@ from torch import nn
 from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError
+
+if TYPE_CHECKING:  # it imports mmpretrain, which need not be there
+    from .cls_inferencer import ClsInferencer
 
 #: Opacity of the colours of classes over the image.
 OPACITY = 0.6
@@ -74,16 +78,16 @@ class SegInferencer(OfModel, MMSegInferencer):
         return self.visualizer.get_image()
 
 
-def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> Union[OfModel, 'ClsInferencer']:  # noqa: F821
-    """Build the inferencer of a segmentor of mmseg, a detector of mmdet or a classifier; arguments as of ``OfModel``.
+def build_inferencer(cfg: Config, model: nn.Module, dataset_meta: dict) -> Union[BaseInferencer, 'ClsInferencer']:
+    """Build the stock inferencer for a segmentor or detector, or a ``ClsInferencer``; arguments as of ``OfModel``.
 
     Raises:
-        UserError: The model is none of them; or see ``OfModel``.
+        UserError: The model is none of these; or see ``OfModel``.
     """
     if isinstance(model, BaseSegmentor):
         return SegInferencer(cfg, model, dataset_meta)
     if derives(type(model), CLASSIFIER):
-        from .cls_inferencer import ClsInferencer  # mmpretrain need not be there
+        from .cls_inferencer import ClsInferencer
 
         return ClsInferencer(cfg, model, dataset_meta)
     from .det_inferencer import BaseDetector, DetInferencer  # mmdet takes long to import

@@ -57,7 +57,7 @@ class Predictor:
         return self.draw(picture, sample), self.class_of(sample)
 
     def class_of(self, sample: BaseDataElement) -> str:
-        """Return the class of a whole image and its score, in words; '' for another prediction."""
+        """Describe the class of a whole image and its score; '' for another prediction."""
         return self.inferencer.in_words(sample) if shown(sample) == 'pred_label' else ''
 
     def draw(self, picture: Picture, sample: BaseDataElement) -> np.ndarray:

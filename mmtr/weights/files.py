@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import reprlib
+import shlex
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Union
@@ -57,7 +58,7 @@ def read_checkpoint(path: Union[str, Path], map_location: Any = None) -> dict:
             raise _corrupt(path, 'what it holds is not what torch.save writes') from error
         raise UserError(
             f"Checkpoint '{path}' is refused, nothing in it was run: it holds '{code[1]}', which is code, "
-            'and only tensors and plain values are loaded.'
+            f'and only tensors and plain values are loaded{_remedy(path, code[1])}.'
         ) from error
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
@@ -67,6 +68,18 @@ def read_checkpoint(path: Union[str, Path], map_location: Any = None) -> dict:
         raise UserError(f"Checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict of weights.")
     check_checkpoint(checkpoint, path)
     return checkpoint
+
+
+def _remedy(path, code):
+    """How to leave out the arguments that training scripts store beside the weights; '' for any other code."""
+    if code != 'argparse.Namespace':
+        return ''
+    names = [json.dumps(str(each)) for each in (path, path.with_name(f'{path.stem}_without_args{path.suffix}'))]
+    script = 'import torch; c = torch.load({}, "cpu", weights_only=False); del c["args"]; torch.save(c, {})'
+    return (
+        '; if you trust it, leave out the arguments of its training script by '
+        f'`python -c {shlex.quote(script.format(*names))}`'
+    )
 
 
 def check_checkpoint(checkpoint: dict, path: Union[str, Path]) -> None:

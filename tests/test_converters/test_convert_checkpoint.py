@@ -103,7 +103,7 @@ def test_the_number_of_heads_is_for_those_that_need_it(tmp_path, capsys):
     assert 'backbone.num_heads=4' in capsys.readouterr().out
     save_file(draw(vit_shapes()), tmp_path / 'vit.safetensors')
     said = refused(capsys, 'timm_vit', tmp_path / 'vit.safetensors', tmp_path / 'vit.pth', '--num-heads', 4)
-    assert said == 'Error: --num-heads is for eva02 and cropr: timm_vit needs none.\n'
+    assert said == 'Error: --num-heads is for eva02, cropr, swag, torchvision_vit, mae: timm_vit needs none.\n'
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(release, tmp_path, capsys):

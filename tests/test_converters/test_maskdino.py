@@ -1,6 +1,7 @@
 """The release's MaskDINO: converted weights in ``mmtr.MaskDINO``, against a forward pass in the release's layout."""
 
 import maskdino_layout as layout
+import maskdino_state as release
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -74,7 +75,7 @@ def model_of(notes, **head):
         type='mmtr.MaskDINO',
         data_preprocessor=dict(type='DetDataPreprocessor'),
         backbone=dict(type='ResNet', stem_channels=BASE, base_channels=BASE, norm_cfg=dict(type='BN')),
-        panoptic_head=dict(type='mmtr.MaskDINOHead', in_channels=WIDTHS, num_queries=layout.QUERIES, **head),
+        panoptic_head=dict(type='mmtr.MaskDINOHead', in_channels=WIDTHS, num_queries=release.QUERIES, **head),
     )
     for key, value in notes.settings.items():
         at, *path = cfg, *key.split('.')
@@ -89,7 +90,7 @@ def model_of(notes, **head):
 def test_converted_weights_give_the_outputs_of_the_release(case):
     case = dict(case)
     initial, order = case.pop('initial', 'no'), case.get('order', 'low2high')
-    state = {**resnet_state(), **layout.head_state(WIDTHS, **case)}
+    state = {**resnet_state(), **release.head_state(WIDTHS, **case)}
     converted, notes = source.convert(state)
     head = {} if case.get('learned') else dict(initial_boxes=initial)
     model = model_of(notes, **head)
@@ -105,7 +106,7 @@ def test_converted_weights_give_the_outputs_of_the_release(case):
     # Both list their queries from the best place on.
     for ours, theirs in zip((scores, boxes, masks), found):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert len(boxes) == layout.QUERIES and boxes.std(0).min() > 1e-3 and (masks > 0).float().std() > 0
+    assert len(boxes) == release.QUERIES and boxes.std(0).min() > 1e-3 and (masks > 0).float().std() > 0
 
 
 def official_swin(model):
@@ -130,7 +131,7 @@ def test_weights_of_a_swin_are_all_there():
     model = SwinTransformer(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[2, 2, 4, 4], window_size=4)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    state = {**official_swin(model), **layout.head_state([8, 16, 32, 64], encoded=4, extra=1)}
+    state = {**official_swin(model), **release.head_state([8, 16, 32, 64], encoded=4, extra=1)}
     converted, notes = source.convert(state)
     found = {key.removeprefix('backbone.'): value for key, value in converted.items() if key.startswith('backbone.')}
     assert found.keys() == model.state_dict().keys()
@@ -141,9 +142,9 @@ def test_weights_of_a_swin_are_all_there():
 
 
 def test_notes_name_the_config_and_what_is_not_in_the_file():
-    state = {**resnet_state(), **layout.head_state(WIDTHS, encoded=3, extra=1)}
+    state = {**resnet_state(), **release.head_state(WIDTHS, encoded=3, extra=1)}
     _, notes = source.convert(state)
-    assert notes.settings['panoptic_head.num_things_classes'] == layout.CLASSES and notes.fits is None
+    assert notes.settings['panoptic_head.num_things_classes'] == release.CLASSES and notes.fits is None
     assert "initial_boxes='bitmask' or 'mask2box'" in notes.remarks[0]
     for classes, learned, fits, stuff in (
         (80, False, 'maskdino_r50_coco-instance.py', 0),
@@ -151,10 +152,10 @@ def test_notes_name_the_config_and_what_is_not_in_the_file():
         (150, True, 'maskdino_r50_ade20k-semantic.py', 150),
         (19, True, 'maskdino_r50_cityscapes-semantic.py', 19),
     ):
-        some = dict(state, **layout.head_state(WIDTHS, encoded=3, extra=1))
-        some[f'{layout.PREDICTOR}.label_enc.weight'] = torch.zeros(classes, layout.CHANNELS)
-        for kind, shape in dict(weight=(classes + learned, layout.CHANNELS), bias=(classes + learned,)).items():
-            some[f'{layout.PREDICTOR}.class_embed.{kind}'] = torch.zeros(shape)
+        some = dict(state, **release.head_state(WIDTHS, encoded=3, extra=1))
+        some[f'{release.PREDICTOR}.label_enc.weight'] = torch.zeros(classes, release.CHANNELS)
+        for kind, shape in dict(weight=(classes + learned, release.CHANNELS), bias=(classes + learned,)).items():
+            some[f'{release.PREDICTOR}.class_embed.{kind}'] = torch.zeros(shape)
         notes = source.convert(some)[1]
         assert notes.fits == fits and notes.settings['panoptic_head.num_stuff_classes'] == stuff
         assert notes.settings['panoptic_head.softmax'] == learned
@@ -164,24 +165,26 @@ def test_notes_name_the_config_and_what_is_not_in_the_file():
     'change, said',
     [
         (
-            lambda state: state.pop(f'{layout.PREDICTOR}.decoder.layers.1.norm2.bias'),
+            lambda state: state.pop(f'{release.PREDICTOR}.decoder.layers.1.norm2.bias'),
             'lacks keys .*layers.1.norm2.bias',
         ),
         (
-            lambda state: state.update({f'{layout.PIXEL}.extra': torch.zeros(1)}),
+            lambda state: state.update({f'{release.PIXEL}.extra': torch.zeros(1)}),
             'keys that an official MaskDINO does not',
         ),
         (
-            lambda state: state.update({f'{layout.PREDICTOR}.bbox_embed.1.layers.0.bias': torch.ones(layout.CHANNELS)}),
+            lambda state: state.update(
+                {f'{release.PREDICTOR}.bbox_embed.1.layers.0.bias': torch.ones(release.CHANNELS)}
+            ),
             'differ: in an official MaskDINO all layers share one box head',
         ),
-        (lambda state: state.update({f'{layout.PREDICTOR}.enc_output.weight': torch.zeros(3, 3)}), 'has shape'),
+        (lambda state: state.update({f'{release.PREDICTOR}.enc_output.weight': torch.zeros(3, 3)}), 'has shape'),
         (lambda state: [state.pop(key) for key in list(state) if '.res5.2.' in key], r'\(3, 4, 6, 2\) blocks'),
-        (lambda state: state.pop(f'{layout.PIXEL}.transformer.level_embed'), 'lacks .*level_embed'),
+        (lambda state: state.pop(f'{release.PIXEL}.transformer.level_embed'), 'lacks .*level_embed'),
     ],
 )
 def test_another_model_is_refused(change, said):
-    state = {**resnet_state(), **layout.head_state(WIDTHS, encoded=3, extra=1)}
+    state = {**resnet_state(), **release.head_state(WIDTHS, encoded=3, extra=1)}
     change(state)
     with pytest.raises(UserError, match=said):
         source.convert(state)

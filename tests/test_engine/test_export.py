@@ -109,12 +109,7 @@ def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'token_reduction',
-    [
-        dict(type='TokenAdapter', layers=(1, 2)),
-        dict(type='GridPool', layers=(0, 1)),
-        dict(type='Expediting', layer=1),
-        dict(type='Random', layer=0),
-    ],
+    [dict(type=name) for name, method in sorted(TOKEN_REDUCERS.module_dict.items()) if method.within_windows],
     ids=str,
 )
 def test_a_swin_in_onnx_says_what_it_says_in_pytorch(token_reduction, tmp_path):

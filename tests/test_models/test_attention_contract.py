@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmtr import UserError
+from mmtr.models import backbones
 from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.reducers.observer import Observer, reducer_of
 from tests.test_reducers.test_contract import BACKBONES, eva02, images
@@ -24,9 +25,11 @@ class Listener(Observer):
 
 
 HOSTS = (*BACKBONES, windowed_eva02, swin)
-
-
 every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)
+
+
+def test_every_host_is_among_them():
+    assert {type(host(None)).__name__ for host in HOSTS} >= set(backbones.__all__)
 
 
 def heard_by(host, height=80, width=112):

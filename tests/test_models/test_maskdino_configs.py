@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmdet.registry import DATASETS, MODELS
-from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -14,14 +13,10 @@ from mmtr.checks.coco import check_classes
 from mmtr.reducers import Expediting, TokenAdapter
 from tests.drawn_coco import METAINFO, PANOPTIC, draw_coco
 
+pytestmark = pytest.mark.usefixtures('scope_of_mmdet')
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('maskdino_*.py'))
 #: Of the release's table of models, in millions.
 PARAMETERS = {'maskdino_r50_coco-instance': 52, 'maskdino_swin-l_coco-instance': 223}
-
-
-@pytest.fixture(autouse=True)
-def scope_of_mmdet():
-    register_all_modules()
 
 
 def scaled_down(backbone):

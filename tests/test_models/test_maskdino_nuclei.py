@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .test_maskdino import run_cfg
+from .maskdino_runs import run_cfg
 
 NUCLEI = Path(__file__).parents[3] / 'shared/data/dsb2018_nuclei'
 #: 256x256 pixels each, with 3, 6, 7 and 10 nuclei.

@@ -5,93 +5,22 @@ import copy
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.structures import PixelData
 from mmseg.models.backbones import VisionTransformer as StockViT
 from mmseg.models.decode_heads import FCNHead, SegmenterMaskTransformerHead
 from mmseg.models.segmentors import EncoderDecoder as Stock
-from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn import functional as F
 
-from mmtr import UserError, apply_token_reduction
+from mmtr import UserError
 from mmtr.analysis.flops import count_flops
-from mmtr.models.backbones import DINOv2, VisionTransformer
-from mmtr.models.reduction_losses import ReductionLosses
-from mmtr.models.segmentors import DistillationEncoderDecoder, EncoderDecoder
-from mmtr.reducers import BackboneInfo, build_token_reducer
+from mmtr.models.segmentors import EncoderDecoder
 from mmtr.visualization.token_map import record_token_maps
 from tests.test_reducers.test_expediting import cluster_one, reconstruct_one
 
-VIT = dict(
-    img_size=(48, 64),
-    patch_size=8,
-    embed_dims=32,
-    num_layers=3,
-    num_heads=4,
-    mlp_ratio=2,
-    final_norm=True,
-    drop_path_rate=0.0,
-)
+from .late_restoring import HEADS, LATE, VIT, images, samples, segmentor
+
 KNOWN = ('img_size', 'patch_size', 'embed_dims', 'num_layers', 'num_heads', 'final_norm')  # to every backbone
-CLASSES = 5
-LATE = dict(
-    type='Expediting',
-    layer=1,
-    grid=(3, 5),
-    k=4,
-    temperature=0.2,
-    recon_temperature=0.1,
-    restore='copy',
-    restore_at='after_head',
-)
-LOSS = dict(type='CrossEntropyLoss')
-HEADS = dict(
-    mask=dict(
-        type='mmtr.SegmenterMaskTransformerHead',
-        in_channels=32,
-        channels=32,
-        num_classes=CLASSES,
-        num_layers=2,
-        num_heads=4,
-        embed_dims=32,
-        drop_path_rate=0.0,
-        dropout_ratio=0.0,
-        loss_decode=LOSS,
-    ),
-    linear=dict(
-        type='FCNHead',
-        in_channels=32,
-        channels=32,
-        num_classes=CLASSES,
-        num_convs=0,
-        concat_input=False,
-        dropout_ratio=0.0,
-        loss_decode=LOSS,
-    ),
-)
 either_head = pytest.mark.parametrize('head', HEADS)
-
-
-def segmentor(reduction, head='mask', kind=EncoderDecoder, backbone=None, test_cfg=None, **kwargs):
-    """A segmentor in eval mode whose every weight matters."""
-    torch.manual_seed(0)
-    head = HEADS[head] if isinstance(head, str) else head
-    backbone = {'type': 'mmtr.VisionTransformer', **VIT, **(backbone or {}), 'token_reduction': reduction}
-    test_cfg = ConfigDict(test_cfg or dict(mode='whole'))
-    model = kind(backbone=backbone, decode_head=dict(head), test_cfg=test_cfg, **kwargs)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def images(batch=2, height=48, width=64):
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def samples(batch=2, shape=(48, 64)):
-    meta = dict(img_shape=shape, pad_shape=shape, ori_shape=shape)
-    labels = torch.randint(CLASSES, (batch, 1, *shape), generator=torch.Generator().manual_seed(2))
-    return [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=each)) for each in labels]
 
 
 def stock_parts(model):
@@ -228,94 +157,3 @@ def test_it_compiles_as_one_graph():
         torch.testing.assert_close(
             torch.compile(model, fullgraph=True, backend='eager')(images()), model(images()), atol=1e-4, rtol=1e-4
         )
-
-
-PLAIN = {key: value for key, value in LATE.items() if not key.startswith('restore')}
-
-
-@pytest.mark.parametrize(
-    'change, words',
-    [
-        (dict(head=dict(HEADS['linear'], num_convs=1)), 'decode_head of type FCNHead as it is set needs the full grid'),
-        (dict(head=dict(HEADS['linear'], num_convs=1, kernel_size=1)), None),
-        (
-            dict(head=dict(type='mmtr.SimpleDecoder', in_channels=32, num_classes=5)),
-            'decode_head of type SimpleDecoder',
-        ),
-        (
-            dict(head=dict(HEADS['mask'], token_reduction=dict(type='ToMe'))),
-            'of type SegmenterMaskTransformerHead .* use SegmenterMaskTransformerHead without token_reduction',
-        ),
-        (
-            dict(head=dict(HEADS['mask'], token_reduction={**LATE, 'layer': 0})),
-            "decode_head.token_reduction.restore_at='after_head' is for a backbone",
-        ),
-        (
-            dict(auxiliary_head=HEADS['linear']),
-            'model.auxiliary_head needs the full grid of patches.*auxiliary_head=None',
-        ),
-        (dict(neck=dict(type='FPN', in_channels=[32], out_channels=32, num_outs=1)), 'model.neck needs the full grid'),
-        (dict(backbone=dict(output_cls_token=True)), 'output_cls_token=True'),
-        (dict(reduction={**PLAIN, 'restore_at': 'after_head'}), "restore='residual': set restore='copy'"),
-        (dict(reduction={**LATE, 'restore_at': 'later'}), "restore_at='later' must be one of before_norm"),
-        (dict(kind=DistillationEncoderDecoder, distillation=dict(channels=8)), 'no features of patches for'),
-        (
-            dict(
-                kind=DistillationEncoderDecoder,
-                reduction=None,
-                distillation=dict(channels=8, teacher=dict(type='mmtr.VisionTransformer', **VIT, token_reduction=LATE)),
-            ),
-            'distillation.teacher.token_reduction.restore_at',
-        ),
-    ],
-    ids=str,
-)
-def test_what_cannot_give_logits_back_is_refused_when_built(change, words):
-    if words is None:
-        assert segmentor(LATE, **change)(images()).shape == (2, CLASSES, 6, 8)
-        return
-    with pytest.raises(UserError, match=words):
-        segmentor(**{'reduction': LATE, **change})
-
-
-def test_a_swin_and_a_detector_are_refused():
-    with pytest.raises(UserError, match='cannot work in a Swin, whose next stage needs all tokens'):
-        build_token_reducer(LATE, BackboneInfo(6, 32, 0, (12, 12), stage=3))
-
-    class Holder(nn.Module):
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-
-    class Detector(ReductionLosses, Holder):
-        def _num_classes(self):
-            return 5
-
-    with pytest.raises(UserError, match='and a Detector needs the full grid of patches'):
-        Detector(VisionTransformer(**VIT, token_reduction=LATE))
-
-
-def test_a_stock_segmentor_says_what_it_lacks():
-    # mmseg's asks nothing when it is built.
-    model = segmentor(LATE, kind=Stock)
-    with pytest.raises(UserError, match="only a segmentor of type='mmtr.EncoderDecoder' gives its logits back"):
-        model(images())
-    with pytest.raises(UserError, match="only a segmentor of type='mmtr.EncoderDecoder'"):
-        model.loss(images(), samples())
-
-
-def test_applied_to_a_model_that_exists():
-    model = apply_token_reduction(segmentor(None), LATE)
-    with torch.no_grad():
-        assert torch.equal(model(images()), segmentor(LATE)(images()))
-    plain = segmentor(None, dict(HEADS['linear'], num_convs=1))
-    stock = segmentor(None, kind=Stock)
-    for other, words in (
-        (plain, 'FCNHead as it is set'),
-        (stock, 'this is a EncoderDecoder of mmseg'),
-        (DINOv2(img_size=48, patch_size=8, embed_dims=32, num_layers=3, num_heads=4), 'a DINOv2 of'),
-    ):
-        reducer = getattr(other, 'backbone', other).token_reducer
-        with pytest.raises(UserError, match=words):
-            apply_token_reduction(other, LATE)
-        assert getattr(other, 'backbone', other).token_reducer is reducer

@@ -1,69 +1,15 @@
 """Labels and logits of ``mmtr.EncoderDecoder`` are those of mmseg's, bit by bit."""
 
 import copy
-import pickle
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import Evaluator
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from mmengine.structures import PixelData
-from mmseg.models import SegTTAModel
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.segmentors import EncoderDecoder as Stock
-from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmtr.inference.model import build_model, load_weights
 from mmtr.models.segmentors import EncoderDecoder
 from mmtr.models.segmentors.deferred import DeferredPixelData
-from tests.conftest import draw_scenes
 
-ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / 'shared'
-
-
-@MODELS.register_module()
-class Pixels(nn.Module):
-    """A backbone that gives the image."""
-
-    def forward(self, inputs):
-        return (inputs,)
-
-
-@MODELS.register_module()
-class Says(BaseDecodeHead):
-    """A head whose logits are a function, ``say``, of the image."""
-
-    def __init__(self, **kwargs):
-        super().__init__(in_channels=3, channels=3, loss_decode=dict(type='CrossEntropyLoss'), **kwargs)
-
-    def forward(self, inputs):
-        return self.say(inputs[0])
-
-
-def both(say, num_classes=5, align_corners=False, test_cfg=None, **head):
-    """mmseg's segmentor and ours, whose head gives ``say(image)``."""
-    models = []
-    for kind in (Stock, EncoderDecoder):
-        model = kind(
-            backbone=dict(type='Pixels'),
-            decode_head=dict(type='Says', num_classes=num_classes, align_corners=align_corners, **head),
-            test_cfg=ConfigDict(test_cfg or dict(mode='whole')),
-        ).eval()
-        model.decode_head.say = say
-        models.append(model)
-    return models
-
-
-def samples(count, shape, ori_shape=None, **meta):
-    meta = dict(img_shape=shape, pad_shape=shape, ori_shape=ori_shape or shape, img_path='', **meta)
-    return [SegDataSample(metainfo=meta) for _ in range(count)]
+from .segmentors import both, logits_of, samples
 
 
 def bits(x):
@@ -85,28 +31,6 @@ def check(models, inputs, given=None, deferred=True):
         else:
             torch.testing.assert_close(other.seg_logits.data, one.seg_logits.data, rtol=0, atol=0, equal_nan=True)
     return ours
-
-
-def logits_of(kind, shape, seed):
-    """Random logits, and such as are hard: equal ones, ones an ulp apart, none that is the largest."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if kind == 'ties':
-        return (2 * x).round() / 2
-    if kind == 'ulps':
-        return 1 + (x * 2).round() * 2**-23
-    if kind == 'constant':
-        return torch.full(shape, -0.0)
-    if kind == 'one ulp above':  # equal in some pixels, once means are rounded
-        x[:, 0], x[:, 1:] = 1.1800972, 1.1800973
-    if kind.startswith('second everywhere'):  # but for means of pixels that have different firsts
-        axis, span = {'rows': (2, 3), 'columns': (3, 2)}[kind.split()[-1]]
-        along = torch.arange(shape[axis]).view([-1, 1] if axis == 2 else [1, -1])
-        for k in range(min(span + 2, shape[1])):
-            x[:, k] = torch.where((along - k) % (span + 2) < span, 1.0, -10.0)
-        x[:, span + 2 :] = 0.9
-    if kind == 'smooth':  # as of a trained model: few classes can win
-        x = nn.functional.interpolate(3 * x[:, :, :3, :3], shape[2:], mode='bicubic')
-    return x
 
 
 KINDS = (
@@ -263,117 +187,3 @@ def test_with_gradients_the_logits_have_them():
     _, ours = both(lambda x: weight * logits_of('random', (1, 5, 5, 7), 0))
     ours.predict(torch.rand(1, 3, 80, 112), samples(1, (80, 112)))[0].seg_logits.data.sum().backward()
     assert weight.grad.abs().item() > 0
-
-
-@pytest.fixture
-def deferred():
-    models = both(lambda x: logits_of('random', (1, 5, 5, 7), 0))
-    with torch.inference_mode():
-        stock, ours = (model.predict(torch.rand(1, 3, 80, 112), samples(1, (80, 112)))[0] for model in models)
-    return stock.seg_logits, ours.seg_logits
-
-
-@pytest.mark.parametrize(
-    'read',
-    [
-        lambda data: data.data,
-        lambda data: data.to('cpu').data,
-        lambda data: data.cpu().data,
-        lambda data: data.clone().data,
-        lambda data: data.detach().data,
-        lambda data: torch.from_numpy(data.numpy().data),
-        lambda data: data.get('data'),
-        lambda data: data.to_dict()['data'],
-        lambda data: dict(data.to_dict())['data'],
-        lambda data: data.pop('data'),
-        lambda data: pickle.loads(pickle.dumps(data)).data,
-        lambda data: pickle.loads(pickle.dumps(data.to_dict()))['data'],
-        lambda data: copy.deepcopy(data).data,
-        lambda data: data.new().data,
-        lambda data: data[:, :].data,
-        lambda data: next(iter(data.values())),
-    ],
-)
-def test_however_they_are_read_the_logits_are_stocks(deferred, read):
-    stock, ours = deferred
-    assert ours.keys() == stock.keys() == ['data'] and 'data' in ours
-    assert '_compute' not in str(ours) and ours.shape == stock.shape
-    assert torch.equal(read(ours), stock.data)
-
-
-def test_logits_can_be_replaced_and_deleted(deferred):
-    _, ours = deferred
-    ours.data = torch.zeros(5, 80, 112)
-    assert not ours.data.any()
-    del ours.data
-    assert 'data' not in ours and not hasattr(ours, 'data')
-    assert not hasattr(DeferredPixelData(), 'data')
-
-
-def test_metrics_of_labels_read_no_logits(deferred):
-    def never():
-        raise AssertionError('the logits were read')
-
-    sample = samples(1, (80, 112))[0]
-    labels = torch.zeros(1, 80, 112, dtype=torch.int64)
-    sample.set_data(
-        dict(
-            pred_sem_seg=PixelData(data=labels), gt_sem_seg=PixelData(data=labels), seg_logits=DeferredPixelData(never)
-        )
-    )
-    init_default_scope('mmseg')
-    evaluator = Evaluator(dict(type='IoUMetric'))
-    evaluator.dataset_meta = dict(classes=list('abcde'))
-    evaluator.process([sample])
-    assert evaluator.evaluate(1)['aAcc'] == 100
-    with pytest.raises(AssertionError, match='were read'):
-        sample.seg_logits.to_dict()['data']
-
-
-def test_test_time_augmentation_merges_as_stock():
-    merged = []
-    for model in both(lambda x: logits_of('random', (1, 5, 5, 7), int(x.sum()))):
-        tta = SegTTAModel(module=model)
-        views = [
-            model.predict(image, samples(1, (80, 112), **flip))
-            for image, flip in (
-                (torch.full((1, 3, 80, 112), 0.1), {}),
-                (torch.full((1, 3, 80, 112), 0.2), dict(flip=True, flip_direction='horizontal')),
-            )
-        ]
-        merged.append(tta.merge_preds([list(each) for each in zip(*views)])[0].pred_sem_seg.data)
-    assert torch.equal(*merged)
-
-
-def differing(config, checkpoint, data_root):
-    """Images, and how many of their labels are not those of mmseg's ``predict`` with the same weights."""
-    cfg = Config.fromfile(ROOT / 'configs' / config)
-    model = build_model(cfg).eval()
-    load_weights(model, checkpoint)
-    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
-    cfg.test_dataloader.dataset.update(data_root=str(data_root), indices=100)
-    init_default_scope('mmseg')
-    loader, count = Runner.build_dataloader(cfg.test_dataloader), 0
-    with torch.inference_mode():
-        for batch in loader:
-            data = model.data_preprocessor(copy.deepcopy(batch))
-            ours, stock = (
-                predict(data['inputs'], copy.deepcopy(data['data_samples']))[0]
-                for predict in (model.predict, partial(Stock.predict, model))
-            )
-            assert isinstance(ours.seg_logits, DeferredPixelData)
-            count += int((ours.pred_sem_seg.data != stock.pred_sem_seg.data).sum())
-    return len(loader), count
-
-
-@pytest.mark.slow
-def test_no_label_of_100_drawn_scenes_differs(tmp_path):
-    checkpoint = ROOT / 'demo/segmenter_vit_demo.pth'
-    assert differing('segmenter_vit_demo.py', checkpoint, draw_scenes(tmp_path, 100)) == (100, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason='../shared is not there')
-def test_no_label_of_100_camvid_images_differs():
-    checkpoint = SHARED / 'checkpoints/segmenter_vit-t_camvid.pth'
-    assert differing('segmenter_vit-t_camvid.py', checkpoint, SHARED / 'data/camvid') == (100, 0)

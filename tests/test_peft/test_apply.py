@@ -15,7 +15,7 @@ from mmtr import UserError
 from mmtr.engine import TrainableConstructor
 from mmtr.models.backbones import SwinTransformer
 
-from .test_swin import TINY
+from .swin_settings import TINY
 
 LORA = dict(type='LoRA', rank=2, targets='.*')
 

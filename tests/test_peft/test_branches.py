@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mmtr import UserError
+from mmtr.declared import declarations
 from mmtr.models.backbones import VisionTransformer
 from mmtr.models.backbones.common.layer import run_layer
 from mmtr.peft import build_peft
@@ -78,7 +79,9 @@ def test_gradients_reach_all_that_is_trained_and_nothing_frozen(peft, backbone, 
 @every_peft
 @every_backbone
 def test_what_is_frozen_is_in_eval_mode_while_the_rest_trains(peft, backbone):
-    model = backbone(SELECT, peft=peft, drop_path_rate=0.3).train()
+    # Where a host has drop path, it is off in what is frozen.
+    rate = dict(drop_path_rate=0.3) if 'drop_path_rate' in declarations(type(backbone(None))) else {}
+    model = backbone(SELECT, peft=peft, **rate).train()
     assert model.training and model.peft.training and model.token_reducer.training
     assert all(module.training for module in [*model.peft.modules(), *model.token_reducer.modules()])
     assert not any(module.training for module in [*model.layers.modules(), *model.patch_embed.modules()])
@@ -95,10 +98,11 @@ def test_what_is_frozen_is_in_eval_mode_while_the_rest_trains(peft, backbone):
 @every_peft
 @every_backbone
 def test_an_image_is_as_it_is_alone(peft, backbone):
-    model, x = backbone(SELECT, peft=peft), images(8, 48, 112)
+    # In float32 a rounding error can carry a patch over the threshold of the selection.
+    model, x = backbone(SELECT, peft=peft).double(), images(8, 48, 112).double()
     with torch.no_grad():
         for i, out in enumerate(model(x)[1]):
-            torch.testing.assert_close(out, model(x[i : i + 1])[1][0], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(out, model(x[i : i + 1])[1][0], atol=1e-10, rtol=1e-10)
 
 
 @every_peft

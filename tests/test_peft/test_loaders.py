@@ -12,7 +12,7 @@ from torch import nn
 from mmtr import UserError
 from mmtr.weights.tuned import take_out_frozen
 
-from .test_checkpoints import base_file, tuned  # noqa: F401
+from .tuned_runs import base_file
 
 
 def build(cfg):
@@ -21,7 +21,7 @@ def build(cfg):
 
 
 @pytest.fixture
-def trained(tuned, tmp_path):  # noqa: F811
+def trained(tuned, tmp_path):
     """A tuned model, and its checkpoint as the runner writes it in ``tuned.pth``."""
     torch.manual_seed(3)
     model = build(tuned)
@@ -62,7 +62,7 @@ loaders = pytest.mark.parametrize('load', [stock_runner, init_model_of_mmseg, pl
 
 
 @loaders
-def test_frozen_weights_are_found(tuned, trained, tmp_path, load):  # noqa: F811
+def test_frozen_weights_are_found(tuned, trained, tmp_path, load):
     model, x = load(tuned, str(tmp_path / 'tuned.pth')).eval(), torch.rand(2, 3, 64, 96)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in trained.state_dict().items())
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_frozen_weights_are_found(tuned, trained, tmp_path, load):  # noqa: F811
 
 
 @loaders
-def test_or_it_is_refused(tuned, trained, tmp_path, load):  # noqa: F811
+def test_or_it_is_refused(tuned, trained, tmp_path, load):
     path, x = str(tmp_path / 'tuned.pth'), copy.deepcopy(tuned)
     for changes, words in (
         (
@@ -98,7 +98,7 @@ def test_or_it_is_refused(tuned, trained, tmp_path, load):  # noqa: F811
             load(x, path)
 
 
-def test_frozen_weights_that_were_loaded_stay(tuned, trained, tmp_path):  # noqa: F811
+def test_frozen_weights_that_were_loaded_stay(tuned, trained, tmp_path):
     other = base_file(tmp_path / 'other.pth', seed=1)
     model = build(tuned)
     whole = {

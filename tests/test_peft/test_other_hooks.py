@@ -9,7 +9,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmtr.registry import HOOKS
 from mmtr.weights.files import read_checkpoint
 
-from .test_checkpoints import TUNED, tuned  # noqa: F401
+from .tuned_runs import TUNED
 
 KEEPER = dict(type='mmtr.Keeper')
 
@@ -69,7 +69,7 @@ slow = pytest.mark.slow
     ],
     ids=lambda value: f'{value["type"]}-{value.get("priority")}' if isinstance(value, dict) else f'first={value}',
 )
-def test_what_is_tested_and_resumed_is_what_was_trained(tuned, make_runner, tmp_path, hook, first):  # noqa: F811
+def test_what_is_tested_and_resumed_is_what_was_trained(tuned, make_runner, tmp_path, hook, first):
     ours = [
         dict(type='mmtr.PEFTCheckpointHook'),
         dict(type='mmtr.CheckpointCoverageHook'),

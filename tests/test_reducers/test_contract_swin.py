@@ -17,6 +17,7 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.visualization import token_maps
 
 from . import test_contract as contract
+from . import test_contract_calls as calls
 from .test_contract import device, images  # noqa: F401  a fixture
 
 MORE = dict(
@@ -51,8 +52,8 @@ def swin(cfg, **kwargs):
     'check',
     [
         contract.test_an_image_does_not_depend_on_its_batch,
-        contract.test_no_state_is_left_on_the_module,
-        contract.test_two_threads_share_a_model,
+        calls.test_no_state_is_left_on_the_module,
+        calls.test_two_threads_share_a_model,
     ],
     ids=lambda f: f.__name__,
 )
@@ -61,18 +62,9 @@ def test_as_a_vit(cfg, check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'cfg',
-    [
-        dict(type='TokenAdapter', layers=(1, 3)),
-        dict(type='GridPool', layers=(1, 3)),
-        dict(type='Expediting', layer=2),
-        dict(type='Random', layer=2),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize('cfg', [cfg for cfg in CASES if len(cfg) == 1], ids=str)
 def test_compiles_without_a_graph_break(cfg):
-    contract.test_compiles_without_a_graph_break(cfg, swin)
+    calls.test_compiles_without_a_graph_break(cfg, swin)
 
 
 @every_reducer

@@ -24,7 +24,7 @@ def vit(cls, cfg):
     ).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2, generator=generator)
+        parameter.data.normal_(float(parameter.dim() == 1), 0.2, generator=generator)
     return model
 
 

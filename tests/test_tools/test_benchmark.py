@@ -42,6 +42,18 @@ def run(benchmark, monkeypatch):
 
 
 @pytest.fixture
+def results(run, tmp_path):
+    """Function that measures once on a CPU, and gives what was written as JSON."""
+
+    def results(*args, shape=(160, 160)):
+        out = tmp_path / 'out.json'
+        run(*args, '--shape', *shape, '--repeats', 1, '--device', 'cpu', '--json', out)
+        return json.loads(out.read_text())['results']
+
+    return results
+
+
+@pytest.fixture
 def configs(tmp_path):
     paths = {}
     for name, backbone in dict(stock='VisionTransformer', ours='mmtr.VisionTransformer').items():
@@ -50,28 +62,11 @@ def configs(tmp_path):
     return paths
 
 
-def test_a_reduction_is_measured_beside_the_config_as_it_is(run, configs, tmp_path):
-    out = tmp_path / 'out.json'
-    run(
-        configs['stock'],
-        configs['ours'],
-        '--shape',
-        64,
-        64,
-        '--repeats',
-        1,
-        '--device',
-        'cpu',
-        '--json',
-        out,
-        '--token-reduction',
-        'TokenAdapter',
-        'ratio=0.5',
-        'layers=(1,2)',
-    )
-    results = json.loads(out.read_text())['results']
+def test_a_reduction_is_measured_beside_the_config_as_it_is(results, configs):
+    reduction = ('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(1,2)')
+    found = results(configs['stock'], configs['ours'], *reduction, shape=(64, 64))
     name = '@TokenAdapter,ratio=0.5,layers=(1, 2)'
-    assert {r['config']: r['tokens_per_layer'] for r in results} == {
+    assert {r['config']: r['tokens_per_layer'] for r in found} == {
         'stock': None,
         f'stock{name}': [16, 4],
         'ours': [16, 16],
@@ -130,22 +125,8 @@ def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
     assert 'Timing' in printed.err
 
 
-def test_override_of_one_config_reduces_it(run, configs, tmp_path, capsys):
-    out = tmp_path / 'out.json'
-    run(
-        configs['ours'],
-        f'{configs["ours"]}{REDUCED}',
-        '--shape',
-        160,
-        160,
-        '--repeats',
-        1,
-        '--device',
-        'cpu',
-        '--json',
-        out,
-    )
-    plain, reduced = json.loads(out.read_text())['results']
+def test_override_of_one_config_reduces_it(results, configs, capsys):
+    plain, reduced = results(configs['ours'], f'{configs["ours"]}{REDUCED}')
     assert reduced['config'] == 'ours@type=TokenAdapter@layers=(1,2)'
     assert plain['tokens_per_layer'] == [100, 100] and reduced['tokens_per_layer'] == [100, 49]
     assert reduced['gflops'] < plain['gflops'] and reduced['own_weights'] == []
@@ -153,52 +134,35 @@ def test_override_of_one_config_reduces_it(run, configs, tmp_path, capsys):
     assert 'tokens per layer 100 x1, 49 x1' in capsys.readouterr().out
 
 
-def test_images_have_as_many_channels_as_the_model_takes(run, configs, tmp_path, capsys):
-    ours = configs['ours']
-    options = '--shape', 64, 64, '--repeats', 1, '--device', 'cpu', '--json', tmp_path / 'out.json'
-    gflops = {}
+def test_images_have_as_many_channels_as_the_model_takes(results, configs, capsys):
+    ours, gflops = configs['ours'], {}
     for channels in (3, 6):
-        run(f'{ours}@model.backbone.in_channels={channels}', *options)
-        gflops[channels] = json.loads((tmp_path / 'out.json').read_text())['results'][0]['gflops']
+        (found,) = results(f'{ours}@model.backbone.in_channels={channels}', shape=(64, 64))
+        gflops[channels] = found['gflops']
     width = Config.fromfile(ours).model.backbone.embed_dims
     assert gflops[6] - gflops[3] == pytest.approx(16 * width * 16 * 16 * 3 / 1e9)  # 16 patches of 16x16 pixels
     with pytest.raises(SystemExit):
-        run(ours, f'{ours}@model.backbone.in_channels=4', *options)
+        results(ours, f'{ours}@model.backbone.in_channels=4', shape=(64, 64))
     assert 'The models take images of 3 and 4 channels' in capsys.readouterr().err
 
 
-def test_untrained_dar_is_counted_at_its_target(run, configs, tmp_path):
-    out, reduction = tmp_path / 'out.json', 'model.backbone.token_reduction'
-    run(
-        configs['ours'],
-        *(f'{configs["ours"]}@{reduction}.type=DAR@{reduction}.target={target}' for target in (0.5, 0.25)),
-        '--shape',
-        128,
-        128,
-        '--repeats',
-        1,
-        '--device',
-        'cpu',
-        '--part',
-        'backbone',
-        '--json',
-        out,
-    )
-    plain, *reduced = json.loads(out.read_text())['results']
+def test_untrained_dar_is_counted_at_its_target(results, configs):
+    reduction = 'model.backbone.token_reduction'
+    targets = [f'{configs["ours"]}@{reduction}.type=DAR@{reduction}.target={target}' for target in (0.5, 0.25)]
+    plain, *reduced = results(configs['ours'], *targets, '--part', 'backbone', shape=(128, 128))
     for result, skipped in zip(reduced, (32, 48)):
         ffn, selector = skipped * 2 * 32 * 128, 64 * 9 * 32
         assert plain['gflops'] - result['gflops'] == pytest.approx(2 * (ffn - selector) / 1e9)
         assert result['uncounted'] == {} and result['tokens_per_layer'] == [64, 64]
 
 
-def test_hook_of_an_unmodified_config_is_applied(run, configs, tmp_path):
-    hooked, out = tmp_path / 'hooked.py', tmp_path / 'out.json'
+def test_hook_of_an_unmodified_config_is_applied(results, configs, tmp_path):
+    hooked = tmp_path / 'hooked.py'
     hooked.write_text(
         "_base_ = './stock.py'\ncustom_hooks = [dict(type='mmtr.TokenReductionHook', "
         "token_reduction=dict(type='TokenAdapter', layers=(1, 2)))]\n"
     )
-    run(configs['stock'], hooked, '--shape', 160, 160, '--repeats', 1, '--device', 'cpu', '--json', out)
-    stock, reduced = json.loads(out.read_text())['results']
+    stock, reduced = results(configs['stock'], hooked)
     assert reduced['tokens_per_layer'] == [100, 49]
     assert reduced['gflops'] < stock['gflops']
 
@@ -223,18 +187,8 @@ def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_pa
     assert pointers[0] == pointers[1], 'one copy of the weights'
 
 
-def test_tensors_that_do_not_fit_are_named(run, configs, tmp_path, capsys):
-    run(
-        configs['ours'],
-        f'{configs["ours"]}@model.decode_head.num_classes=7',
-        '--shape',
-        64,
-        64,
-        '--repeats',
-        1,
-        '--device',
-        'cpu',
-    )
+def test_tensors_that_do_not_fit_are_named(results, configs, capsys):
+    results(configs['ours'], f'{configs["ours"]}@model.decode_head.num_classes=7', shape=(64, 64))
     assert (
         'ours@num_classes=7: 3 tensors with random weights of its own, such as decode_head.cls_emb'
         in capsys.readouterr().out
@@ -299,30 +253,15 @@ def test_counts_must_be_positive(run, configs, capsys, option):
     assert "whole number above 0 value: '0'" in capsys.readouterr().err
 
 
-def test_each_model_has_a_compiled_twin(run, configs, tmp_path, monkeypatch):
+def test_each_model_has_a_compiled_twin(results, configs, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, 'compile', lambda module, dynamic: compiled.append(module) or module)
-    out = tmp_path / 'out.json'
-    run(
-        configs['stock'],
-        f'{configs["ours"]}{REDUCED}',
-        '--shape',
-        160,
-        160,
-        '--repeats',
-        1,
-        '--device',
-        'cpu',
-        '--compile',
-        '--json',
-        out,
-    )
-    results = json.loads(out.read_text())['results']
+    found = results(configs['stock'], f'{configs["ours"]}{REDUCED}', '--compile')
     names = ['stock', 'ours@type=TokenAdapter@layers=(1,2)']
-    assert [r['config'] for r in results] == [each for name in names for each in (name, f'{name} compiled')]
+    assert [r['config'] for r in found] == [each for name in names for each in (name, f'{name} compiled')]
     assert [type(module.backbone).__module__.split('.')[0] for module in compiled] == ['mmseg', 'mmtr']
-    assert results[2]['gflops'] == results[3]['gflops'] < results[0]['gflops']
-    assert results[2]['reducer_share'] > 0 and results[3]['reducer_share'] is None
+    assert found[2]['gflops'] == found[3]['gflops'] < found[0]['gflops']
+    assert found[2]['reducer_share'] > 0 and found[3]['reducer_share'] is None
 
 
 def test_compiling_needs_a_compiler(run, configs, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from mmpretrain.models.backbones import (
 from mmtr import UserError, apply_peft, apply_token_reduction
 from mmtr.declared import declarations
 from mmtr.registry import MODELS
-from tests.test_settings import HOSTILE, fits
+from tests.hostile_values import HOSTILE, fits
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=4, feedforward_channels=64)
 NAMES = {
@@ -52,7 +52,7 @@ def drawn(model):
     """``model`` with weights that show any mistake, in eval mode."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        parameter.data.normal_(0, 0.2, generator=generator)
     model.eval()  # mmpretrain's returns None
     return model
 

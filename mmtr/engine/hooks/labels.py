@@ -13,11 +13,11 @@ from .coverage import unwrap
 class LabelCheckHook(Hook):
     """Checks the labels of each batch before the model gets them, unless the model has no classes.
 
-    They are label maps, or of classifiers those of whole images. A label out of range gives an unreadable assertion on
-    a GPU, and evaluation ignores it in silence.
+    They are label maps, or, for a classifier, labels of whole images. A label out of range gives an unreadable
+    assertion on a GPU, and evaluation ignores it in silence.
 
     Raises:
-        UserError: A label is neither in 0 ... num_classes - 1 nor, in a map, ignored, or a pixel has several labels.
+        UserError: A label is neither in 0 ... num_classes - 1 nor, in a map, the ignored one, or a pixel has several.
     """
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):

@@ -1,0 +1,3 @@
+# 24 tokens merge in each layer.
+_base_ = './swag_vit-b_imagenet.py'
+model = dict(backbone=dict(token_reduction=dict(type='ToMe', mode='progressive', r=24)))
