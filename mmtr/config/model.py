@@ -2,14 +2,16 @@
 
 import copy
 
+from mmengine.config import Config
 
-def model_of(cfg) -> dict:
-    """The model of a config, as a runner builds it: a top-level ``data_preprocessor`` is its, unless it has its own.
 
-    Without it nothing would be normalised.
+def model_of(cfg: Config) -> dict:
+    """Return the model of a config as a runner builds it: with the top-level ``data_preprocessor``, if it has none.
+
+    Without that nothing would be normalised.
 
     Args:
-        cfg: mmengine ``Config``; one without a model gives {}.
+        cfg: Config; one without a model gives {}.
     """
     model, preprocessor = cfg.get('model') or {}, cfg.get('data_preprocessor')
     if preprocessor is None or 'data_preprocessor' in model:

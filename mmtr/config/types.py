@@ -29,5 +29,5 @@ CLASSIFIER = 'mmpretrain.BaseClassifier'
 
 
 def derives(kind: type, wanted: str) -> bool:
-    """Whether ``kind`` is or derives from ``wanted``, a ``package.Name``, whose package is not imported for it."""
+    """Tell whether ``kind`` derives from ``wanted``, a ``package.Name``; the package is not imported for it."""
     return any(f'{base.__module__.partition(".")[0]}.{base.__name__}' == wanted for base in kind.__mro__)

@@ -29,7 +29,7 @@ class _FromPixels(nn.Module):
         self.model = model
 
     def normalised(self, image: Tensor) -> Tensor:
-        """What the model takes of pixels (B, C, H, W), uint8."""
+        """Prepare pixels (B, C, H, W), uint8, as the model takes them."""
         prepare = self.model.data_preprocessor
         x = (image.flip(1) if turns_to_rgb(prepare, image.shape[1]) else image).float()
         return (x - prepare.mean) / prepare.std if prepare._enable_normalize else x
@@ -41,9 +41,9 @@ class PixelSegmentor(_FromPixels):
     outputs, unit = ('logits', 'labels'), 'pixel'
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, C, H, W), uint8, to logits (B, classes, H, W) and labels (B, H, W), int64.
+        """Segment pixels (B, C, H, W), uint8: return logits (B, classes, H, W) and labels (B, H, W), int64.
 
-        Both are as of mmseg's ``predict``: of a single class, the logits are its probability.
+        Both are as of mmseg's ``predict``: with one output channel, the logits are probabilities.
         """
         logits = self.model.encode_decode(self.normalised(image), [dict(img_shape=tuple(image.shape[2:]))])
         if logits.shape[1] > 1:
@@ -58,13 +58,13 @@ class PixelClassifier(_FromPixels):
     outputs, unit = ('scores', 'labels'), 'image'
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, C, H, W), uint8, to the probabilities of the classes (B, classes) and labels (B), int64."""
+        """Classify pixels (B, C, H, W), uint8: return probabilities (B, classes) and labels (B), int64."""
         scores = self.model(self.normalised(image), mode='tensor').softmax(1)
         return scores, scores.argmax(1)
 
 
 def of_pixels(model: nn.Module) -> Union[PixelSegmentor, PixelClassifier]:
-    """The module that a file is made of; raises a ``UserError`` for what is neither segmentor nor classifier."""
+    """Return the module that a file is made of; raises a ``UserError`` for any but a segmentor or classifier."""
     if isinstance(model, EncoderDecoder):
         return PixelSegmentor(model).eval()
     if derives(type(model), CLASSIFIER):

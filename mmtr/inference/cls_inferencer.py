@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
+from mmengine.structures import BaseDataElement
 from mmpretrain.visualization import UniversalVisualizer
 from torch import nn
 
@@ -41,7 +42,7 @@ class ClsInferencer:
         self._visualizer = UniversalVisualizer()
 
     def batch(self, image: Union[str, np.ndarray]) -> dict:
-        """What ``forward`` takes of one image: a file, or (height, width, 3) uint8 BGR."""
+        """Prepare one image for ``forward``: a file, or (height, width, 3) uint8 BGR."""
         if isinstance(image, np.ndarray):
             loaded = dict(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         else:
@@ -50,15 +51,15 @@ class ClsInferencer:
 
     @torch.no_grad()
     def forward(self, batch: dict) -> list:
-        """The model's own test step."""
+        """Run the model's own test step."""
         return self.model.test_step(batch)
 
-    def draw(self, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
-        """The image, (height, width, 3) uint8 RGB, with the name and the score of its class; a narrow one enlarged."""
+    def draw(self, image: np.ndarray, sample: BaseDataElement, score_thr: float) -> np.ndarray:
+        """Write name and score of its class on an image, (height, width, 3) uint8 RGB; a narrow one is enlarged."""
         image = fitted(image) if image.shape[1] < WIDTHS[0] else image
         return self._visualizer.visualize_cls(image, sample, classes=self.classes, draw_gt=False)
 
-    def in_words(self, sample) -> str:
-        """Name and score of the class of a data sample."""
+    def in_words(self, sample: BaseDataElement) -> str:
+        """Return name and score of the class of a data sample."""
         label = int(sample.pred_label)
         return f'{self.classes[label]} {sample.pred_score[label]:.2f}'

@@ -52,8 +52,8 @@ def use_tta(cfg: Config) -> None:
     if not tta_pipeline:
         how = 'flips' if detects else f'flips and {len(RATIOS)} sizes, {RATIOS[0]:g} to {RATIOS[-1]:g}'
         print_log(f'--tta: the config has no tta_pipeline, so each image is tested by {how}.', 'current')
-    # A runner would give a top-level data_preprocessor to the wrapper, which has no use for it.
-    cfg.model = {**tta_model, 'module': model_of(cfg)}
+    # The wrapper would give the model a top-level data_preprocessor in place of its own.
+    cfg.model, cfg.data_preprocessor = {**tta_model, 'module': model_of(cfg)}, None
 
 
 def _detects(cfg):

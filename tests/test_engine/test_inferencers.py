@@ -71,5 +71,7 @@ def test_names_that_nobody_has_are_made_up():
 
 
 def test_another_kind_of_model_is_refused():
-    with pytest.raises(UserError, match='A Model is neither a segmentor of mmseg nor a detector of mmdet'):
+    with pytest.raises(
+        UserError, match='Model is no segmentor of mmseg, no detector of mmdet and no classifier of mmpretrain'
+    ):
         build_inferencer(config(), Model(), {})

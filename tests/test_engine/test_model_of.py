@@ -29,8 +29,15 @@ def test_images_are_normalised_as_by_a_runner(beside, make_runner):
         found = build(beside, device='cpu').data_preprocessor(dict(inputs=images))['inputs']
         torch.testing.assert_close(found, inputs)
     use_tta(beside)
-    found = build_model(beside).module.data_preprocessor(dict(inputs=images))['inputs']
-    torch.testing.assert_close(found, inputs)
+    for model in (build_model(beside), make_runner(beside).model):
+        torch.testing.assert_close(model.module.data_preprocessor(dict(inputs=images))['inputs'], inputs)
+
+
+def test_in_test_time_augmentation_too_the_models_own_comes_first(beside, make_runner):
+    beside.model.data_preprocessor = dict(beside.data_preprocessor, mean=[1.0] * 3)
+    use_tta(beside)
+    for model in (build_model(beside), make_runner(beside).model):
+        assert model.module.data_preprocessor.mean.flatten().tolist() == [1.0] * 3
 
 
 def test_the_models_own_comes_first_and_the_config_stays_as_it_is(beside):

@@ -17,7 +17,7 @@ from mmtr.analysis.judging import Judge
 from mmtr.cli.launch import runner
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model, init_model
-from tests.conftest import TOOLS
+from tests.conftest import RUNS, TOOLS
 from tests.tiny_classifier import CLASSES, classifier_cfg, draw_classes
 
 CROPR = dict(type='Cropr', r=6, layers=[0], task='classification', num_classes=len(CLASSES))
@@ -236,7 +236,7 @@ def test_heads_of_another_task_are_refused(folder, tmp_path):
             cfg.data_preprocessor = dict(type='mmseg.SegDataPreProcessor')
         with pytest.raises(UserError, match=sentence):
             build_model(cfg)
-        cfg.work_dir, cfg.launcher = str(tmp_path / 'work'), 'none'
+        cfg.work_dir, cfg.launcher, cfg.experiment_name = str(tmp_path / 'work'), 'none', f'run_{next(RUNS)}'
         with pytest.raises(UserError, match=sentence), runner(cfg, ('test_dataloader',)):
             pass
     cfg.model.pop('decode_head')
