@@ -61,13 +61,13 @@ def classifier_notes(
         'backbone.patch_size': patch,
         'backbone.in_channels': channels,
         'backbone.out_type': out_type,
+        **_head_settings(state),
         'data_preprocessor.mean': IMAGENET[0],
         'data_preprocessor.std': IMAGENET[1],
         'data_preprocessor.to_rgb': True,
     }
     if 'backbone.ln1.weight' not in state:
         settings['backbone.final_norm'] = False
-    settings.update(_head_settings(state))
     known = arch if isinstance(arch, str) else None
     config = fits.get((known, patch, size)) if settings.get('head.num_classes', 1000) == 1000 else None
     return Notes(dict(source=source, settings=settings), settings, config, pretrained='backbone.init_cfg.checkpoint')

@@ -98,11 +98,10 @@ def _classifier(state, num_heads):
                 'has the same keys and reads the patches alone: convert that with --source mae.'
             )
         return converted, notes
-    notes.settings.update(
-        {f'{REDUCTION}type': 'Cropr', f'{REDUCTION}task': 'classification', f'{REDUCTION}num_classes': classes}
-    )
+    r = [9] + [8] * (modules - 1)
+    reduction = dict(type='Cropr', task='classification', num_classes=classes, r=r)
     if modules == layers - 1:
-        notes.settings.update({f'{REDUCTION}fusion': 'none', f'{REDUCTION}layers': tuple(range(modules))})
+        reduction.update(fusion='none', layers=tuple(range(modules)))
     elif modules != layers - 2:
         raise UserError(
             f'The file has {modules} Cropr modules for {layers} layers; {CLASSIFIER} has {layers - 2}, or '
@@ -112,10 +111,11 @@ def _classifier(state, num_heads):
         queries = state[f'cropr.{i}.{QUERIES[0]}'].shape[1]
         if queries != 1:
             raise UserError(f"The file's Cropr modules have {queries} queries; those of {CLASSIFIER} have one.")
+    notes.settings.update({f'{REDUCTION}{key}': value for key, value in reduction.items()})
     _note_modules(notes, state, dim)
     notes.remarks.append(
-        'How many tokens leave is not in the file: its training pruned --cropr_pruning_rate of them after each layer, '
-        f'and one more the first time, 8 in the release: {REDUCTION}r={[9] + [8] * (modules - 1)}.'
+        f'How many tokens leave after each layer is not in the file: {REDUCTION}r={r} is the default of the release, '
+        '--cropr_pruning_rate 8 and one more at first; set what it was trained with.'
     )
     return converted, notes
 

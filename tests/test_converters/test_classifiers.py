@@ -144,11 +144,12 @@ def test_the_config_of_pruned_cropr(letter, modules, fits, fusion):
     notes = cropr.convert(released(timm_state(modules=modules), letter, 16, 14))[1]
     reduction = {key.rpartition('.')[2]: value for key, value in notes.settings.items() if 'token_reduction' in key}
     assert notes.fits == fits
-    expected = dict(type='Cropr', task='classification', num_classes=1000)
+    r = [9] + [8] * (modules - 1)
+    expected = dict(type='Cropr', task='classification', num_classes=1000, r=r)
     if fusion:
         expected.update(fusion=fusion, layers=tuple(range(modules)))
     assert reduction == expected
-    assert f'r={[9] + [8] * (modules - 1)}.' in notes.remarks[-1]
+    assert f'r={r} is the default of the release' in notes.remarks[-1]
 
 
 def test_cropr_modules_that_are_not_the_releases():
@@ -246,8 +247,8 @@ def test_where_mmpretrain_is_absent_the_model_is_written_out(tmp_path, monkeypat
         "    type='mmtr.ImageClassifier',",
         "    backbone=dict(type='mmtr.ClsVisionTransformer', arch='large', img_size=512, patch_size=16, "
         "out_type='cls_token'),",
-        '    data_preprocessor=dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), to_rgb=True),',
         "    head=dict(type='VisionTransformerClsHead', num_classes=1000, in_channels=1024),",
+        '    data_preprocessor=dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), to_rgb=True),',
     ]
 
 

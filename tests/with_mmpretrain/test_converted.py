@@ -130,7 +130,7 @@ def test_cropr_classifiers_and_what_they_train_with(r, norm, converted):
     expected, *auxiliary = (torch.cat(logits) for logits in zip(*([main, *others] for main, others in each)))
     model, said = converted('cropr', dict(model=state), **(dict(r=list(r)) if r else {}))
     check(model, expected)
-    assert ('How many tokens leave is not in the file' in said) == bool(r)
+    assert ('How many tokens leave after each layer is not in the file' in said) == bool(r)
     if r:
         seen, heads = [], model.backbone.token_reducer.heads
         for head in heads.values():
