@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import cv2
+import drawing
 import numpy as np
-from drawing import draw_data_set
 from scene_canvas import LABELS, SIZES, Scene, draw_ground, draw_hills, draw_sky
 from scene_things import place
 
@@ -47,5 +47,10 @@ def folders(split: str) -> list[str]:
     return [f'{part}/{split}' for part in ('images', 'annotations')]
 
 
+def main() -> None:
+    """Run the command line."""
+    drawing.draw_data_set(__doc__.splitlines()[0], 'scenes', VERSION, (2400, 100), folders, write_scene)
+
+
 if __name__ == '__main__':
-    draw_data_set(__doc__.splitlines()[0], 'scenes', VERSION, (2400, 100), folders, write_scene)
+    main()

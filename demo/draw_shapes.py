@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import cv2
+import drawing
 import numpy as np
-from drawing import draw_data_set
 
 VERSION = 1  # stored with the data: raise it when the drawing changes, so that old data are drawn again
 CLASSES = ('arrow', 'crescent', 'cross', 'disc', 'heart', 'pentagon', 'ring', 'square', 'star', 'triangle')
@@ -112,5 +112,10 @@ def folders(split: str) -> list[str]:
     return [f'{split}/{name}' for name in CLASSES]
 
 
+def main() -> None:
+    """Run the command line."""
+    drawing.draw_data_set(__doc__.splitlines()[0], 'shapes', VERSION, (12000, 1000), folders, write_shape)
+
+
 if __name__ == '__main__':
-    draw_data_set(__doc__.splitlines()[0], 'shapes', VERSION, (12000, 1000), folders, write_shape)
+    main()

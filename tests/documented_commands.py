@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 from mmengine.optim import build_optim_wrapper
@@ -98,9 +99,9 @@ class Commands:
             getattr(self, f'm_{args[0]}')(args[1:], far)
         elif script.startswith('experiments/'):
             check_imports(Path(script).read_text())
-        elif script == 'demo/draw_scenes.py':  # tests/test_demo draws some
+        elif script in ('demo/draw_scenes.py', 'demo/draw_shapes.py'):  # tests/test_demo draws some
             self.monkeypatch.syspath_prepend(str(ROOT / 'demo'))
-            self.tool(ROOT / script, ['--out', 'drawn', *args], 'tempfile.mkdtemp')
+            self.tool(ROOT / script, ['--out', 'drawn', *args], 'drawing.tempfile.mkdtemp')
         elif script == 'demo/run.py':  # as tests/test_demo does
             self.tool(ROOT / script, args, 'subprocess.run')
         else:
@@ -127,7 +128,7 @@ class Commands:
             patch.setattr(sys, 'argv', [str(path), *args])
             if stop:
                 holder, _, name = stop.rpartition('.')
-                patch.setattr(getattr(module, holder) if holder else module, name, stopped)
+                patch.setattr(attrgetter(holder)(module) if holder else module, name, stopped)
             try:
                 module.main()
                 assert not stop, f'{path.name} did not get to {stop}'
