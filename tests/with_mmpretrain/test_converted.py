@@ -45,7 +45,7 @@ def converted(tmp_path, capsys):
         said = capsys.readouterr().out
         # As a config would hold it.
         names = {}
-        exec(re.search(r'^  model = dict\(.*?^  \)$', said, re.M | re.S)[0].strip(), names)
+        exec(re.search(r'(?ms)^  model = dict\(.*?^  \)$', said)[0].strip(), names)
         model = ConfigDict(names['model'])
         if stock:
             model.type, model.backbone.type = TYPES[model.type], TYPES[model.backbone.type]
@@ -102,7 +102,7 @@ def test_a_pretrained_mae_starts_a_classifier(tmp_path, capsys):
     torch.save(dict(model=state), tmp_path / 'in.pth')
     tool.main(['--source', 'mae', str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth'), '--num-heads', str(HEADS)])
     names = {}
-    exec(re.search(r'^  model = dict\(.*?^  \)$', capsys.readouterr().out, re.M | re.S)[0].strip(), names)
+    exec(re.search(r'(?ms)^  model = dict\(.*?^  \)$', capsys.readouterr().out)[0].strip(), names)
     names['model']['head'] = dict(type='LinearClsHead', num_classes=CLASSES, in_channels=DIM)
     model = MODELS.build(ConfigDict(names['model']))
     model.init_weights()

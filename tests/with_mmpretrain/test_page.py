@@ -16,7 +16,7 @@ from mmtr.inference.model import build_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / 'docs/classification.md').read_text()
-BLOCKS = re.findall(r'^```\w*\n(.*?)^```', PAGE, re.M | re.S)
+BLOCKS = re.findall(r'(?ms)^```\w*\n(.*?)^```', PAGE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith('python tools/')]
 
 
