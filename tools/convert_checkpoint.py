@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from mmengine.config import Config
 
+from mmtr.config.model import model_of
 from mmtr.converters import SOURCES
 from mmtr.converters.layouts import sources_of
 from mmtr.converters.vit import Notes
@@ -34,8 +35,6 @@ DEFAULTS = {
     'decode_head.channels': 256,
     'decode_head.mlp_ratio': 4,
 }
-
-
 # mmpretrain has two names for each arch.
 LONG = {'b': 'base', 'l': 'large', 'h': 'huge', 'deit-t': 'deit-tiny', 'deit-s': 'deit-small'}
 
@@ -92,10 +91,7 @@ def advice(notes: Notes, out: Path, whole_model: bool) -> list[str]:
         return [f'No config of mmtr is for it{absent}; yours needs:', *(f'  {line}' for line in needs), *notes.remarks]
     # If several configs match the pattern, any will do: they have the same backbone.
     cfg = Config.fromfile(configs[0])
-    preprocessor = cfg.get('data_preprocessor')  # mmengine's runner gives it to a model without one
-    options = _options(
-        notes, deviations(notes.settings, dict(dict(data_preprocessor=preprocessor), **cfg.model)), out, whole_model
-    )
+    options = _options(notes, deviations(notes.settings, model_of(cfg)), out, whole_model)
     config = f'mmtr::{configs[0].name}'
     tool = f'test {config} {out}' if whole_model else f'train {config}'
     return [
@@ -111,19 +107,8 @@ def _options(notes, settings, out, whole_model):
 
 
 def _model(notes, out, whole_model):
-    """Write a whole model as the lines of a config."""
-
-    def text(value):
-        if not isinstance(value, dict):
-            return repr(value)
-        return f'dict({", ".join(f"{key}={text(each)}" for key, each in value.items())})'
-
-    settings = {key: value for key, value in notes.settings.items() if DEFAULTS.get(key) != value}
-    if not whole_model:
-        settings['backbone.init_cfg'] = dict(type='Pretrained', checkpoint=str(out), prefix='backbone.')
-    model = Config()
-    model.merge_from_dict(settings)
-    return ['model = dict(', *(f'    {key}={text(value)},' for key, value in model.to_dict().items()), ')']
+    start = dict(type='Pretrained', checkpoint=str(out), prefix='backbone.')
+    return fragment(notes.settings if whole_model else {**notes.settings, 'backbone.init_cfg': start})
 
 
 def check_layout(state: dict[str, Any], source: str, path: str) -> None:

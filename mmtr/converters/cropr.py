@@ -157,8 +157,8 @@ def _module_table(state, source, target, kind):
     """The table for ``rename`` of the weights that the file has of one Cropr module; loading finds missing ones."""
     table = {source + QUERIES[0]: (target + QUERIES[1], need(state, source + QUERIES[0], kind).shape)}
     for old, new in LINEAR.items():
-        for kind in ('weight', 'bias'):
-            key = f'{source}{old}.{kind}'
+        for part in ('weight', 'bias'):
+            key = f'{source}{old}.{part}'
             if key in state:
-                table[key] = (f'{target}{new}.{kind}', state[key].shape)
+                table[key] = (f'{target}{new}.{part}', state[key].shape)
     return table

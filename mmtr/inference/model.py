@@ -70,9 +70,10 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
         DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'),
     ):
         warnings.simplefilter('ignore')
-        check_head_keys(model_of(cfg))
+        described = model_of(cfg)
+        check_head_keys(described)
         # This reads no file. With a peft the keys stay: its checkpoints need the pretrained file later.
-        model = MODELS.build(model_of(cfg) if has_peft(cfg) else without_pretrained(model_of(cfg)))
+        model = MODELS.build(described if has_peft(cfg) else without_pretrained(described))
         check_heads(check_operators(model))
     for hook in hooks_of(cfg):
         hook.put_into(model)

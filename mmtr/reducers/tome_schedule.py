@@ -49,7 +49,7 @@ def merged_in_each(r: Any, depth: int) -> list:
         step = (2 * value - 2 * low) / steps
         return [int(low + step * k) for k in range(depth)]
     each = [low + (2 * value - 2 * low) * (k / steps) for k in range(depth)]
-    if max(each) > 0.5:
+    if max(each, default=0) > 0.5:
         raise UserError(
             f'token_reduction.r={r!r} cannot work: it would merge {max(each):.2f} of the tokens in one layer, and at '
             'most 0.5 merge at once: give a smaller share, or an inflect nearer to 0.'

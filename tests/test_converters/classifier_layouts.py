@@ -14,13 +14,15 @@ from tests.test_converters.official_layouts import (
     PATCHES,
     SIZE,
     block,
+    block_shapes,
     draw,
+    embed,
+    embedding_shapes,
     gelu,
     layer_norm,
     linear,
     linear_shapes,
     norm_shapes,
-    unfold,
 )
 
 SWAG = ('layer_', 'mlp.linear_1', 'mlp.linear_2', 'head.layers')
@@ -81,25 +83,9 @@ def encoder_logits(image, state, names=SWAG):
 
 def timm_state(norm='fc_norm', head=True, decoder=False, modules=0, dim=DIM, layers=LAYERS, hidden=HIDDEN):
     """The state dict of MAE, or of Cropr's release with ``modules``."""
-    shapes = {
-        'cls_token': (1, 1, dim),
-        'pos_embed': (1, 1 + PATCHES, dim),
-        'patch_embed.proj.weight': (dim, 3, PATCH, PATCH),
-        'patch_embed.proj.bias': (dim,),
-        **norm_shapes(norm, dim),
-    }
+    shapes = embedding_shapes(norm, dim)
     for i in range(layers):
-        at = f'blocks.{i}'
-        shapes.update(
-            {
-                **norm_shapes(f'{at}.norm1', dim),
-                **linear_shapes(f'{at}.attn.qkv', dim, 3 * dim),
-                **linear_shapes(f'{at}.attn.proj', dim, dim),
-                **norm_shapes(f'{at}.norm2', dim),
-                **linear_shapes(f'{at}.mlp.fc1', dim, hidden),
-                **linear_shapes(f'{at}.mlp.fc2', hidden, dim),
-            }
-        )
+        shapes.update(block_shapes(f'blocks.{i}', dim, hidden))
     for i in range(modules):
         at = f'cropr.{i}'
         shapes.update(
@@ -126,11 +112,6 @@ def timm_state(norm='fc_norm', head=True, decoder=False, modules=0, dim=DIM, lay
             }
         )
     return draw(shapes)
-
-
-def embed(image, state):
-    x = unfold(image) @ state['patch_embed.proj.weight'].reshape(DIM, -1).T + state['patch_embed.proj.bias']
-    return torch.cat((state['cls_token'].expand(len(x), 1, DIM), x), 1) + state['pos_embed']
 
 
 def mae_logits(image, state):

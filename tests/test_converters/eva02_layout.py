@@ -9,11 +9,12 @@ from official_layouts import (
     PATCHES,
     SIZE,
     draw,
+    embed,
+    embedding_shapes,
     layer_norm,
     linear,
     linear_shapes,
     norm_shapes,
-    unfold,
 )
 
 HEADS = 2
@@ -23,13 +24,7 @@ HIDDEN = 341  # int(128 * 8 / 3)
 
 def eva02_shapes(separate, norm='fc_norm', clip=False, layers=LAYERS):
     """``separate``: B and L, one projection for each of q, k, v, gate and value; else Ti and S."""
-    shapes = {
-        'cls_token': (1, 1, DIM),
-        'pos_embed': (1, 1 + PATCHES, DIM),
-        'patch_embed.proj.weight': (DIM, 3, PATCH, PATCH),
-        'patch_embed.proj.bias': (DIM,),
-        **norm_shapes(norm, DIM),
-    }
+    shapes = embedding_shapes(norm, DIM)
     for i in range(layers):
         at = f'blocks.{i}'
         shapes.update(
@@ -106,11 +101,6 @@ def eva02_block(x, state, name, grid, index):
     if f'{name}.mlp.norm.weight' in state:
         y = layer_norm(y, state, f'{name}.mlp.norm', 1e-6)
     return x + linear(y, state, f'{name}.mlp.fc2')
-
-
-def embed(image, state):
-    x = unfold(image) @ state['patch_embed.proj.weight'].reshape(DIM, -1).T + state['patch_embed.proj.bias']
-    return torch.cat((state['cls_token'].expand(len(x), 1, DIM), x), 1) + state['pos_embed']
 
 
 def eva02(image, state):

@@ -25,26 +25,30 @@ def norm_shapes(name, dim):
     return {f'{name}.weight': (dim,), f'{name}.bias': (dim,)}
 
 
-def block_shapes(name):
+def embedding_shapes(norm='norm', dim=DIM):
+    """What is before a timm ViT's blocks, and the norm after them."""
     return {
-        **norm_shapes(f'{name}.norm1', DIM),
-        **linear_shapes(f'{name}.attn.qkv', DIM, 3 * DIM),
-        **linear_shapes(f'{name}.attn.proj', DIM, DIM),
-        **norm_shapes(f'{name}.norm2', DIM),
-        **linear_shapes(f'{name}.mlp.fc1', DIM, HIDDEN),
-        **linear_shapes(f'{name}.mlp.fc2', HIDDEN, DIM),
+        'cls_token': (1, 1, dim),
+        'pos_embed': (1, 1 + PATCHES, dim),
+        'patch_embed.proj.weight': (dim, 3, PATCH, PATCH),
+        'patch_embed.proj.bias': (dim,),
+        **norm_shapes(norm, dim),
+    }
+
+
+def block_shapes(name, dim=DIM, hidden=HIDDEN):
+    return {
+        **norm_shapes(f'{name}.norm1', dim),
+        **linear_shapes(f'{name}.attn.qkv', dim, 3 * dim),
+        **linear_shapes(f'{name}.attn.proj', dim, dim),
+        **norm_shapes(f'{name}.norm2', dim),
+        **linear_shapes(f'{name}.mlp.fc1', dim, hidden),
+        **linear_shapes(f'{name}.mlp.fc2', hidden, dim),
     }
 
 
 def vit_shapes(prefix=''):
-    shapes = {
-        'cls_token': (1, 1, DIM),
-        'pos_embed': (1, 1 + PATCHES, DIM),
-        'patch_embed.proj.weight': (DIM, 3, PATCH, PATCH),
-        'patch_embed.proj.bias': (DIM,),
-        **norm_shapes('norm', DIM),
-        **linear_shapes('head', DIM, 10),
-    }
+    shapes = {**embedding_shapes(), **linear_shapes('head', DIM, 10)}
     for i in range(LAYERS):
         shapes.update(block_shapes(f'blocks.{i}'))
     return {prefix + key: shape for key, shape in shapes.items()}
@@ -83,11 +87,16 @@ def unfold(image):
     return F.unfold(image, PATCH, stride=PATCH).transpose(1, 2)
 
 
+def embed(image, state):
+    """Class and patch tokens before the blocks of a timm ViT, (B, 1 + N, C)."""
+    x = unfold(image) @ state['patch_embed.proj.weight'].flatten(1).T + state['patch_embed.proj.bias']
+    return torch.cat((state['cls_token'].expand(len(x), -1, -1), x), 1) + state['pos_embed']
+
+
 def vit(image, state, eps, prefix=''):
     """Normalised patch tokens of a timm ViT, (B, N, C)."""
     state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    x = unfold(image) @ state['patch_embed.proj.weight'].reshape(DIM, -1).T + state['patch_embed.proj.bias']
-    x = torch.cat((state['cls_token'].expand(len(x), 1, DIM), x), 1) + state['pos_embed']
+    x = embed(image, state)
     for i in range(LAYERS):
         x = block(x, state, f'blocks.{i}', HEADS, eps)
     return layer_norm(x, state, 'norm', eps)[:, 1:]

@@ -21,7 +21,18 @@ from mmtr.converters.layouts import sources_of
 
 RELEASED = {'b': (768, 12, 3072), 'l': (1024, 24, 4096), 'h': (1280, 32, 5120)}
 READ_BY = dict(mae='mae or cropr', eva02='eva02 or cropr')
-LAYERS_OF = {'ln1': ('ln_1', 'norm1'), 'attn.proj': ('self_attention.out_proj', 'attn.proj'), 'ln2': ('ln_2', 'norm2')}
+#: Layers of a block as mmpretrain names them.
+BLOCK = ('ln1.', 'attn.qkv.', 'attn.proj.', 'ln2.', 'ffn.layers.0.0.', 'ffn.layers.1.')
+
+
+def names_of_blocks(source, *theirs):
+    """mmpretrain's names of all weights of blocks -> those of a release, whose layers are ``theirs`` in that order."""
+    return {
+        f'backbone.layers.{i}.{own}{kind}': f'{source}{i}.{other}{kind}'
+        for i in range(LAYERS)
+        for own, other in zip(BLOCK, theirs)
+        for kind in ('weight', 'bias')
+    }
 
 
 @pytest.mark.parametrize('names', [SWAG, TORCHVISION, FORMER_TORCHVISION], ids=' '.join)
@@ -35,18 +46,20 @@ def test_names_of_swag_and_torchvision(names):
         'backbone.patch_embed.projection.weight': 'conv_proj.weight',
         'backbone.patch_embed.projection.bias': 'conv_proj.bias',
         'backbone.pos_embed': 'encoder.pos_embedding',
+        **names_of_blocks(
+            f'encoder.layers.{layer}',
+            'ln_1.',
+            'self_attention.in_proj_',
+            'self_attention.out_proj.',
+            'ln_2.',
+            f'{fc1}.',
+            f'{fc2}.',
+        ),
     }
     for kind in ('weight', 'bias'):
         expected[f'backbone.ln1.{kind}'] = f'encoder.ln.{kind}'
         expected[f'head.layers.pre_logits.{kind}'] = f'{head}.pre_logits.{kind}'
         expected[f'head.layers.head.{kind}'] = f'{head}.head.{kind}'
-        for i in range(LAYERS):
-            own, theirs = f'backbone.layers.{i}', f'encoder.layers.{layer}{i}'
-            expected[f'{own}.attn.qkv.{kind}'] = f'{theirs}.self_attention.in_proj_{kind}'
-            expected[f'{own}.ffn.layers.0.0.{kind}'] = f'{theirs}.{fc1}.{kind}'
-            expected[f'{own}.ffn.layers.1.{kind}'] = f'{theirs}.{fc2}.{kind}'
-            for name, (theirs_name, _) in LAYERS_OF.items():
-                expected[f'{own}.{name}.{kind}'] = f'{theirs}.{theirs_name}.{kind}'
     assert converted.keys() == expected.keys() and len(expected) == len(state)
     for key, value in converted.items():
         assert torch.equal(value.flatten(), state[expected[key]].flatten()), key
@@ -63,18 +76,12 @@ def test_names_of_mae(norm, own_norm, decoder):
         'backbone.pos_embed': 'pos_embed',
         'backbone.patch_embed.projection.weight': 'patch_embed.proj.weight',
         'backbone.patch_embed.projection.bias': 'patch_embed.proj.bias',
+        **names_of_blocks('blocks.', 'norm1.', 'attn.qkv.', 'attn.proj.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.'),
     }
     for kind in ('weight', 'bias'):
         expected[f'backbone.{own_norm}.{kind}'] = f'{norm}.{kind}'
         if not decoder:
             expected[f'head.fc.{kind}'] = f'head.{kind}'
-        for i in range(LAYERS):
-            own, theirs = f'backbone.layers.{i}', f'blocks.{i}'
-            expected[f'{own}.attn.qkv.{kind}'] = f'{theirs}.attn.qkv.{kind}'
-            expected[f'{own}.ffn.layers.0.0.{kind}'] = f'{theirs}.mlp.fc1.{kind}'
-            expected[f'{own}.ffn.layers.1.{kind}'] = f'{theirs}.mlp.fc2.{kind}'
-            for name, (_, theirs_name) in LAYERS_OF.items():
-                expected[f'{own}.{name}.{kind}'] = f'{theirs}.{theirs_name}.{kind}'
     assert converted.keys() == expected.keys()
     assert all(torch.equal(value, state[expected[key]]) for key, value in converted.items())
     assert ('decoder' in ' '.join(notes.remarks)) == decoder

@@ -220,6 +220,12 @@ def test_schedules_that_the_release_prints(depth, r, each):
     assert tome(depth, r=r).r == each
 
 
+@pytest.mark.parametrize('r', [8, 0.2, (8, -1), (0.2, 1), []])
+def test_a_span_without_layers_merges_nothing(r):
+    for mode in ('sublayer', 'progressive'):
+        assert tome(4, mode=mode, r=r, layers=(3, 3)).token_schedule((3, 5), 4) == [15] * 4
+
+
 @pytest.mark.parametrize('mode', ['sublayer', 'progressive'])
 @pytest.mark.parametrize('grid', [(1, 1), (1, 2)])
 def test_very_small_grids(mode, grid):

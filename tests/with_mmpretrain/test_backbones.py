@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -131,6 +133,17 @@ def test_a_twin_shares_weights_and_is_copied_and_pickled(kind):
     assert all(a is b for a, b in zip(original.parameters(), twin.parameters()))
     for other in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
         torch.testing.assert_close(flat(other(images())), flat(twin(images())))
+
+
+def test_a_stock_model_is_reduced_where_nothing_of_ours_was_named_before():
+    script = (
+        'import mmtr, mmpretrain.models\n'
+        'model = mmpretrain.models.VisionTransformer("deit-tiny")\n'
+        'print(mmtr.apply_token_reduction(model, dict(type="ToMe")).token_reducer.name)\n'
+    )
+    ran = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == 'ToMe'
 
 
 @pytest.mark.parametrize(

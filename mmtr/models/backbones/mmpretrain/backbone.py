@@ -132,9 +132,11 @@ class MMPretrainBackbone(ReducibleBackbone):
     def _prefix(self):
         return [] if self.cls_token is None else [self.cls_token]
 
+    def _with_prefix(self, x):
+        return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), x], 1)
+
     def _sequence(self, x, grid):
-        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), x], 1)
-        return self.pre_norm(self._add_positions(x, grid))
+        return self.pre_norm(self._add_positions(self._with_prefix(x), grid))
 
     def _add_positions(self, x, grid):
         table = self.resize_pos_embed(
@@ -222,9 +224,7 @@ class DeiT3(MMPretrainBackbone, deit3.DeiT3):
 
     def _sequence(self, x, grid):
         # The class token has no position.
-        return torch.cat(
-            [*(token.expand(x.shape[0], -1, -1) for token in self._prefix()), self._add_positions(x, grid)], 1
-        )
+        return self._with_prefix(self._add_positions(x, grid))
 
 
 @MODELS.register_module()
