@@ -33,6 +33,7 @@ class Tokens:
         rotary: Tables of ``mmtr.ops.rotary`` for the full grid: one of the whole grid, and one of windows if the
             backbone has windowed layers; empty without rotary position embedding.
         windows: Windows, of the current token grid, within which tokens attend; None: all attend to all.
+        form: (H', W') of the grid that the patch tokens form in this layer, where it has convolutions; else None.
         gives_back: Whether patches get tokens again; otherwise nothing is computed or kept for that.
     """
 
@@ -45,6 +46,7 @@ class Tokens:
     memo: Mapping = field(default_factory=lambda: NOTHING)
     rotary: tuple[Tensor, ...] = ()
     windows: Optional[Windows] = None
+    form: Optional[tuple[int, int]] = None
     gives_back: bool = True
 
     def replace(self, **changes) -> 'Tokens':

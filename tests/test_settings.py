@@ -45,7 +45,7 @@ def hosts():
         (VisionTransformer, SwinTransformer), (('token_reduction', TOKEN_REDUCERS), ('peft', PEFTS))
     ):
         for name, method in sorted(registry.module_dict.items()):
-            if host is VisionTransformer or getattr(method, 'within_windows', True):
+            if host is VisionTransformer or getattr(method, 'leaves_grid', True):
                 yield pytest.param(host, key, name, id=f'{name} {key} {host.__name__}')
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneInfo
@@ -21,7 +22,7 @@ class LowRank(nn.Module):
     ``down`` holds A (rank, inputs), ``up`` holds B (outputs, rank).
 
     Args:
-        weight: (outputs, inputs) frozen weight of the layer.
+        weight: (outputs, inputs) frozen weight of the layer, or that of a 1x1 convolution.
         rank: Rank of the update.
         alpha: Numerator of the scaling.
         dropout: Dropout probability of the input of A.
@@ -40,8 +41,9 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def add_to(self, layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        """Add the update to the output of the linear layer; a forward hook."""
-        return out + self.scaling * self.up(self.down(self.dropout(args[0])))
+        """Add the update to the output of the linear layer, or of some rows of it; a forward hook."""
+        rows = args[3] if len(args) > 3 else slice(None)
+        return out + self.scaling * F.linear(self.down(self.dropout(args[0])), self.up.weight[rows])
 
     def change(self) -> Tensor:
         """Return the update of the weight, scaling * B A: (outputs, inputs)."""
@@ -112,7 +114,7 @@ class LoRA(PEFT):
         }
         with torch.no_grad():
             return {
-                name: value.detach() + changes[id(value)] if id(value) in changes else value.detach()
+                name: value.detach() + changes[id(value)].view_as(value) if id(value) in changes else value.detach()
                 for name, value in backbone.state_dict(keep_vars=True).items()
                 if not name.startswith('peft.')
             }

@@ -1,7 +1,6 @@
 """The base class of token reducers, and building a reducer from a config."""
 
 import logging
-from dataclasses import dataclass
 from typing import Any, Callable, Optional, Union
 
 from mmengine.logging import print_log
@@ -13,40 +12,7 @@ from mmtr.errors import UserError
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.tokens import Tokens
 
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """Layers, channels and prefix tokens of a backbone, for the reducer or PEFT that is built for it.
-
-    Args:
-        depth: Number of layers.
-        embed_dims: Number of channels; where layers differ, that of the last output.
-        num_prefix: Number of prefix tokens.
-        grid: (H, W) of the patch grid of training images; None: not known. In a backbone with windowed attention
-            (Swin) that of a window: the batch axis is then B * windows, and windows at the border may be smaller.
-        stage: Stage, counted from 1, of a backbone with windowed attention whose blocks are the layers; else None.
-        widths: Number of channels of each layer, where layers differ.
-        output: What its outputs are made of: ``patches``, a token for every patch; ``mean``, that of the tokens that
-            are left, weighted by size; ``class_token``, that alone.
-    """
-
-    depth: int
-    embed_dims: int
-    num_prefix: int
-    grid: Optional[tuple[int, int]] = None
-    stage: Optional[int] = None
-    widths: Optional[tuple[int, ...]] = None
-    output: str = 'patches'
-
-    @property
-    def in_windows(self) -> bool:
-        """Whether the layers attend within windows."""
-        return self.stage is not None
-
-    @property
-    def layer_dims(self) -> tuple[int, ...]:
-        """The number of channels of each layer."""
-        return self.widths or (self.embed_dims,) * self.depth
+from .backbone_info import BackboneInfo
 
 
 class BackbonePart(Declared, BaseModule):
@@ -97,9 +63,9 @@ class TokenReducer(BackbonePart):
     untrained = False
     #: Where tokens are restored: ``before_norm``, so that any head gets (B, C, H, W), or ``after_head``, as logits.
     restore_at = 'before_norm'
-    #: Whether the method works within the windows of a Swin: it acts between layers only, and reduces a window to a
-    #: grid in raster order whose height depends on the window's height alone, and its width on the window's width.
-    within_windows = False
+    #: Whether the method works in backbones of stages: it acts between layers only, and reduces a grid, or window, to
+    #: a grid in raster order, whose height depends on the old height alone, and its width on the old width.
+    leaves_grid = False
     #: Mode by which the relative position table of a Swin is resized to a reduced window: ``bicubic`` or ``bilinear``.
     table_interpolation = 'bicubic'
 
@@ -270,11 +236,11 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
     """
 
     def check(method):
-        if backbone.in_windows and not method.within_windows:
-            fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.within_windows)
+        if backbone.needs_grid and not method.leaves_grid:
+            fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.leaves_grid)
             raise UserError(
-                f'token_reduction.type={method.__name__!r} cannot work within the windows of a Swin, where '
-                f'what is left must be a smaller grid: choose one of {fitting}.'
+                f'token_reduction.type={method.__name__!r} cannot work in a backbone of stages, whose windows and '
+                f'convolutions need a grid of tokens: choose one of {fitting}.'
             )
 
     return (

@@ -45,7 +45,7 @@ class Expediting(TokenReducer):
     """
 
     nothing = dict(grid=1.0)
-    within_windows = True
+    leaves_grid = True
     table_interpolation = 'bilinear'  # as in the released code
 
     def __init__(
@@ -90,7 +90,7 @@ class Expediting(TokenReducer):
                 f'{"window" if self.backbone.in_windows else "image"}: give at most as many rows and '
                 'columns, or fractions up to 1.0.'
             )
-        return clusters
+        return tuple(map(self.backbone.fitting, clusters, grid))
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Cluster the tokens before ``layer``: the token clustering layer."""

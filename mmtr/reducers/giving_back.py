@@ -17,14 +17,14 @@ RESTORE_AT = Choice('before_norm', 'after_head')
 
 
 def check_after_head(backbone: BackboneInfo, restore: str, restore_at: str) -> None:
-    """Raise a ``UserError`` if ``restore_at`` is ``after_head`` and ``restore`` is not ``copy``, or in a Swin."""
+    """Raise a ``UserError`` if ``restore_at`` is ``after_head`` and ``restore`` is not ``copy``, or in stages."""
     if restore_at == 'after_head' and restore != 'copy':
         raise UserError(
             "token_reduction.restore_at='after_head' gives back logits, which have no value of their "
             f"own for restore={restore!r}: set restore='copy'."
         )
-    if restore_at == 'after_head' and backbone.in_windows:
+    if restore_at == 'after_head' and backbone.needs_grid:
         raise UserError(
-            "token_reduction.restore_at='after_head' cannot work in a Swin, whose next stage needs all "
+            "token_reduction.restore_at='after_head' cannot work in a backbone of stages: the next stage needs all "
             "tokens: set restore_at='before_norm'."
         )

@@ -55,7 +55,7 @@ class GridPool(TokenReducer):
     """
 
     nothing = dict(ratio=0.0)
-    within_windows = True
+    leaves_grid = True
 
     def __init__(
         self,
@@ -77,7 +77,8 @@ class GridPool(TokenReducer):
         )
 
     def _cells(self, grid):
-        return tuple(max(n - round(share * n), 1) for n, share in zip(grid, self.ratio))
+        left = (max(n - round(share * n), 1) for n, share in zip(grid, self.ratio))
+        return tuple(map(self.backbone.fitting, left, grid))
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Pool the grid before the first layer of the span."""

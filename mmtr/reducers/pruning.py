@@ -56,7 +56,7 @@ class PruneReducer(TokenReducer):
         self.multiple_of = multiple_of or 1
         #: Factor of ``r`` in training, 0 to 1, set by ``PruningCurriculumHook``.
         self.rate = 1.0
-        if backbone.grid is not None and not backbone.in_windows:  # the grid of a window is not that of images
+        if backbone.grid is not None and not backbone.needs_grid:  # else the grid is not that of training images
             self.token_schedule(backbone.grid, backbone.depth)
 
     def _checked_layers(self, layers):

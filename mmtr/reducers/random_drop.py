@@ -22,7 +22,7 @@ from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
 class Random(PruneReducer):
     """Drop tokens at random, or all but every k-th: the baseline that any method must beat.
 
-    Within the windows of a Swin, whole rows and columns are dropped, the same share of both, so that a grid is left.
+    In a backbone of stages, whole rows and columns are dropped, the same share of both, so that a grid is left.
 
     Args:
         backbone: Layers, channels and prefix tokens of the backbone.
@@ -40,7 +40,7 @@ class Random(PruneReducer):
     """
 
     nothing = dict(r=0, ratio=None, layer=None, every=None)
-    within_windows = True
+    leaves_grid = True
     every = None
 
     def __init__(
@@ -69,9 +69,9 @@ class Random(PruneReducer):
                 f'token_reduction has {", ".join(once)} and {", ".join(often)}: ratio, layer and every '
                 'drop once, r and layers after several layers; give either.'
             )
-        if backbone.in_windows and (often or every is not None or multiple_of or fusion != 'none'):
+        if backbone.needs_grid and (often or every is not None or multiple_of or fusion != 'none'):
             raise UserError(
-                'token_reduction of type Random drops rows and columns once within windows: give ratio and '
+                'token_reduction of type Random drops rows and columns once in a backbone of stages: give ratio and '
                 'layer, and leave every, r, layers, multiple_of and fusion out.'
             )
         layer = default_start(backbone.depth) if layer is None else layer
@@ -95,10 +95,10 @@ class Random(PruneReducer):
         )
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
-        """Drop tokens as ``PruneReducer``; within windows, whole rows and columns."""
-        if not self.backbone.in_windows:
+        """Drop tokens as ``PruneReducer``; in a backbone of stages, whole rows and columns."""
+        if not self.backbone.needs_grid:
             return super().before_layer(i, tokens)
-        left = self._left_of_window(tokens.grid)
+        left = self._left_of_grid(tokens.grid)
         if i != self.layers[0] + 1 or left == tokens.grid:
             return tokens
         kept = random_rows_columns(tokens.grid, left, self.seed, tokens.x.device)
@@ -114,18 +114,18 @@ class Random(PruneReducer):
         return score[tokens.positions]
 
     def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
-        """Return the rows and columns that are left of a window in each layer, see ``TokenReducer``."""
-        return [grid if i <= self.layers[0] else self._left_of_window(grid) for i in range(depth)]
+        """Return the rows and columns that are left in each layer, see ``TokenReducer``."""
+        return [grid if i <= self.layers[0] else self._left_of_grid(grid) for i in range(depth)]
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """Count the patch tokens in each layer, see ``TokenReducer``."""
-        if not self.backbone.in_windows:
+        if not self.backbone.needs_grid:
             return super().token_schedule(grid, depth)
         return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
 
     def _gone(self, patches):
         return super()._gone(patches) if self.every is None else [patches - -(-patches // self.every)]
 
-    def _left_of_window(self, grid):
+    def _left_of_grid(self, grid):
         share = 1 - math.sqrt(1 - self.r[0])
-        return tuple(max(n - round(share * n), 1) for n in grid)
+        return tuple(self.backbone.fitting(max(n - round(share * n), 1), n) for n in grid)

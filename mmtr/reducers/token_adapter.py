@@ -91,7 +91,7 @@ class TokenAdapter(TokenReducer):
     """
 
     nothing = dict(ratio=0.0)
-    within_windows = True
+    leaves_grid = True
 
     def __init__(
         self,
@@ -110,20 +110,25 @@ class TokenAdapter(TokenReducer):
         seed: SEED = 0,
     ):
         super().__init__(backbone)
-        if backbone.in_windows and score == 'attn':
+        if backbone.needs_grid and score == 'attn':
             raise UserError(
-                "token_reduction.score='attn' cannot work within windows, which are not those of the layer "
-                f'before: choose one of {", ".join(s for s in SCORES if s != "attn")}.'
+                "token_reduction.score='attn' needs attention from all tokens to all, which a backbone of stages has "
+                f'not: choose one of {", ".join(s for s in SCORES if s != "attn")}.'
             )
-        if backbone.in_windows and restore == 'none':
+        if backbone.needs_grid and restore == 'none':
             raise UserError(
-                "token_reduction.restore='none' cannot work within windows, since the next stage needs "
+                "token_reduction.restore='none' cannot work in a backbone of stages, since the next stage needs "
                 'every token: choose copy or residual.'
             )
         self.layers, self.unique, self.per_layer = default_span(layers, backbone.depth), unique, per_layer
         if ratio is not None and per_layer is not None:
             raise UserError(
                 f'token_reduction.ratio={ratio!r} and per_layer={per_layer!r} exclude each other: give one of them.'
+            )
+        if per_layer is not None and any(k % backbone.multiple for k in per_layer):
+            raise UserError(
+                f'token_reduction.per_layer={per_layer!r} does not fit stage {backbone.stage}, which needs a grid in '
+                f'multiples of {backbone.multiple}: give such multiples.'
             )
         self.ratio = (0.3, 0.3) if ratio is None else ratio
         if per_layer is None:
@@ -162,8 +167,9 @@ class TokenAdapter(TokenReducer):
         """Count the rows and columns of ``grid`` that are normal, and those that are unique."""
         unique = tuple(min(round(share * n), n - 1) for share, n in zip(self.unique, grid))
         if self.per_layer is not None:
-            return tuple(k if n - u - k >= 1 else 0 for k, u, n in zip(self.per_layer, unique, grid)), unique
-        normal = tuple(round(share * n) for share, n in zip(self.ratio, grid))
+            normal = self._fitting(self.per_layer, grid)
+            return tuple(k if n - u - k >= 1 else 0 for k, u, n in zip(normal, unique, grid)), unique
+        normal = self._fitting((round(share * n) for share, n in zip(self.ratio, grid)), grid)
         if self.backbone.in_windows:
             # A smaller window at the border loses as many rows and columns as it can.
             normal = tuple(
@@ -178,6 +184,9 @@ class TokenAdapter(TokenReducer):
                     f'{max(n - u - 1, 0) / n:.3g}.'
                 )
         return normal, unique
+
+    def _fitting(self, normal, grid):
+        return tuple(n - self.backbone.fitting(n - k, n) for k, n in zip(normal, grid))
 
     def _injects(self, i: int) -> bool:
         start, stop = self.layers

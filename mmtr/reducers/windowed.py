@@ -22,7 +22,7 @@ class Windowed(TokenReducer):
     windows of that size as the inner reducer returned them.
 
     Args:
-        inner: Reducer that works ``within_windows``, built for a ``BackboneInfo`` with a stage.
+        inner: Reducer that works ``leaves_grid``, built for a ``BackboneInfo`` with a stage.
 
     Raises:
         UserError: The inner reducer would remove all tokens of a window.

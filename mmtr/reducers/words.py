@@ -11,14 +11,17 @@ from .windowed import Windowed
 def in_words(reducer: TokenReducer) -> str:
     """Describe a reducer, as ``TokenAdapter: 690 -> 336 patch tokens from layer 5, in images of 23x30 patches``.
 
-    Token counts are those of a training image; in a Swin, those of a window.
+    Token counts are those of a training image; in a Swin, those of a window; in a backbone with spatial reduction, those
+    of an image of 512x512 pixels.
     """
     backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
     height, width = backbone.grid
-    if not backbone.in_windows:
+    if not backbone.needs_grid:
         tokens, layer, where = 'patch tokens', 'layer', f', in images of {height}x{width} patches'
-    else:
+    elif backbone.in_windows:
         tokens, layer, where = 'tokens of a window', 'block', f', in stage {backbone.stage}'
+    else:
+        tokens, layer, where = 'tokens', 'block', f', in stage {backbone.stage}, where it has {height}x{width} tokens'
     count = height * width
     try:
         schedule = acts.token_schedule(backbone.grid, backbone.depth)

@@ -62,7 +62,7 @@ def test_what_cannot_give_logits_back_is_refused_when_built(change, words):
 
 
 def test_a_swin_and_a_detector_are_refused():
-    with pytest.raises(UserError, match='cannot work in a Swin, whose next stage needs all tokens'):
+    with pytest.raises(UserError, match='cannot work in a backbone of stages: the next stage needs all'):
         build_token_reducer(LATE, BackboneInfo(6, 32, 0, (12, 12), stage=3))
 
     class Holder(nn.Module):

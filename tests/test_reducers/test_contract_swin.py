@@ -34,7 +34,7 @@ MORE = dict(
 CASES = [
     dict(type=name, **settings)
     for name, method in sorted(TOKEN_REDUCERS.module_dict.items())
-    if method.within_windows
+    if method.leaves_grid
     for settings in [{}, *MORE.get(name, [])]
 ]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)

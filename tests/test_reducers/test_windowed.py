@@ -224,7 +224,7 @@ def test_positions_and_token_map_are_those_of_the_whole_grid():
 
 
 def test_the_smallest_window_at_the_border_keeps_a_representative():
-    shape = BackboneInfo(4, 16, 0, (6, 6), stage=3)
+    shape = BackboneInfo(4, 16, 0, (6, 6), stage=3, in_windows=True)
     reducer = build_token_reducer(dict(type='TokenAdapter', ratio=0.8, unique=0.15, layers=(0, 4)), shape)
     # 6 rows: 5 normal, 1 unique would leave none.
     with pytest.raises(ValueError, match='no representative remains'):

@@ -57,4 +57,4 @@ class PruningCurriculumHook(Declared, Hook):
     def _reducers(runner):
         # Within windows, Random drops rows and columns once, whatever the rate.
         pruning = [module for module in unwrap(runner.model).modules() if isinstance(module, PruneReducer)]
-        return [reducer for reducer in pruning if not reducer.backbone.in_windows]
+        return [reducer for reducer in pruning if not reducer.backbone.needs_grid]

@@ -16,9 +16,11 @@ from mmtr.tokens import Tokens
 class Projection(nn.Module):
     """``F.linear`` with the weight of another module, as a module, so that it can have forward hooks."""
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """Project ``x``: (..., inputs), (outputs, inputs), (outputs, ) -> (..., outputs)."""
-        return F.linear(x, weight, bias)
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], rows: Optional[slice] = None) -> Tensor:
+        """Project ``x`` by a weight, or some rows of it: (..., inputs), (outputs, inputs), (outputs, ) -> (..., rows)."""
+        if rows is None:
+            return F.linear(x, weight, bias)
+        return F.linear(x, weight[rows], None if bias is None else bias[rows])
 
 
 class FFN(mmcv_transformer.FFN):
@@ -96,11 +98,18 @@ class ReducibleLayer:
 
         x = self._attend(self.norm1(tokens.x), tokens, branch)
         tokens = reducer.between(i, noted[-1].replace(x=x))
-        x = self.ffn(
-            self.norm2(tokens.x), identity=tokens.x, branch=lambda x: reducer.ffn(i, self.ffn.branch, x, tokens)
-        )
+        own = self._ffn_branch(tokens)
+        x = self._feed(self.norm2(tokens.x), tokens, lambda x: reducer.ffn(i, own, x, tokens))
         return tokens.replace(x=x if peft is None else peft.add_branch(first + i, x, tokens))
 
     def _attend(self, x, tokens, branch: Callable):
         """Run ``attn`` on the normalised ``x``, with ``branch`` as its attention branch, and add the residual."""
         return self.attn(x, identity=tokens.x, branch=branch)
+
+    def _feed(self, x, tokens, branch: Callable):
+        """Run ``ffn`` on the normalised ``x``, with ``branch`` as its branch, and add the residual."""
+        return self.ffn(x, identity=tokens.x, branch=branch)
+
+    def _ffn_branch(self, tokens) -> Callable:
+        """Return the FFN branch of the layer for ``tokens``."""
+        return self.ffn.branch

@@ -21,6 +21,7 @@ from mmtr.models.backbones.common.arguments import (
     check_patches,
     which_layers,
 )
+from mmtr.models.backbones.common.embedding import embedded_grid
 from mmtr.models.backbones.common.plain import ReducibleBackbone
 from mmtr.ops.dropping import fuse_tokens
 from mmtr.registry import MODELS
@@ -122,12 +123,7 @@ class MMPretrainBackbone(ReducibleBackbone):
         return tuple(self.patch_resolution)
 
     def _grid_of(self, shape):
-        conv, padding = self.patch_embed.projection, self.patch_embed.adaptive_padding
-        added = padding.get_pad_shape(shape) if padding else [2 * n for n in conv.padding]
-        return tuple(
-            (n + more - dilation * (side - 1) - 1) // step + 1
-            for n, more, side, step, dilation in zip(shape, added, conv.kernel_size, conv.stride, conv.dilation)
-        )
+        return embedded_grid(self.patch_embed.projection, self.patch_embed.adaptive_padding, shape)
 
     def _prefix(self):
         return [] if self.cls_token is None else [self.cls_token]

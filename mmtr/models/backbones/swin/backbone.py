@@ -1,6 +1,7 @@
 """The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT: the backbone."""
 
 import math
+from dataclasses import replace
 from typing import Optional
 
 from mmengine.model import ModuleList
@@ -19,11 +20,10 @@ from mmtr.models.backbones.common.arguments import (
     check_patches,
     check_start,
 )
-from mmtr.models.backbones.common.backbone import TunableBackbone
+from mmtr.models.backbones.common.stages import StagedBackbone
 from mmtr.models.backbones.common.twins import backbone_twin, twin_of
 from mmtr.ops.resize import resize_relative_positions
-from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
-from mmtr.reducers.base import NOTHING
+from mmtr.reducers import BackboneInfo, TokenReducer
 from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Maybe, Number, Whole
@@ -38,7 +38,7 @@ _STAGES = dict(least=1, most=8)
 
 
 @MODELS.register_module()
-class SwinTransformer(TunableBackbone, swin.SwinTransformer):
+class SwinTransformer(StagedBackbone, swin.SwinTransformer):
     """The ``SwinTransformer`` of mmseg and mmdet with more arguments; other arguments, weights and outputs are theirs.
 
     Args:
@@ -98,45 +98,29 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
 
     @property
-    def all_layers(self) -> list[nn.Module]:
-        """The blocks of all stages, in the order that ``peft`` counts them in."""
-        return [block for stage in self.stages for block in stage.blocks]
+    def blocks(self) -> list[nn.ModuleList]:
+        """The blocks of each stage."""
+        return [stage.blocks for stage in self.stages]
 
     @property
     def trained_parts(self) -> tuple[str, ...]:
         """Names of the children that a ``peft`` trains; with the output norms, which weights of a classifier lack."""
-        return (*TunableBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
+        return (*StagedBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
 
-    @property
-    def shape(self) -> BackboneInfo:
-        """Blocks and channels of all stages, for the PEFT; a reducer gets those of one stage."""
-        widths = tuple(block.attn.w_msa.embed_dims for block in self.all_layers)
-        return BackboneInfo(
-            depth=len(widths), embed_dims=self.num_features[max(self.out_indices)], num_prefix=0, widths=widths
+    def stage_info(self, stage: int) -> BackboneInfo:
+        """Return what the reducer of a stage, counted from 1, must know: it runs within windows."""
+        return replace(
+            super().stage_info(stage), grid=tuple(self.blocks[stage - 1][0].attn.w_msa.window_size), in_windows=True
         )
 
     def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
         """Build a reducer for one stage from the value of the key ``token_reduction``."""
-        settings, stage = token_reduction, None
-        if isinstance(token_reduction, dict):
-            settings = dict(token_reduction)
-            stage = settings.pop('stage', None)
-        depths = [len(stage.blocks) for stage in self.stages]
-        if stage is None:
-            stage = depths.index(max(depths)) + 1
-        stage = Whole(1, len(depths)).check('token_reduction.stage', stage)
-        attn = self.stages[stage - 1].blocks[0].attn.w_msa
-        reducer = build_token_reducer(
-            settings,
-            BackboneInfo(
-                depth=depths[stage - 1],
-                embed_dims=attn.embed_dims,
-                num_prefix=0,
-                grid=tuple(attn.window_size),
-                stage=stage,
-            ),
-        )
-        return reducer if settings is None else Windowed(reducer)
+        reducer = super().build_reducer(token_reduction)
+        return reducer if token_reduction is None else Windowed(reducer)
+
+    def width(self, block: nn.Module) -> int:
+        """The number of channels of a block."""
+        return block.attn.w_msa.embed_dims
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Extract feature maps from images.
@@ -161,23 +145,19 @@ class SwinTransformer(TunableBackbone, swin.SwinTransformer):
         x = self.drop_after_pos(x + self.absolute_pos_embed if self.use_abs_pos_embed else x)
         outs, first = [], 0
         for i, stage in enumerate(self.stages):
-            reducer = self.token_reducer if self.token_reducer.backbone.stage == i + 1 else NOTHING
-            x, next_grid, out, _ = stage(x, grid, reducer, self.peft, first)
+            x, next_grid, out, _ = stage(x, grid, self.reducer_of(i), self.peft, first)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(out)
                 outs.append(out.transpose(1, 2).unflatten(2, grid).contiguous())
             grid, first = next_grid, first + len(stage.blocks)
         return outs
 
-    def token_schedule(self, shape: tuple[int, int]) -> list[int]:
-        """Count the tokens, without padding, in each block for an image of ``shape`` (height, width) in pixels."""
-        grid = tuple(-(-n // self.patch_size) for n in shape)
-        schedule = []
-        for i, stage in enumerate(self.stages):
-            reducer = self.token_reducer if self.token_reducer.backbone.stage == i + 1 else NOTHING
-            schedule += reducer.token_schedule(grid, len(stage.blocks))
-            grid = tuple(-(-n // 2) for n in grid)
-        return schedule
+    def stage_grids(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the (rows, columns) of tokens in each stage for an image of ``shape`` (height, width) in pixels."""
+        grids = [tuple(-(-n // self.patch_size) for n in shape)]
+        for _ in self.stages[1:]:
+            grids.append(tuple(-(-n // 2) for n in grids[-1]))
+        return grids
 
     def init_weights(self) -> None:
         """Initialise the weights as the stock class, or load the pretrained file, which may be an official one."""
