@@ -11,8 +11,8 @@ from .windowed import Windowed
 def in_words(reducer: TokenReducer) -> str:
     """Describe a reducer, as ``TokenAdapter: 690 -> 336 patch tokens from layer 5, in images of 23x30 patches``.
 
-    Token counts are those of a training image; in a Swin, those of a window; in a backbone with spatial reduction, those
-    of an image of 512x512 pixels.
+    Token counts are those of a training image; in a Swin, those of a window; in a backbone with spatial reduction,
+    those of an image of 512x512 pixels.
     """
     backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
     height, width = backbone.grid

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional, Union
 
-import torch
 from mmseg.models.backbones import mit
 from torch import Tensor, nn
 
