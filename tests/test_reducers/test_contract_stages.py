@@ -145,7 +145,9 @@ def test_positions_are_in_raster_order(cfg, host):
 def test_nothing_to_reduce_is_the_plain_model(cfg, host):
     nothing = dict(ratio=0.0) if cfg['type'] == 'Random' else TOKEN_REDUCERS.module_dict[cfg['type']].nothing
     model = host({**{k: v for k, v in cfg.items() if k != 'per_layer'}, **nothing})
-    (stock,) = (kind for kind in host.kind.__bases__ if kind.__module__.startswith('mm') and 'mmtr' not in kind.__module__)
+    (stock,) = (
+        kind for kind in host.kind.__bases__ if kind.__module__.startswith('mm') and 'mmtr' not in kind.__module__
+    )
     stock = stock(**SMALL[host.kind])
     stock.load_state_dict(model.state_dict(), strict=True)
     stock.to(contract.DEVICE).eval()  # mmseg's returns None
