@@ -5,6 +5,7 @@ A twin is an instance of a subclass with the attributes of the stock instance: n
 """
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Callable, Optional, Union
 
 from torch import nn
@@ -38,6 +39,15 @@ def backbone_twin(cls: type) -> Callable:
         twin = share(cls, module)
         twin.make_tunable(attn_backend)
         return twin
+
+    return make
+
+
+def late_twin(module: str, name: str) -> Callable:
+    """Return a function as of ``backbone_twin`` for the class ``name`` of ``module``, which is imported when called."""
+
+    def make(stock, attn_backend):
+        return backbone_twin(getattr(import_module(module), name))(stock, attn_backend)
 
     return make
 
