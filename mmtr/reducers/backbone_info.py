@@ -17,6 +17,7 @@ class BackboneInfo:
         in_windows: Whether the reducer runs within the windows of a Swin: the batch axis is then B * windows, and
             windows at the border may be smaller.
         multiple: What is left of the rows and of the columns of a grid must be a multiple of this, if fewer are left.
+        first: The first layer before which tokens may be reduced.
         widths: Number of channels of each layer, where layers differ.
         output: What its outputs are made of: ``patches``, a token for every patch; ``mean``, that of the tokens that
             are left, weighted by size; ``class_token``, that alone.
@@ -29,6 +30,7 @@ class BackboneInfo:
     stage: Optional[int] = None
     in_windows: bool = False
     multiple: int = 1
+    first: int = 0
     widths: Optional[tuple[int, ...]] = None
     output: str = 'patches'
 

@@ -1,5 +1,6 @@
 """Twins' PCPVT and SVT of mmseg with fused attention, token reduction and PEFT."""
 
+from dataclasses import replace
 from typing import Callable, Optional
 
 from mmengine.model import ModuleList
@@ -13,6 +14,7 @@ from mmtr.models.backbones.common.layer import FFN
 from mmtr.models.backbones.common.twins import backbone_twin, share, twin_of
 from mmtr.models.backbones.common.windowed import WindowedAttention
 from mmtr.ops.shifted_windows import Windows, make_layout
+from mmtr.reducers import BackboneInfo
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Whole
 from mmtr.tokens import Tokens
@@ -137,6 +139,10 @@ class TwinsBackbone(PyramidBackbone):
     def embeddings(self) -> list[nn.Module]:
         """The patch embedding of each stage."""
         return list(self.patch_embeds)
+
+    def stage_info(self, stage: int) -> BackboneInfo:
+        """Return what the reducer of a stage, counted from 1, must know: it waits for the positions."""
+        return replace(super().stage_info(stage), first=1)
 
     def _check_start(self, reducer):
         info, whole = reducer.backbone, (LARGE * reducer.backbone.multiple,) * 2
