@@ -11,8 +11,7 @@ from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.analysis.layers import analyze_layers
 from mmtr.engine.hooks import PruningCurriculumHook
-from mmtr.models.backbones import MixVisionTransformer, SwinTransformer
-from mmtr.models.backbones.swin.layer import ShiftWindowMSA
+from mmtr.models.backbones import PCPVT, SVT, MixVisionTransformer, PyramidVisionTransformer, SwinTransformer
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.visualization import token_maps
 
@@ -39,23 +38,36 @@ CASES = [
 ]
 every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 TWO = dict(strides=(4, 2), out_indices=(0, 1))
+OVERLAPPING = dict(TWO, num_heads=(2, 4), patch_sizes=(7, 3), sr_ratios=(2, 1))
+TWINS = dict(
+    TWO, embed_dims=(16, 32), depths=(2, 4), num_heads=(2, 4), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(2, 2)
+)
 SMALL = {
     SwinTransformer: dict(TWO, embed_dims=16, depths=(2, 4), num_heads=(2, 4), window_size=6),
-    MixVisionTransformer: dict(
-        TWO, embed_dims=8, num_stages=2, num_layers=(2, 4), num_heads=(2, 4), patch_sizes=(7, 3), sr_ratios=(2, 1)
+    MixVisionTransformer: dict(OVERLAPPING, embed_dims=8, num_stages=2, num_layers=(2, 4)),
+    PyramidVisionTransformer: dict(
+        OVERLAPPING, embed_dims=8, num_stages=2, num_layers=(2, 4), paddings=(3, 1), mlp_ratios=(2, 2)
     ),
+    PCPVT: TWINS,
+    SVT: dict(TWINS, qkv_bias=True, windiow_sizes=(6, 6)),
 }
 
 
 def host_of(kind):
     """Function that builds a small model with 16 and 32 channels, on grids of 20x28 and 10x14 for the usual images.
 
-    A Swin has windows of all sizes at their border.
+    A Swin has windows of all sizes at their border. Twins reduce nothing before block 0: there a method begins at 1.
     """
 
-    def build(cfg, **kwargs):
+    def build(cfg, with_cp=False, **kwargs):
         torch.manual_seed(0)
-        return contract.filled(kind(**SMALL[kind], token_reduction=cfg, **kwargs))
+        if cfg and kind in (PCPVT, SVT):
+            begins = dict(layer=lambda i: max(i, 1), layers=lambda span: (max(span[0], 1), span[1]))
+            cfg = {key: begins.get(key, lambda value: value)(value) for key, value in cfg.items()}
+        model = contract.filled(kind(**SMALL[kind], **kwargs, token_reduction=cfg))
+        for block in model.all_layers:
+            block.with_cp = with_cp
+        return model
 
     build.kind, build.__name__ = kind, kind.__name__.lower()
     return build
@@ -63,9 +75,9 @@ def host_of(kind):
 
 def last_of(block):
     """The last layers of attention and of the FFN."""
-    if isinstance(block.attn, ShiftWindowMSA):
-        return block.attn.w_msa.proj, block.ffn.layers[1]
-    return block.attn.attn.out_proj, [layer for layer in block.ffn.layers if hasattr(layer, 'weight')][-1]
+    attn = getattr(block.attn, 'w_msa', block.attn)
+    out = attn.proj if hasattr(attn, 'proj') else attn.attn.out_proj
+    return out, [layer for layer in block.ffn.layers if hasattr(layer, 'weight')][-1]
 
 
 HOSTS = [host_of(kind) for kind in SMALL]

@@ -166,7 +166,11 @@ class PyramidLayer(ReducibleLayer):
 
     def _inner_forward(self, tokens: Tokens, reducer: TokenReducer, i: int, peft: Optional[PEFT], first: int):
         form = reducer.grid_schedule(tokens.grid, i + 1)[i]
-        return super()._inner_forward(tokens.replace(form=form), reducer, i, peft, first)
+        return super()._inner_forward(self._formed(tokens, form), reducer, i, peft, first)
+
+    def _formed(self, tokens, form):
+        """Tell ``tokens`` the grid (H', W') that they form in this layer."""
+        return tokens.replace(form=form)
 
     def _attend(self, x, tokens, branch):
         return self.attn(x, tokens.form, identity=tokens.x, branch=branch)
