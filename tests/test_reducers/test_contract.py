@@ -29,10 +29,7 @@ MORE = dict(
         dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
         dict(r=7, deploy=True, region=3, restore='residual'),
     ],
-    CubistMerge=[
-        dict(ratio=(0.2, 0.5), layers=(0, 2), metric='euclidean'),
-        dict(ratio=0.5, merge='average', restore='copy', layers=(1, 4)),
-    ],
+    CubistMerge=[dict(ratio=(0.2, 0.5), layers=(0, 2), merge='average'), dict(metric='euclidean', restore='copy')],
     DAR=[dict(target=0.3, temperature=1.0, threshold=0.7)],
     EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, restore='copy'), dict(keep_rate=0.1)],
     Expediting=[
