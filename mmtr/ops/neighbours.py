@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bipartite import Matching, merge
-from .dropping import others
+from .bipartite import Matching, matching_of, merge
 from .matching import gather_tokens
 from .query_scores import highest
 
@@ -34,10 +33,7 @@ def match_neighbours(x: Tensor, r: int, metric: str) -> Matching:
     best = highest(torch.maximum(left, right), r)
     source = 2 * best + 1
     target = torch.where((right > left).gather(1, best), source + 1, source - 1)
-    kept = others(source, n)
-    own = torch.arange(n - r, device=x.device).expand_as(kept)
-    place = kept.new_zeros(kept.shape[0], n).scatter(1, kept, own)
-    return Matching(kept, source, place.gather(1, target))
+    return matching_of(source, target, n)
 
 
 def merge_largest(x: Tensor, matching: Matching) -> Tensor:

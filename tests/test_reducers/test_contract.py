@@ -48,7 +48,7 @@ MORE = dict(
         dict(r=0.5, layers=(1, 3), proportional_attention=True),
         dict(mode='progressive'),
         dict(mode='progressive', r=(0.25, -1), restore='residual'),
-        dict(mode='progressive', r=[0, 9, 3, 1]),
+        dict(mode='progressive', r=[0, 9, 3, 1], matching='energy'),
     ],
     TokenAdapter=[
         dict(per_layer=(1, 0), mode='threshold'),

@@ -25,6 +25,7 @@ RESTORING = [
     dict(type='MPM', layers=(0, 2)),
     dict(type='Random', layer=1, ratio=0.6),
     dict(type='ToMe', mode='progressive', r=5),
+    dict(type='ToMe', mode='progressive', r=5, matching='energy'),
     dict(type='TokenAdapter', layers=(1, 3)),
     dict(type='TokenAdapter', per_layer=(1, 1)),
     dict(type='TokenAdapter', mode='threshold', tau=0.1, layers=(0, 4)),
