@@ -56,7 +56,7 @@ class CubistMerge(TokenReducer):
         """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.5, step=0.05),
-            layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
+            layers=(trial.suggest_int('start', backbone.first, backbone.depth - 1), backbone.depth),
             metric=trial.suggest_categorical('metric', METRICS),
             merge=trial.suggest_categorical('merge', MERGES),
         )
