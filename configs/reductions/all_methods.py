@@ -9,8 +9,12 @@ reductions = {
     **_each('TokenAdapter', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5)),
     **_each('TokenAdapter', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5), score='max', restore='copy'),  # the paper's
     **_each('GridPool', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5)),
+    **_each('CubistMerge', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5)),
+    **_each('CubistMerge', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5), merge='average'),
+    **_each('MPM', 'layers', ((8,), (5,), (2,), (2, 5), (2, 5, 8))),
     **_each('ToMe', 'r', (0.1, 0.2, 0.3, 0.4, 0.5)),
     **_each('ToMe', 'r', (0.02, 0.04, 0.06, 0.1, 0.15), mode='progressive'),
+    **_each('ToMe', 'r', (0.02, 0.04, 0.06, 0.1, 0.15), mode='progressive', matching='energy'),  # PiToMe's
     **_each('ALGM', 'threshold', (0.995, 0.98, 0.94, 0.88, 0.8)),
     **_each('Expediting', 'grid', (0.9, 0.8, 0.7, 0.6, 0.5)),
     **_each('EViT', 'keep_rate', (0.9, 0.8, 0.7, 0.6, 0.5)),

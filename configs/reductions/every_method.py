@@ -2,6 +2,8 @@
 reductions = {
     'Token Adapter': dict(type='TokenAdapter'),
     'GridPool': dict(type='GridPool', ratio=0.3),
+    'CubistMerge': dict(type='CubistMerge'),
+    'MPM': dict(type='MPM'),
     'ToMe': dict(type='ToMe'),
     'ToMe progressive': dict(type='ToMe', mode='progressive', r=40),
     'ALGM': dict(type='ALGM'),

@@ -1,11 +1,13 @@
-"""Bipartite soft matching: tokens in every second place merge into the most similar token between (ToMe, Sec. 3)."""
+"""Bipartite matching: of two sets of tokens, those of one merge into the most similar of the other (ToMe, Sec. 3)."""
 
 from dataclasses import dataclass
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .dropping import others
 from .matching import gather_tokens, merge_mean, similarity
 
 
@@ -45,6 +47,38 @@ class Matching:
         own = torch.arange(self.kept.shape[1], device=self.kept.device).expand_as(self.kept)
         slots = self.kept.new_zeros(self.kept.shape[0], self.kept.shape[1] + self.source.shape[1])
         return slots.scatter(1, self.kept, own).scatter(1, self.source, self.into)
+
+
+def matching_of(source: Tensor, target: Tensor, n: int) -> Matching:
+    """Make the matching by which r of n tokens merge into others, and those that stay keep their order.
+
+    Args:
+        source: (B, r) positions of the tokens that merge.
+        target: (B, r) position of the token that each of them merges into, which stays.
+        n: Number of tokens.
+    """
+    kept = others(source, n)
+    own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    place = kept.new_zeros(kept.shape[0], n).scatter(1, kept, own)
+    return Matching(kept, source, place.gather(1, target))
+
+
+def energy_matching(metric: Tensor, r: int, margin: float) -> Matching:
+    """Match tokens among the 2 r that most tokens are similar to; the others are protected (PiToMe, Sec. 3).
+
+    The energy of a token is the mean of elu(similarity - ``margin``) to all tokens. Of the 2 r tokens of highest
+    energy, the first, third, fifth, ... each merge into the most similar one of the second, fourth, sixth, ...
+
+    Args:
+        metric: (B, N, C) features of the tokens, compared by cosine similarity.
+        r: Number of tokens that merge, 1 to N // 2.
+        margin: Similarity from which on a token counts as similar.
+    """
+    alike = similarity(metric, metric, 'cosine')
+    order = F.elu(alike - margin).mean(2).argsort(dim=1, descending=True, stable=True)
+    source, target = order[:, : 2 * r : 2], order[:, 1 : 2 * r : 2]
+    between = gather_tokens(alike, source).gather(2, target.unsqueeze(1).expand(-1, r, -1))
+    return matching_of(source, target.gather(1, between.argmax(2)), int(metric.shape[1]))
 
 
 def soft_matching(metric: Tensor, r: int, num_prefix: int = 0) -> Matching:

@@ -12,7 +12,8 @@ METRICS = ('cosine', 'dot', 'euclidean', 'manhattan')
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Gather the tokens of ``x`` (B, N, C) at ``index`` (B, M): (B, M, C)."""
     # Whole tokens are copied: on a CPU several times as fast as torch.gather, which takes an index for each channel.
-    rows = index + torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+    # x.shape[0] and not len(x), which would fix the batch of an exported file.
+    rows = index + torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
@@ -67,8 +68,27 @@ def merge_mean(
     return (total / count.unsqueeze(-1)).to(x.dtype), count
 
 
+def mutual_matching(x: Tensor, valid: Tensor) -> Tensor:
+    """Match tokens that are the most similar to each other by cosine similarity (MPM, Sec. 3).
+
+    Of equally similar tokens, the first counts as the most similar.
+
+    Args:
+        x: (B, N, C) tokens, N >= 2.
+        valid: (B, N) False for padding.
+
+    Returns:
+        (B, N) position of the token that each token merges into: of a pair the smaller one; its own position if it
+        does not merge.
+    """
+    own = torch.arange(x.shape[1], device=x.device)
+    others = valid.unsqueeze(1) & (own != own.unsqueeze(1))
+    best = similarity(x, x, 'cosine').masked_fill(~others, -torch.inf).argmax(2)
+    return torch.where(best.gather(1, best) == own, torch.minimum(best, own), own)
+
+
 def merge_into(
-    x: Tensor, into: Tensor, size: Optional[Tensor] = None, order: Optional[Tensor] = None
+    x: Tensor, into: Tensor, size: Optional[Tensor] = None, order: Optional[Tensor] = None, weighted: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Merge each token into its target; the number of tokens left may differ between images.
 
@@ -76,9 +96,9 @@ def merge_into(
         x: (B, N, C) tokens.
         into: (B, N) position of the target of each token, which must be its own target; a token whose target is its
             own position stays.
-        size: (B, N) number of patches that each token represents, its weight in the mean, 0 for padding; None: one
-            each.
+        size: (B, N) number of patches that each token represents, 0 for padding; None: one each.
         order: (B, N) all positions, in the order that the tokens that stay shall have; None: ascending.
+        weighted: Whether the size of a token is its weight in the mean; otherwise all have the same.
 
     Returns:
         The merged tokens (B, M, C), padded with zeros to the M tokens of the image with most; the number of patches
@@ -92,10 +112,9 @@ def merge_into(
     own = into.scatter(1, order, stays.gather(1, order).cumsum(1) - 1)
     slots = own.gather(1, into)
     longest = max(stays.sum(1).tolist(), default=0)  # 0 of an empty batch
-    count = size.new_zeros(x.shape[0], longest).scatter_add(1, slots, size)
-    weighted = x * size.unsqueeze(-1)
-    total = weighted.new_zeros(x.shape[0], longest, x.shape[2]).scatter_add(
-        1, slots.unsqueeze(-1).expand_as(weighted), weighted
-    )
+    weight = size if weighted else (size > 0).to(size.dtype)
+    share = x * weight.unsqueeze(-1)
+    total = share.new_zeros(x.shape[0], longest, x.shape[2]).scatter_add(1, slots.unsqueeze(-1).expand_as(share), share)
+    count, weight = (size.new_zeros(x.shape[0], longest).scatter_add(1, slots, each) for each in (size, weight))
     kept = slots.new_zeros(x.shape[0], longest).scatter_add(1, slots, position * stays)
-    return (total / count.unsqueeze(-1).clamp(min=1)).to(x.dtype), count, kept, slots
+    return (total / weight.unsqueeze(-1).clamp(min=1)).to(x.dtype), count, kept, slots

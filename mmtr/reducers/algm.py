@@ -1,30 +1,24 @@
 """ALGM: similar tokens are merged, first within small windows, later across the image."""
 
-from typing import Any, Union
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import Any
 
 from mmtr.errors import UserError
 from mmtr.ops.bipartite import adaptive_matching, threshold_matching
-from mmtr.ops.matching import merge_into
 from mmtr.ops.windows import window_matching
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import COSINE, Choice, Layer, Maybe, Number, Whole
 from mmtr.tokens import Tokens
-from mmtr.undo import Merged
 
-from .base import BackboneInfo, TokenReducer
+from .base import BackboneInfo
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
+from .merging import MergingReducer
 
 
 @TOKEN_REDUCERS.register_module()
-class ALGM(TokenReducer):
+class ALGM(MergingReducer):
     """Adaptive Local-then-Global Merging (Norouzi et al., CVPR 2024, Sec. 3).
 
-    The number of tokens left depends on the image. In a batch, shorter sequences are padded and attention masks the
-    padding, so that an image gets the same output in any batch.
+    The number of tokens left depends on the image, see ``MergingReducer``.
 
     Args:
         backbone: Layers, channels and prefix tokens of the backbone.
@@ -47,7 +41,6 @@ class ALGM(TokenReducer):
     """
 
     nothing = dict(local_layer=None, global_layer=None)
-    fixed_count = False
 
     def __init__(
         self,
@@ -65,9 +58,9 @@ class ALGM(TokenReducer):
             restore = 'copy' if released else 'residual'
         if restore_at is None:
             restore_at = 'after_head' if released and restore == 'copy' else 'before_norm'
-        super().__init__(backbone)
+        super().__init__(backbone, restore)
         check_after_head(backbone, restore, restore_at)
-        self.restoration, self.restore_at = restore, restore_at
+        self.restore_at = restore_at
         if isinstance(global_layer, float):
             global_layer = round(global_layer * backbone.depth)
         for key, layer in (('local_layer', local_layer), ('global_layer', global_layer)):
@@ -108,24 +101,13 @@ class ALGM(TokenReducer):
             if self.released:
                 order = alike.argsort(dim=1, descending=True, stable=True)
         elif layers == self.global_layer and x.shape[1] > 1:
-            valid = x.new_ones(x.shape[:2], dtype=torch.bool) if tokens.size is None else tokens.size > 0
             if self.released:
-                into = adaptive_matching(x, layers, valid, tokens.num_prefix)
+                into = adaptive_matching(x, layers, self.valid(tokens), tokens.num_prefix)
             else:
-                into = threshold_matching(x, self.threshold, valid)
+                into = threshold_matching(x, self.threshold, self.valid(tokens))
         else:
             return tokens
-        x, size, kept, slots = merge_into(x, into, tokens.size, order)
-        tokens = tokens.reduced(x, Merged(slots), tokens.positions.gather(1, kept), size, self.restoration)
-        padding = size == 0
-        # Without padding, attention needs no bias, and more kernels can run it.
-        bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
-        return tokens.remember(bias=None if bias is None else bias[:, None, None])
-
-    def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
-        """Run the attention of the layer, with padding masked."""
-        bias = tokens.memo.get('bias')
-        return attn.branch(x) if bias is None else attn.attend(*attn.qkv(x), bias)
+        return self.merged(tokens, into, order)
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """Count the patch tokens in each layer, for an image of one colour, in which all tokens merge."""

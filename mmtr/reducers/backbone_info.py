@@ -43,11 +43,11 @@ class BackboneInfo:
         """Whether the tokens that are left must form a grid, for windows or convolutions."""
         return self.stage is not None
 
-    def fitting(self, left: int, whole: int) -> int:
-        """Round the ``left`` of ``whole`` rows or columns to a ``multiple``; all of them stay all."""
+    def fitting(self, left: int, whole: int, least: int = 1) -> int:
+        """Round the ``left`` of ``whole`` rows or columns to a ``multiple`` from ``least`` on; all of them stay all."""
         if self.multiple == 1 or left == whole:
             return left
-        return min(max(round(left / self.multiple), 1), whole // self.multiple) * self.multiple
+        return min(max(round(left / self.multiple), -(-least // self.multiple)), whole // self.multiple) * self.multiple
 
     @property
     def layer_dims(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtr.errors import UserError
-from mmtr.ops.bipartite import Matching, merge, soft_matching, unmerge
+from mmtr.ops.bipartite import Matching, energy_matching, merge, soft_matching, unmerge
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Flag, Maybe, Span
 from mmtr.tokens import Tokens
@@ -92,9 +92,11 @@ class Progressive(Mode):
 
     Args:
         restoration: Value of a restored patch, see ``ToMe``.
+        depth: Number of layers, by which the margin of PiToMe's energy falls; None: the matching is ToMe's.
     """
 
     restoration: str
+    depth: Optional[int]
 
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """Run attention on the tokens that are left; note which of them merge after it."""
@@ -104,7 +106,9 @@ class Progressive(Mode):
         if count == 0:
             return out
         keys = k[:, :, tokens.num_prefix :].detach().mean(1, dtype=torch.float32)
-        return out, dict(matching=soft_matching(keys, count, tokens.num_prefix))
+        if self.depth is None:
+            return out, dict(matching=soft_matching(keys, count, tokens.num_prefix))
+        return out, dict(matching=energy_matching(keys, count, 0.75 * (1 - i / self.depth)))
 
     def between(self, tokens: Tokens) -> Tokens:
         """Merge tokens into their size-weighted mean."""
@@ -143,8 +147,11 @@ class ToMe(TokenReducer):
             line from r (1 - inflect) to r (1 + inflect); of a count, the first end is rounded down before the line
             is drawn, with the same mean. None: 0.3, or 8 if progressive.
         layers: The span (a, b) of layers that merge, counted from 0. None: all.
+        matching: How a progressive merge finds its pairs: ``alternate``, between tokens in every second place;
+            ``energy``, among the tokens that many others are similar to, so that rare ones are protected (Tran et al.,
+            "Accelerating Transformers with Spectrum-Preserving Token Merging", PiToMe, NeurIPS 2024, Sec. 3).
         proportional_attention: Whether log(size) is added to the attention logits of merged tokens (Eq. 1). None:
-            if progressive.
+            if progressive, but not with ``energy``, whose released code does not.
         restore: Value of a restored patch, if progressive: ``residual``, its own value plus the change of the token
             that it merged into; ``copy``, a copy of that token. None: ``residual``. In ``sublayer`` mode, branches
             are unmerged before they are added, which is a change already.
@@ -161,6 +168,7 @@ class ToMe(TokenReducer):
         mode: Choice('sublayer', 'progressive') = 'sublayer',
         r: Maybe(Merging()) = None,
         layers: Maybe(Span()) = None,
+        matching: Choice('alternate', 'energy') = 'alternate',
         proportional_attention: Maybe(Flag()) = None,
         restore: Maybe(RESTORE) = None,
     ):
@@ -171,13 +179,19 @@ class ToMe(TokenReducer):
                 f"token_reduction.restore={restore!r} is for mode='progressive': a sublayer adds what it "
                 'unmerges to the tokens, so leave restore out.'
             )
+        energy = matching == 'energy'
+        if energy and not progressive:
+            raise UserError(
+                "token_reduction.matching='energy' is for mode='progressive': give that mode, or leave matching out."
+            )
         layers = (0, backbone.depth) if layers is None else layers
         if r is None:
             r = 8 if progressive else 0.3
-        proportional = progressive if proportional_attention is None else proportional_attention
+        proportional = progressive and not energy if proportional_attention is None else proportional_attention
         self.r = merged_in_each(r, layers[1] - layers[0])
         shared = layers, self.r, proportional
-        self.mode = Progressive(*shared, restore or 'residual') if progressive else Sublayer(*shared)
+        energy_of = backbone.depth if energy else None
+        self.mode = Progressive(*shared, restore or 'residual', energy_of) if progressive else Sublayer(*shared)
 
     @property
     def caution(self) -> str:

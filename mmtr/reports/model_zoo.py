@@ -190,7 +190,8 @@ Every config of this repository, counted by `python tools/model_zoo.py`. There a
 [convert](checkpoints.md) those of the original releases.
 
 - **GFLOPs**: 10^9 multiply-adds of one image of so many pixels, backbone and head, as `tools/benchmark.py` counts them.
-  ALGM's depend on the image. For Cascade Mask R-CNN they end at the proposals, whose number depends on the image.
+  ALGM's and MPM's depend on the image. For Cascade Mask R-CNN they end at the proposals, whose number depends on the
+  image.
 - **M params**: millions, of the model as it is deployed: Cropr without its auxiliary heads, nothing of a teacher. With
   [`peft`](peft.md) also how many are trained.
 - **Patch tokens by layer**: on how many attention computes, tokens x layers. DAR leaves them all; its FFN

@@ -227,7 +227,7 @@ def test_fresh_weights_are_drawn_as_by_stock():
         (dict(restore='none'), r"restore='none' cannot work in a backbone of stages"),
         (
             dict(type='ToMe'),
-            r"type='ToMe' cannot work in a backbone of stages.* one of Expediting, GridPool, Random, TokenAd",
+            r"type='ToMe' cannot work in a backbone of stages.* one of CubistMerge, Expediting, GridPool, Random, T",
         ),
         (dict(type='ALGM'), r"type='ALGM' cannot work"),
         (dict(type='EViT'), r"type='EViT' cannot work"),

@@ -29,6 +29,7 @@ MORE = dict(
         dict(layers=(1,), multiple_of=8, task='classification', num_heads=4, projections='qkv'),
         dict(r=7, deploy=True, region=3, restore='residual'),
     ],
+    CubistMerge=[dict(ratio=(0.2, 0.5), layers=(0, 2), merge='average'), dict(metric='euclidean', restore='copy')],
     DAR=[dict(target=0.3, temperature=1.0, threshold=0.7)],
     EViT=[dict(keep_rate=0.7, layers=(0, 2), fuse=False, restore='copy'), dict(keep_rate=0.1)],
     Expediting=[
@@ -36,6 +37,7 @@ MORE = dict(
         dict(layer=3, grid=(0.3, 1.0), window=9, normalize='l1', recon_temperature=0.01),
     ],
     GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy')],
+    MPM=[dict(layers=(0, 1, 3), restore='copy')],
     Random=[
         dict(every=3, layer=0, restore='copy'),
         dict(ratio=0.9, seed=5, restore='residual'),
@@ -46,7 +48,7 @@ MORE = dict(
         dict(r=0.5, layers=(1, 3), proportional_attention=True),
         dict(mode='progressive'),
         dict(mode='progressive', r=(0.25, -1), restore='residual'),
-        dict(mode='progressive', r=[0, 9, 3, 1]),
+        dict(mode='progressive', r=[0, 9, 3, 1], matching='energy'),
     ],
     TokenAdapter=[
         dict(per_layer=(1, 0), mode='threshold'),

@@ -20,6 +20,10 @@ from . import test_contract_calls as calls
 from .test_contract import device, images  # noqa: F401  a fixture
 
 MORE = dict(
+    CubistMerge=[
+        dict(ratio=(0.2, 0.5), layers=(0, 2), metric='euclidean'),
+        dict(ratio=0.5, merge='average', restore='copy', stage=1, layers=(1, 2)),
+    ],
     Expediting=[dict(layer=0, grid=(2, 5), window=9), dict(grid=4, layer=3, restore='copy')],
     GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy', stage=1, layers=(1, 2))],
     Random=[dict(ratio=0.9, layer=0, restore='copy'), dict(ratio=0.3, stage=1, restore='last')],

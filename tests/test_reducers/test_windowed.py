@@ -96,6 +96,8 @@ def attention(module, x, window, shifted, kernel):
 
 def reduced_side(cfg, n):
     """Rows that are left of n, by the definition of each method."""
+    if cfg['type'] == 'CubistMerge':
+        return n - min(round(n * cfg['ratio']), n // 2)
     if cfg['type'] == 'Expediting':
         return max(round(n * (cfg['grid'] / WINDOW if isinstance(cfg['grid'], int) else cfg['grid'])), 1)
     share = 1 - (1 - cfg['ratio']) ** 0.5 if cfg['type'] == 'Random' else cfg['ratio']
@@ -147,6 +149,7 @@ def given_back(inner, x, states, full, window):
 CASES = [
     (dict(type='TokenAdapter', ratio=1 / 3, layers=(1, 4), score='max', restore='copy'), (1, 4)),
     (dict(type='TokenAdapter', ratio=0.4, layers=(2, 5), unique=0.2, mode='threshold'), (2, 5)),
+    (dict(type='CubistMerge', ratio=0.5, layers=(1, 3)), (1, 3)),
     (dict(type='GridPool', ratio=0.5, layers=(0, 2)), (0, 2)),
     (dict(type='Expediting', grid=4, layer=3, window=11, k=60, temperature=0.01), (3, 5)),
     (dict(type='Expediting', grid=0.5, layer=1, restore='copy'), (1, 5)),

@@ -24,7 +24,7 @@ INSIDE = [
     cfg
     for cfg in METHODS
     if cfg.get('fusion', 'llf' if cfg['type'] == 'Cropr' else '') == 'llf'
-    or cfg['type'] in ('TokenAdapter', 'GridPool')
+    or cfg['type'] in ('TokenAdapter', 'GridPool', 'CubistMerge')
     and cfg.get('layers', (0, 4))[1] < 4
 ]
 
@@ -104,7 +104,13 @@ def test_a_mean_counts_a_token_as_often_as_the_patches_that_it_stands_for(cfg, o
 
 @pytest.mark.parametrize(
     'cfg',
-    [dict(type='ToMe', mode='progressive', r=6), dict(type='GridPool', ratio=0.5), dict(type='ALGM', threshold=0.3)],
+    [
+        dict(type='ToMe', mode='progressive', r=6),
+        dict(type='GridPool', ratio=0.5),
+        dict(type='CubistMerge'),
+        dict(type='ALGM', threshold=0.3),
+        dict(type='MPM'),
+    ],
     ids=str,
 )
 def test_the_weighted_mean_is_that_of_copies(cfg):
