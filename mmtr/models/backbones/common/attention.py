@@ -51,6 +51,18 @@ class TokenAttention:
         """
         return self.within(self.split(q, k, v, bias, kept), q.shape[2])
 
+    def position_bias(self, q: Tensor, kept: Optional[Tensor] = None) -> Optional[Tensor]:
+        """Return what the backbone itself adds to the logits of global attention, for methods that rank by these.
+
+        Args:
+            q: (B, heads, Q, D) queries of the first Q tokens.
+            kept: As in ``qkv``.
+
+        Returns:
+            (B or 1, heads, Q, P + M), of the dtype of ``q``; None, as here: nothing.
+        """
+        return None
+
     def branch(self, x: Tensor) -> Tensor:
         """Compute self-attention without residual and drop path: (B, P + N, C) -> (B, P + N, C)."""
         return self.attend(*self.qkv(x))
