@@ -23,12 +23,15 @@ class Declared:
     setting_prefix = ''
     #: Declarations of the arguments of base classes from other libraries, by name.
     inherited: dict[str, Setting] = {}
+    #: Names of the arguments of base classes that a class sets itself, so that nobody else does.
+    decided: Collection[str] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if '__init__' not in vars(cls):
             return
-        init, parameters = cls.__init__, _parameters(cls.__mro__, cls.inherited)
+        init = cls.__init__
+        parameters = [each for each in _parameters(cls.__mro__, cls.inherited) if each.name not in cls.decided]
         own = next(iter(inspect.signature(init).parameters.values()))
         signature = inspect.Signature(parameters)
 

@@ -16,10 +16,14 @@ ON_MMPRETRAIN = dict(
     },
     ImageClassifier='mmtr.models.classifiers.image_classifier',
 )
+#: Models on mmdet, which is imported no earlier than needed.
+ON_MMDET = {
+    name: 'mmtr.models.backbones.pyramid.pvt' for name in ('PyramidVisionTransformer', 'PyramidVisionTransformerV2')
+}
 
 
 class LateRegistry(Registry):
-    """A registry that imports mmpretrain, and the module of a name, when it is asked for it.
+    """A registry that imports the module of a name, and what that needs, when it is asked for it.
 
     Args:
         late: Name to module.
@@ -34,12 +38,15 @@ class LateRegistry(Registry):
         """Find a class, as mmengine's; raise a ``UserError`` if it needs mmpretrain and that is not there."""
         scope, name = self.split_scope_key(key)
         if name in self.late and scope in (None, self.scope):
-            import_mmpretrain(f'{self.scope}.{name}')
+            if name in ON_MMPRETRAIN:
+                import_mmpretrain(f'{self.scope}.{name}')
             import_module(self.late[name])
         return super().get(key)
 
 
-MODELS = LateRegistry('model', scope='mmtr', parent=root.MODELS, locations=['mmtr.models'], late=ON_MMPRETRAIN)
+MODELS = LateRegistry(
+    'model', scope='mmtr', parent=root.MODELS, locations=['mmtr.models'], late={**ON_MMPRETRAIN, **ON_MMDET}
+)
 HOOKS = Registry('hook', scope='mmtr', parent=root.HOOKS, locations=['mmtr.engine.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', scope='mmtr', parent=root.OPTIM_WRAPPERS, locations=['mmtr.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

@@ -32,7 +32,7 @@ class Tokens:
             runs a layer twice on the same memo.
         rotary: Tables of ``mmtr.ops.rotary`` for the full grid: one of the whole grid, and one of windows if the
             backbone has windowed layers; empty without rotary position embedding.
-        windows: Windows, of the current token grid, within which tokens attend; None: all attend to all.
+        windows: Windows of the current token grid, for layers whose tokens attend within them; None: there are none.
         form: (H', W') of the grid that the patch tokens form in this layer, where it has convolutions; else None.
         gives_back: Whether patches get tokens again; otherwise nothing is computed or kept for that.
     """

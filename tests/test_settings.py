@@ -14,7 +14,7 @@ from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
 from mmtr.declared import Declared, declarations
 from mmtr.models import backbones
-from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
+from mmtr.models.backbones import EVA02, DINOv2, PyramidVisionTransformerV2, SwinTransformer, VisionTransformer
 from mmtr.peft import build_peft
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.expediting import Expediting
@@ -22,6 +22,7 @@ from mmtr.registry import MODELS, PEFTS, TOKEN_REDUCERS
 from mmtr.settings import Listed, Maybe, Pair, Whole
 
 from .hostile_values import HOSTILE, NAN, drawn, fits
+from .test_reducers.test_contract_stages import SMALL as STAGED
 
 TOKEN_REDUCERS.import_from_location()
 PEFTS.import_from_location()
@@ -30,8 +31,9 @@ PLAIN = dict(img_size=(32, 48), patch_size=16, embed_dims=16, num_layers=4, num_
 OWN = {
     VisionTransformer: dict(PLAIN, mlp_ratio=2),
     DINOv2: dict(PLAIN, mlp_ratio=2),
-    SwinTransformer: dict(
-        embed_dims=8, depths=(2, 4), num_heads=(2, 2), strides=(4, 2), out_indices=(0, 1), window_size=4
+    **STAGED,
+    PyramidVisionTransformerV2: dict(
+        embed_dims=8, num_layers=(1, 2, 1, 1), num_heads=(1, 2, 1, 1), sr_ratios=(2, 1, 1, 1)
     ),
 }
 BACKBONES = {host: OWN.get(host, PLAIN) for host in (getattr(backbones, name) for name in backbones.__all__)}

@@ -84,7 +84,7 @@ def resize_relative_positions(
 
 
 def resize_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize a relative position table to another grid of patches of the same size, so that near offsets keep their row.
+    """Resize a relative position table to another grid of patches, so that near offsets keep their row.
 
     As in BEiT's released code: for a larger grid, the old offsets are put at distances 0, 1, 1 + q, 1 + q + q^2 and so
     on, with q such that the last one comes last again. Between these, rows are interpolated, here by Keys' cubic in

@@ -97,15 +97,15 @@ class Windows:
     Args:
         grid: (H, W) of the tokens.
         window: (h, w) of a window, in tokens.
-        layouts: Layouts without and with shift.
-        relative: (h, w, h, w) indices of ``relative_positions``.
+        layouts: Layouts without and, in a Swin, with shift.
+        relative: (h, w, h, w) indices of ``relative_positions``; None: there is no table of these.
         interpolation: ``bicubic`` or ``bilinear``, the mode that resizes a relative position table to ``window``.
     """
 
     grid: tuple[int, int]
     window: tuple[int, int]
-    layouts: tuple[Layout, Layout]
-    relative: Tensor
+    layouts: tuple[Layout, ...]
+    relative: Optional[Tensor] = None
     interpolation: str = 'bicubic'
 
 
@@ -127,12 +127,27 @@ def make_windows(
         interpolation: See ``Windows``.
     """
     shifts = ((0, 0), (window[0] // 2, window[1] // 2))
-    layouts = tuple(_layout(grid, window, shift, device) for shift in shifts)
+    layouts = tuple(make_layout(grid, window, shift, device=device) for shift in shifts)
     return Windows(grid, window, layouts, relative_positions(window, device), interpolation)
 
 
-def _layout(grid, window, shift, device):
-    (height, width), padding = grid, [-n % side for n, side in zip(grid, window)]
+def make_layout(
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    fill: bool = True,
+    device: Optional[torch.device] = None,
+) -> Layout:
+    """Cut a grid into windows, or parts of shifted windows.
+
+    Args:
+        grid: (H, W) of the tokens.
+        window: (h, w) of a window, in tokens.
+        shift: (h, w) of the first window; 0: those of any other.
+        fill: Whether padding at the bottom and on the right fills the last windows; otherwise these are smaller.
+        device: Device of the positions.
+    """
+    (height, width), padding = grid, [-n % side if fill else 0 for n, side in zip(grid, window)]
     rows, columns = (cut(n + pad, side, by) for n, pad, side, by in zip(grid, padding, window, shift))
     raster = torch.arange(height * width, device=device).view(grid)
     raster = F.pad(raster, (0, padding[1], 0, padding[0]), value=height * width).flatten()

@@ -79,7 +79,7 @@ class Expediting(TokenReducer):
         """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             grid=trial.suggest_float('grid', 0.3, 0.95, step=0.05),
-            layer=trial.suggest_int('layer', 0, backbone.depth - 1),
+            layer=trial.suggest_int('layer', backbone.first, backbone.depth - 1),
         )
 
     def _clusters(self, grid):

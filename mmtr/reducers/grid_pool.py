@@ -73,7 +73,7 @@ class GridPool(TokenReducer):
         """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.7, step=0.05),
-            layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
+            layers=(trial.suggest_int('start', backbone.first, backbone.depth - 1), backbone.depth),
         )
 
     def _cells(self, grid):

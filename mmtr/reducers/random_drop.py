@@ -91,7 +91,7 @@ class Random(PruneReducer):
         """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.9, step=0.05),
-            layer=trial.suggest_int('layer', 0, backbone.depth - 1),
+            layer=trial.suggest_int('layer', backbone.first, backbone.depth - 1),
         )
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:

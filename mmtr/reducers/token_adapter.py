@@ -151,7 +151,7 @@ class TokenAdapter(TokenReducer):
         """Draw settings for a search, see ``TokenReducer``."""
         return dict(
             ratio=trial.suggest_float('ratio', 0.05, 0.6, step=0.05),
-            layers=(trial.suggest_int('start', 0, backbone.depth - 1), backbone.depth),
+            layers=(trial.suggest_int('start', backbone.first, backbone.depth - 1), backbone.depth),
             score=trial.suggest_categorical('score', ('max', 'alternating')),
             metric=trial.suggest_categorical('metric', ('cosine', 'euclidean')),
         )

@@ -5,26 +5,33 @@ import torch
 
 from mmtr import UserError
 from mmtr.models import backbones
+from mmtr.models.backbones import PyramidVisionTransformerV2
 from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.reducers.observer import Observer, reducer_of
-from tests.test_reducers.test_contract import BACKBONES, eva02, images
-from tests.test_reducers.test_contract_swin import swin
+from tests.test_reducers.test_contract import BACKBONES, eva02, filled, images
+from tests.test_reducers.test_contract_stages import HOSTS as STAGED
 
 
 def windowed_eva02(cfg):
     return eva02(cfg, with_cls_token=False, window_size=4, window_layers=(0, 1, 2, 3))
 
 
+def pyramidvisiontransformerv2(cfg):
+    """Which has four stages, unlike the others of stages."""
+    settings = dict(embed_dims=8, num_layers=(2, 4, 1, 1), num_heads=(2, 4, 1, 1), sr_ratios=(2, 1, 1, 1))
+    return filled(PyramidVisionTransformerV2(**settings, token_reduction=cfg))
+
+
 class Listener(Observer):
-    """Keeps what the attention of layer 1 is given; in a Swin, the windows of that layer are shifted."""
+    """Keeps what the attention of a layer is given: in a Swin, the windows of layer 1 are shifted; SVT's 2 has some."""
 
     def attention(self, i, attn, x, tokens):
-        if i == 1:
+        if i == 1 or i == 2 and tokens.form is not None and tokens.windows is not None:
             self.heard = attn, x.detach(), tokens
         return self.inner.attention(i, attn, x, tokens)
 
 
-HOSTS = (*BACKBONES, windowed_eva02, swin)
+HOSTS = (*BACKBONES, windowed_eva02, *STAGED, pyramidvisiontransformerv2)
 every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)
 
 
@@ -37,7 +44,7 @@ def heard_by(host, height=80, width=112):
 
     Neither the 5x7 patches of these images nor the 10x14 in the second stage of a Swin fill its windows.
     """
-    model = host(dict(type='GridPool', ratio=0.0) if host is swin else None)
+    model = host(dict(type='GridPool', ratio=0.0) if host in STAGED else None)
     with torch.no_grad(), reducer_of(model, Listener(model.token_reducer)) as listener:
         model(images(2, height, width))
     return listener.heard
@@ -84,7 +91,7 @@ def test_fewer_tokens_stand_where_they_stood(host):
     prefix = tokens.num_prefix
     kept = torch.tensor([[0, 3, 4, 11, 20], [1, 2, 9, 30, 33]])
     fewer = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, kept.unsqueeze(2).expand(-1, -1, x.shape[2]))], 1)
-    if tokens.windows is not None:
+    if tokens.windows is not None or tokens.form is not None:
         with pytest.raises(UserError, match='needs every token of the grid'):
             attn.qkv(fewer, kept)
         return

@@ -93,6 +93,8 @@ def host_without_own_settings(host):
     def build(cfg, patch_size=16, with_cls_token=True, with_cp=False, **kwargs):
         if 'with_cls_token' not in taken and not with_cls_token:
             pytest.skip('it always has a class token')
+        if not host.merges_apart and (cfg or {}).get('type') == 'SegFormerPlusPlus':
+            pytest.skip('its bias needs the positions of queries and keys')
         own = dict(with_cls_token=with_cls_token, init_values=1.0)
         model = small(host, cfg, patch_size, **{key: own[key] for key in own if key in taken}, **kwargs)
         for layer in model.layers:

@@ -37,6 +37,7 @@ class BiasedBackbone(ReducibleBackbone):
         STOCK, num_heads=HEADS, mlp_ratio=Whole(1, 64), qv_bias=Flag(), init_values=Number(least=0, most=1000)
     )
     final_norm_name = 'ln1'
+    merges_apart = False
 
     def _build(self, given):
         """Build the stock backbone, whose arguments are checked, then what is ours."""
@@ -102,9 +103,9 @@ class BiasedBackbone(ReducibleBackbone):
 class BEiT(BiasedBackbone, beit.BEiT):
     """mmseg's ``BEiT`` with three more arguments; other arguments, weights and outputs are mmseg's.
 
-    mmseg's takes images of ``img_size`` alone. For an image of another size the tables of relative positions are resized
-    in each forward pass, so that near patches keep their bias, see ``mmtr.ops.resize.resize_offsets``; those of a
-    pretrained file are resized in the same way. A token without a position has the bias of the class token.
+    mmseg's takes images of ``img_size`` alone. For an image of another size the tables of relative positions are
+    resized in each forward pass, so that near patches keep their bias, see ``mmtr.ops.resize.resize_offsets``; those
+    of a pretrained file are resized in the same way. A token without a position has the bias of the class token.
 
     Args:
         token_reduction: ``dict(type=..., **settings)`` of a token reducer; None: no reduction.
@@ -132,7 +133,8 @@ class BEiT(BiasedBackbone, beit.BEiT):
 class MAE(BiasedBackbone, mae.MAE):
     """mmseg's ``MAE``, a BEiT with a position embedding: see ``BEiT``.
 
-    For an image of another size the position embedding is interpolated too, bicubically, as mmseg does when it loads it.
+    For an image of another size the position embedding is interpolated too, bicubically, as mmseg does for a
+    pretrained file.
     """
 
     def __init__(

@@ -55,6 +55,7 @@ class BiasedAttentionAt(TokenAttention):
 
     module: BiasedAttention
     tokens: Tokens
+    merges_apart = False
 
     @property
     def backend(self) -> str:

@@ -1,20 +1,10 @@
 """Twins of mmpretrain's plain ViTs. ``backbone`` imports mmpretrain, and is imported when one of them is met."""
 
-from importlib import import_module
-
-from mmtr.models.backbones.common.twins import backbone_twin, twin_of
-
-
-def _late(name):
-    def make(module, attn_backend):
-        return backbone_twin(getattr(import_module(f'{__name__}.backbone'), name))(module, attn_backend)
-
-    return make
-
+from mmtr.models.backbones.common.twins import late_twin, twin_of
 
 for _stock, _twin in (
     ('vision_transformer.VisionTransformer', 'ClsVisionTransformer'),
     ('deit3.DeiT3', 'DeiT3'),
     ('deit.DistilledVisionTransformer', 'DistilledVisionTransformer'),
 ):
-    twin_of(f'mmpretrain.models.backbones.{_stock}')(_late(_twin))
+    twin_of(f'mmpretrain.models.backbones.{_stock}')(late_twin(f'{__name__}.backbone', _twin))

@@ -41,6 +41,7 @@ class PyramidBackbone(StagedBackbone):
     """
 
     inherited = arguments()
+    merges_apart = True
 
     @property
     def embeddings(self) -> list[nn.Module]:
@@ -65,7 +66,7 @@ class PyramidBackbone(StagedBackbone):
         """Return the (rows, columns) of tokens in each stage for an image of ``shape`` (height, width) in pixels."""
         grids = []
         for each in self.embeddings:
-            shape = embedded_grid(each.projection, each.adap_padding, shape)
+            shape = tuple(max(n, 0) for n in embedded_grid(each.projection, each.adap_padding, shape))
             grids.append(shape)
         return grids
 
@@ -99,19 +100,19 @@ class PyramidBackbone(StagedBackbone):
         Raises:
             UserError: An image is too small for the spatial reduction of a stage.
         """
-        outs, first, shape = [], 0, tuple(x.shape[2:])
-        for i, blocks in enumerate(self.blocks):
-            x, grid = self._embed(i, x)
-            # Inside a jit trace, as of fvcore and the ONNX exporter, sizes are tensors; grids need ints.
-            grid = int(grid[0]), int(grid[1])
+        # Inside a jit trace, as of fvcore and the ONNX exporter, sizes are tensors; grids need ints.
+        outs, first, shape = [], 0, tuple(int(n) for n in x.shape[2:])
+        for i, (blocks, grid) in enumerate(zip(self.blocks, self.stage_grids(shape))):
             if min(grid) < self._kernel(blocks):
                 raise UserError(
-                    f'An image of {int(shape[0])}x{int(shape[1])} pixels has {grid[0]}x{grid[1]} tokens in stage '
-                    f'{i + 1}, fewer than its sr_ratio {self._kernel(blocks)} needs: give larger images.'
+                    f'An image of {shape[0]}x{shape[1]} pixels has {grid[0]}x{grid[1]} tokens in stage {i + 1}, fewer '
+                    f'than its sr_ratio {self._kernel(blocks)} needs: give larger images.'
                 )
-            tokens, reducer = Tokens(x, grid), self.reducer_of(i)
+            x, _ = self._embed(i, x)
+            tokens, (reducer, start) = Tokens(x, grid), self.reducer_of(i)
             for j, block in enumerate(blocks):
-                tokens = self._positioned(i, j, run_layer(block, tokens, reducer, j, self.peft, first))
+                tokens = run_layer(block, tokens, reducer, start + j, self.peft, first - start)
+                tokens = self._positioned(i, j, tokens)
             x = nlc_to_nchw(self._norm(i, reducer.restore(tokens).x), grid)
             if i in self.out_indices:
                 outs.append(x)

@@ -2,19 +2,16 @@
 
 from typing import Callable, Optional
 
-import torch
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmtr.errors import UserError
-from mmtr.models.backbones.common.attention import Group, TokenAttention
+from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.models.backbones.common.layer import FFN, ReducibleLayer, run_layer
 from mmtr.models.backbones.common.twins import share
+from mmtr.models.backbones.common.windowed import WindowedAttention
 from mmtr.ops.resize import resize_relative_positions
-from mmtr.ops.shifted_windows import gather_pieces, join_pieces, make_windows
-from mmtr.ops.windows import bias_within
+from mmtr.ops.shifted_windows import make_windows
 from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer
 from mmtr.tokens import Tokens
@@ -45,7 +42,7 @@ class ShiftWindowMSA(swin.ShiftWindowMSA):
         return WindowAttentionAt(self, tokens)
 
 
-class WindowAttentionAt(TokenAttention):
+class WindowAttentionAt(WindowedAttention):
     """Windowed attention bound to tokens; the windows are shifted in every second block.
 
     Args:
@@ -54,59 +51,8 @@ class WindowAttentionAt(TokenAttention):
     """
 
     def __init__(self, module: ShiftWindowMSA, tokens: Tokens):
-        self.module, self.windows, self.backend = module.w_msa, tokens.windows, module.backend
-        self.layout = self.windows.layouts[module.shift_size > 0]
-
-    @property
-    def attention_dropout(self) -> float:
-        """The current probability to drop an attention weight, see ``TokenAttention``."""
-        return self.module.attn_drop.p if self.module.training else 0.0
-
-    def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Project tokens to queries, keys and values; ``kept`` must be None, since a window needs all of its tokens."""
-        if kept is not None:
-            raise UserError('Attention within windows needs every token of the grid: reduce before or after a layer.')
-        return self._projected(x)
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Compute self-attention without residual and drop path; windows of one size are one batch, as in stock."""
-        # Padding is zeros after the norm, as in the stock class.
-        padded = F.pad(x, (0, 0, 0, 1)) if self.layout.padded else x
-        parts = gather_pieces(padded, self.layout.positions)
-        groups = [(*self._projected(part), bias) for part, bias in zip(parts, self._biases())]
-        return self.within(groups, x.shape[1])
-
-    def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
-        """Split the tokens into windows; all windows of one size are one group."""
-        module, positions = self.module, self.layout.positions
-        if self.layout.padded:
-            nothing = torch.zeros_like(module.qkv.weight[:1])
-            q, k, v = (
-                torch.cat([t, pad.expand(len(t), -1, -1, -1)], 2)
-                for t, pad in zip((q, k, v), self._projected(nothing.unsqueeze(0)))
-            )
-        parts = zip(*(gather_pieces(t.transpose(1, 2), positions) for t in (q, k, v)))
-        biases = self._biases()
-        if bias is not None:
-            bias = bias.expand(len(q), *bias.shape[1:])
-            biases = [own + bias_within(bias, each) for own, each in zip(biases, positions)]
-        return [(*(t.transpose(1, 2) for t in part), each) for part, each in zip(parts, biases)]
-
-    def join(self, outs: list[Tensor], count: int) -> Tensor:
-        """Join the outputs of the groups, and project them, see ``TokenAttention``."""
-        outs = [out.transpose(1, 2).flatten(2) for out in outs]
-        return self.project(join_pieces(outs, self.layout.positions, self.layout.place))
-
-    def project(self, x: Tensor) -> Tensor:
-        """Apply the output projection, see ``TokenAttention``."""
-        return self.module.proj(x)
-
-    def _projected(self, x):
-        module = self.module
-        q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        # Attention divides by the root of the channels; the stock class may have another scale.
-        usual = q.shape[-1] ** -0.5
-        return q if module.scale == usual else q * (module.scale / usual), k, v
+        super().__init__(module.w_msa, tokens.windows.layouts[module.shift_size > 0], module.backend)
+        self.windows = tokens.windows
 
     def _biases(self):
         """Return the relative position bias of windows of each size, (1, heads, h * w, h * w)."""
