@@ -217,6 +217,8 @@ def test_what_has_no_effect_or_does_not_fit_is_refused():
         BEiT(**{**SMALL, 'num_heads': 5})
     with pytest.raises(UserError, match='names layer 3'):
         BEiT(**{**SMALL, 'out_indices': (3,)})
+    with pytest.raises(UserError, match='or with a bias of positions cannot'):
+        apply_token_reduction(stock_backbones.BEiT(**SMALL), dict(type='SegFormerPlusPlus'))
 
 
 CONFIGS = Path(get_installed_path('mmseg')) / '.mim' / 'configs'
