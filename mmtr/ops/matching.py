@@ -12,7 +12,8 @@ METRICS = ('cosine', 'dot', 'euclidean', 'manhattan')
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Gather the tokens of ``x`` (B, N, C) at ``index`` (B, M): (B, M, C)."""
     # Whole tokens are copied: on a CPU several times as fast as torch.gather, which takes an index for each channel.
-    rows = index + torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+    # ``len`` would fix the batch size of exported files.
+    rows = index + torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 

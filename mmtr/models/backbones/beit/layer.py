@@ -94,7 +94,7 @@ class BiasedAttentionAt(TokenAttention):
         positions = tokens.positions if kept is None else tokens.positions.gather(1, kept)
         if positions.stride(0) == 0:  # the same in all images
             positions = positions[:1]
-        nowhere = positions.new_full((len(positions), tokens.num_prefix), tokens.grid[0] * tokens.grid[1])
+        nowhere = positions.new_full((positions.shape[0], tokens.num_prefix), tokens.grid[0] * tokens.grid[1])
         positions = torch.cat([nowhere, positions], 1)
         return relative_index(positions[:, :count], positions, tokens.grid)
 
