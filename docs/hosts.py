@@ -100,7 +100,7 @@ def what_works(library: str, kind: str) -> str:
         return (
             f'grid methods, as `mmtr.{own.__name__}`'
             if issubclass(own, StagedBackbone)
-            else (f'all methods, as `mmtr.{own.__name__}`')
+            else f'all methods{"" if own.merges_apart else " but SegFormerPlusPlus"}, as `mmtr.{own.__name__}`'
         )
     if kind in OTHERS:
         return ''

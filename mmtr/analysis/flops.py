@@ -72,8 +72,8 @@ _NEGLIGIBLE = [
     clone copy cos count_nonzero cumsum diff div div_ dropout_ elu empty_like equal erf exp expand_as
     feature_dropout fill fill_ flip floor_divide_ fmax fmod frac full gelu gt hardsigmoid hardswish hardtanh im2col
     index_add index_copy index_fill index_put index_select isfinite isnan leaky_relu leaky_relu_
-    lift_fresh linalg_vector_norm linspace log log_softmax logical_and logical_not logical_or logit logsumexp lt le
-    masked_fill_ masked_scatter masked_select max_pool2d maximum mean meshgrid min minimum mish movedim
+    lift_fresh linalg_vector_norm linspace log log1p log_softmax logical_and logical_not logical_or logit logsumexp
+    lt le masked_fill_ masked_scatter masked_select max_pool2d maximum mean meshgrid min minimum mish movedim
     mul mul_ nan_to_num ne neg new_ones norm not numel numpy_T one_hot ones_like pad pixel_shuffle pow prod rand
     rand_like randn randn_like reciprocal remainder repeat repeat_interleave reshape_as resolve_conj resolve_neg rsqrt
     rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted

@@ -72,7 +72,7 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
-def received_attention(q: Tensor, k: Tensor) -> Tensor:
+def received_attention(q: Tensor, k: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """Compute the attention that each key receives, as the mean over heads and queries: (B, M), float32.
 
     Heads are computed one at a time, so that memory stays at one (B, N, M) matrix.
@@ -80,12 +80,15 @@ def received_attention(q: Tensor, k: Tensor) -> Tensor:
     Args:
         q: (B, heads, N, D) queries.
         k: (B, heads, M, D) keys.
+        bias: (B or 1, heads, N, M) added to the logits.
     """
     heads = q.shape[1]
-    return sum(attention_weights(q[:, h].float(), k[:, h].float()).mean(1) for h in range(heads)) / heads
+    biases = [None] * heads if bias is None else bias.unbind(1)
+    received = (attention_weights(q[:, h].float(), k[:, h].float(), biases[h]).mean(1) for h in range(heads))
+    return sum(received) / heads
 
 
-def class_attention(q: Tensor, k: Tensor) -> Tensor:
+def class_attention(q: Tensor, k: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """Compute the attention of the class token to every token, as the mean over heads: (B, N), no gradient.
 
     Only the first row of the attention matrix is computed, in float32 also under autocast.
@@ -93,7 +96,8 @@ def class_attention(q: Tensor, k: Tensor) -> Tensor:
     Args:
         q: (B, heads, N, D) queries; the class token is the first.
         k: (B, heads, N, D) keys.
+        bias: (B or 1, heads, 1, N) added to the logits of the class token.
     """
     q, k = q[:, :, :1].detach().float(), k.detach().float()
     with torch.autocast(q.device.type, enabled=False):
-        return attention_weights(q, k).mean(1).squeeze(1)
+        return attention_weights(q, k, None if bias is None else bias.detach()).mean(1).squeeze(1)

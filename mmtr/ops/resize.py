@@ -1,5 +1,7 @@
 """Resizing of pretrained position tables and patch embeddings to another grid or patch size."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,3 +81,46 @@ def resize_relative_positions(
     grid = table.t().float().view(1, -1, *(2 * n - 1 for n in old))
     grid = F.interpolate(grid, tuple(2 * n - 1 for n in new), mode=mode)
     return grid.flatten(2).squeeze(0).t().to(table.dtype)
+
+
+def resize_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize a relative position table to another grid of patches, so that near offsets keep their row.
+
+    As in BEiT's released code: for a larger grid, the old offsets are put at distances 0, 1, 1 + q, 1 + q + q^2 and so
+    on, with q such that the last one comes last again. Between these, rows are interpolated, here by Keys' cubic in
+    place of a spline. For a smaller grid the far offsets are left out.
+
+    Args:
+        table: ((2 H - 1) * (2 W - 1) + E, heads) relative position table; its last E rows stay as they are.
+        old: (H, W) of its grid.
+        new: (H', W') of the other grid.
+
+    Returns:
+        ((2 H' - 1) * (2 W' - 1) + E, heads).
+    """
+    if old == new:
+        return table
+    sides = [2 * n - 1 for n in old]
+    offsets, others = table[: sides[0] * sides[1]], table[sides[0] * sides[1] :]
+    rows, columns = (_offset_matrix(m, n, table.device) for m, n in zip(old, new))
+    with torch.autocast(table.device.type, enabled=False):
+        grid = rows @ offsets.t().float().unflatten(1, sides) @ columns.t()
+    return torch.cat([grid.flatten(1).t().to(table.dtype), others])
+
+
+def _offset_matrix(m: int, n: int, device) -> Tensor:
+    """Return the (2 n - 1, 2 m - 1) matrix that interpolates the offsets of m positions at those of n."""
+    offset = torch.arange(1 - n, n, device=device)
+    place = offset.float()
+    if n > m:
+        low, high = 1.0, float(n)
+        for _ in range(64):
+            q = (low + high) / 2
+            low, high = (low, q) if sum(q**k for k in range(m - 1)) > n - 1 else (q, high)
+        place = offset.sign() * torch.log1p(offset.abs() * (q - 1)) / math.log(q)
+        place = place.clamp(1 - m, m - 1)
+    distance = (place.unsqueeze(1) - torch.arange(1 - m, m, device=device)).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+    return weights / weights.sum(1, keepdim=True)

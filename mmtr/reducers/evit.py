@@ -76,7 +76,8 @@ class EViT(TokenReducer):
         if not self._reduces(i):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        return attn.attend(q, k, v), dict(class_attention=class_attention(q, k)[:, tokens.num_prefix :])
+        received = class_attention(q, k, attn.position_bias(q[:, :, :1]))
+        return attn.attend(q, k, v), dict(class_attention=received[:, tokens.num_prefix :])
 
     def between(self, i: int, tokens: Tokens) -> Tokens:
         """Keep the tokens with most attention, and fuse the others (Sec. 3.2 and 3.3)."""

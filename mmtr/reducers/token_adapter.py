@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
+import torch
 from torch import Tensor
 
 from mmtr.errors import UserError
@@ -219,7 +220,8 @@ class TokenAdapter(TokenReducer):
         if self.score != 'attn' or not self._injects(i + 1):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix :]
+        with torch.no_grad():
+            received = received_attention(q, k, attn.position_bias(q))[:, tokens.num_prefix :]
         return attn.attend(q, k, v), dict(received=received.unflatten(1, self._grid(tokens)))
 
     def after_layer(self, i: int, tokens: Tokens) -> Tokens:

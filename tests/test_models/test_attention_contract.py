@@ -7,6 +7,7 @@ from mmtr import UserError
 from mmtr.models import backbones
 from mmtr.models.backbones import PyramidVisionTransformerV2
 from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.ops.attention import attention_weights
 from mmtr.reducers.observer import Observer, reducer_of
 from tests.test_reducers.test_contract import BACKBONES, eva02, filled, images
 from tests.test_reducers.test_contract_stages import HOSTS as STAGED
@@ -107,3 +108,17 @@ def test_fewer_tokens_stand_where_they_stood(host):
     hidden = torch.full((2, x.shape[1]), -torch.inf).scatter(1, rows, 0.0)[:, None, None]
     expected = attn.attend(*attn.qkv(x), hidden).gather(1, rows.unsqueeze(2).expand(-1, -1, x.shape[2]))
     close(out, expected)
+
+
+@every_host
+@torch.no_grad()
+def test_methods_that_rank_get_the_logits_that_attention_has(host):
+    attn, x, tokens = heard_by(host)
+    groups = attn.split(*attn.qkv(x), None, None)
+    if len(groups) > 1 or groups[0][0].shape[2] != x.shape[1] or groups[0][1].shape[2] != x.shape[1]:
+        pytest.skip('tokens do not attend to all tokens')
+    q, k, v = attn.qkv(x)
+    bias = attn.position_bias(q)
+    close(attn.project((attention_weights(q, k, bias) @ v).transpose(1, 2).flatten(2)), attn.branch(x))
+    if bias is not None:
+        close(attn.position_bias(q[:, :, :1]), bias[:, :, :1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmtr import UserError
-from mmtr.ops.attention import attention, check_backend, received_attention
+from mmtr.ops.attention import attention, check_backend, class_attention, received_attention
 
 
 def attend_slowly(q, k, v, bias=None):
@@ -65,6 +65,9 @@ def test_received_attention_is_the_mean_over_heads_and_queries():
     q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4)
     eye = torch.eye(7).expand(2, 3, 7, 7)
     torch.testing.assert_close(received_attention(q, k), attend_slowly(q, k, eye).mean((1, 2)))
+    bias = 3 * torch.randn(2, 3, 5, 7)
+    torch.testing.assert_close(received_attention(q, k, bias), attend_slowly(q, k, eye, bias).mean((1, 2)))
+    torch.testing.assert_close(class_attention(q, k, bias[:, :, :1]), attend_slowly(q, k, eye, bias)[:, :, 0].mean(1))
 
 
 def test_unknown_backend_is_refused():

@@ -5,6 +5,7 @@ import torch
 
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
+from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.ops.attention import attention_weights, class_attention
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.base import attend
@@ -21,7 +22,7 @@ def evit(depth=6, num_prefix=PREFIX, **settings):
     return build_token_reducer(dict(type='EViT', **settings), BackboneInfo(depth, CHANNELS, num_prefix))
 
 
-class Attention:
+class Attention(TokenAttention):
     """Queries and keys drawn anew for each layer; the branch adds values that depend on the slot."""
 
     def __init__(self, length, seed):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mmtr import UserError
+from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.ops.attention import attention_weights
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.base import attend
@@ -85,7 +86,7 @@ def test_group_of_lowest_attention_is_merged():
     heads, length = 4, tokens.x.shape[1]
     q, k, v = torch.randn(3, 1, heads, length, 8)
 
-    class Attention:
+    class Attention(TokenAttention):
         def qkv(self, x):
             return q, k, v
 

@@ -1,5 +1,6 @@
 from importlib import import_module
 
+from mmtr.models.backbones.beit.backbone import MAE, BEiT
 from mmtr.models.backbones.eva02.backbone import EVA02
 from mmtr.models.backbones.pyramid.mit import MixVisionTransformer
 from mmtr.models.backbones.pyramid.twins_svt import PCPVT, SVT
@@ -11,6 +12,8 @@ from .vit import VisionTransformer
 # Imported on first use: its base classes are mmdet's.
 _LATE = ('PyramidVisionTransformer', 'PyramidVisionTransformerV2')
 __all__ = [
+    'MAE',
+    'BEiT',
     'DINOv2',
     'EVA02',
     'MixVisionTransformer',

@@ -53,6 +53,18 @@ class TokenAttention:
         """
         return self.within(self.split(q, k, v, bias, kept), q.shape[2])
 
+    def position_bias(self, q: Tensor, kept: Optional[Tensor] = None) -> Optional[Tensor]:
+        """Return what the backbone itself adds to the logits of global attention, for methods that rank by these.
+
+        Args:
+            q: (B, heads, Q, D) queries of the first Q tokens.
+            kept: As in ``qkv``.
+
+        Returns:
+            (B or 1, heads, Q, P + M), of the dtype of ``q``; None, as here: nothing.
+        """
+        return None
+
     def sources(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Return the tokens of keys and values, of ``x`` whose patch tokens form ``grid``, and their grid."""
         return x, grid

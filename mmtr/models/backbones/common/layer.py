@@ -30,7 +30,10 @@ class FFN(mmcv_transformer.FFN):
         self, x: Tensor, identity: Optional[Tensor] = None, branch: Optional[Callable[[Tensor], Tensor]] = None
     ) -> Tensor:
         """Run the FFN with residual and drop path; ``branch`` computes the layers if given: (..., C) -> (..., C)."""
-        return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
+        if branch is None:
+            return super().forward(x, identity)
+        out = self.dropout_layer(branch(x))
+        return identity + out if self.add_identity else out
 
     def branch(self, x: Tensor) -> Tensor:
         """Run the layers without residual and drop path: (..., C) -> (..., C)."""

@@ -32,6 +32,8 @@ class ReducibleBackbone(TunableBackbone):
     norm_every_output = False
     #: What the outputs are made of, see ``BackboneInfo``.
     output = 'patches'
+    #: Whether queries and keys may be of different tokens, see ``BackboneInfo``.
+    merges_apart = True
     #: Name of the final norm in checkpoints. A pretrained file may have one although this backbone has none.
     final_norm_name = 'norm'
 
@@ -65,6 +67,7 @@ class ReducibleBackbone(TunableBackbone):
             num_prefix=self.num_prefix,
             grid=self._training_grid(),
             output=self.output,
+            merges_apart=self.merges_apart,
         )
 
     def token_schedule(self, shape: tuple[int, int]) -> list[int]:
