@@ -14,7 +14,7 @@ from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
 from mmtr.declared import Declared, declarations
 from mmtr.models import backbones
-from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer
+from mmtr.models.backbones import EVA02, DINOv2, SwinTransformer, VisionTransformer, ViTDet
 from mmtr.peft import build_peft
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.expediting import Expediting
@@ -30,6 +30,7 @@ PLAIN = dict(img_size=(32, 48), patch_size=16, embed_dims=16, num_layers=4, num_
 OWN = {
     VisionTransformer: dict(PLAIN, mlp_ratio=2),
     DINOv2: dict(PLAIN, mlp_ratio=2),
+    ViTDet: dict(PLAIN, pretrain_img_size=32, window_size=2, global_attn_indexes=[2]),
     SwinTransformer: dict(
         embed_dims=8, depths=(2, 4), num_heads=(2, 2), strides=(4, 2), out_indices=(0, 1), window_size=4
     ),

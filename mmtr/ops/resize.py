@@ -79,3 +79,18 @@ def resize_relative_positions(
     grid = table.t().float().view(1, -1, *(2 * n - 1 for n in old))
     grid = F.interpolate(grid, tuple(2 * n - 1 for n in new), mode=mode)
     return grid.flatten(2).squeeze(0).t().to(table.dtype)
+
+
+def resize_differences(table: Tensor, new: int) -> Tensor:
+    """Resize a table of the differences of positions along one axis, linearly (ViTDet).
+
+    Args:
+        table: (2 N - 1, D), a row for each difference of -(N - 1) to N - 1.
+        new: Number of positions of the other axis, N'.
+
+    Returns:
+        (2 N' - 1, D).
+    """
+    if len(table) == 2 * new - 1:
+        return table
+    return F.interpolate(table.t().unsqueeze(0).float(), 2 * new - 1, mode='linear').squeeze(0).t().to(table.dtype)

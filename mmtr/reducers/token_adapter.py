@@ -219,7 +219,8 @@ class TokenAdapter(TokenReducer):
         if self.score != 'attn' or not self._injects(i + 1):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        received = received_attention(q.detach(), k.detach())[:, tokens.num_prefix :]
+        scored = attn.positioned(q.detach(), k.detach())
+        received = received_attention(*scored)[:, tokens.num_prefix :]
         return attn.attend(q, k, v), dict(received=received.unflatten(1, self._grid(tokens)))
 
     def after_layer(self, i: int, tokens: Tokens) -> Tokens:

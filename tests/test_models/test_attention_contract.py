@@ -6,13 +6,18 @@ import torch
 from mmtr import UserError
 from mmtr.models import backbones
 from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.ops.attention import attention_weights
 from mmtr.reducers.observer import Observer, reducer_of
-from tests.test_reducers.test_contract import BACKBONES, eva02, images
+from tests.test_reducers.test_contract import BACKBONES, eva02, images, vitdet
 from tests.test_reducers.test_contract_swin import swin
 
 
 def windowed_eva02(cfg):
     return eva02(cfg, with_cls_token=False, window_size=4, window_layers=(0, 1, 2, 3))
+
+
+def global_vitdet(cfg):
+    return vitdet(cfg, global_attn_indexes=(0, 1, 2, 3))
 
 
 class Listener(Observer):
@@ -24,7 +29,7 @@ class Listener(Observer):
         return self.inner.attention(i, attn, x, tokens)
 
 
-HOSTS = (*BACKBONES, windowed_eva02, swin)
+HOSTS = (*BACKBONES, windowed_eva02, global_vitdet, swin)
 every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)
 
 
@@ -55,6 +60,15 @@ def test_a_branch_is_its_parts(host):
     q, k, v = attn.qkv(x)
     assert q.shape == k.shape == v.shape == (*x.shape[:1], q.shape[1], x.shape[1], x.shape[2] // q.shape[1])
     close(attn.attend(q, k, v), attn.branch(x))
+
+
+@every_host
+@torch.no_grad()
+def test_scores_are_those_that_tokens_attend_by(host):
+    attn, x, tokens = heard_by(host)
+    q, k, v = attn.qkv(x)
+    if tokens.windows is None and attn.split(q, k, v, None, None)[0][0].shape[2] == x.shape[1]:
+        close(attn.project((attention_weights(*attn.positioned(q, k)) @ v).transpose(1, 2).flatten(2)), attn.branch(x))
 
 
 @every_host

@@ -10,7 +10,7 @@ from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
 from mmtr.models import backbones
-from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer
+from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer, ViTDet
 from mmtr.models.backbones.common.plain import ReducibleBackbone
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import MODELS, TOKEN_REDUCERS
@@ -115,6 +115,18 @@ def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
     return small(DINOv2, cfg, patch_size, with_cls_token, **registers, **kwargs)
 
 
+def vitdet(cfg, patch_size=16, with_cls_token=True, **kwargs):
+    """It never has a class token: asked for one, methods that read it have no case here."""
+    if with_cls_token and cfg is not None and TOKEN_REDUCERS.module_dict[cfg['type']].needs_class_token:
+        pytest.skip('ViTDet has no class token')
+    torch.manual_seed(0)
+    sizes = dict(img_size=(64, 96), pretrain_img_size=48, embed_dims=32, num_layers=4, num_heads=4)
+    windows = dict(window_size=3, global_attn_indexes=(0, 2))
+    return filled(
+        ViTDet(patch_size=patch_size, out_indices=(1, 3), token_reduction=cfg, **{**sizes, **windows, **kwargs})
+    )
+
+
 def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='featmap'):
     """mmpretrain's ViT, with the outputs of the others; drawn so that its class token looks at more than one side."""
     torch.manual_seed(3)
@@ -137,10 +149,10 @@ def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='fe
 OTHERS = [
     host_without_own_settings(host)
     for host in (getattr(backbones, name) for name in backbones.__all__)
-    if issubclass(host, ReducibleBackbone) and host not in (VisionTransformer, EVA02, DINOv2)
+    if issubclass(host, ReducibleBackbone) and host not in (VisionTransformer, EVA02, DINOv2, ViTDet)
 ]
 #: mmpretrain is no part of the environment that tests run in; tests/test_mmpretrain.py runs these in one that has it.
-BACKBONES = (vit, eva02, dinov2, *OTHERS, *[cls_vit] * (find_spec('mmpretrain') is not None))
+BACKBONES = (vit, eva02, dinov2, vitdet, *OTHERS, *[cls_vit] * (find_spec('mmpretrain') is not None))
 DEVICE = 'cpu'
 
 
@@ -231,7 +243,7 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
-    assert {tokens.num_prefix for tokens in seen} == {4 if backbone is dinov2 else 1}
+    assert {tokens.num_prefix for tokens in seen} == {{dinov2: 4, vitdet: 0}.get(backbone, 1)}
     if model.token_reducer.fixed_count:
         # A layer's output may be restored already, or reduced or restored in the next layer.
         assert all(tokens.patches.shape[1] >= min(counts) for tokens, counts in zip(seen, zip(schedule, schedule[1:])))

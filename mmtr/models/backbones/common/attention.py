@@ -51,6 +51,21 @@ class TokenAttention:
         """
         return self.within(self.split(q, k, v, bias, kept), q.shape[2])
 
+    def positioned(self, q: Tensor, k: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """Return queries and keys whose products, divided by the root of their channels, are the logits of ``attend``.
+
+        Where tokens attend within windows, these are the logits without windows.
+
+        Args:
+            q: (B, heads, P + M, D) queries of ``qkv``.
+            k: (B, heads, P + M, D) keys of ``qkv``.
+            kept: As in ``qkv``.
+
+        Returns:
+            Two tensors (B, heads, P + M, E); E is larger than D if ``attend`` adds relative positions.
+        """
+        return q, k
+
     def branch(self, x: Tensor) -> Tensor:
         """Compute self-attention without residual and drop path: (B, P + N, C) -> (B, P + N, C)."""
         return self.attend(*self.qkv(x))
