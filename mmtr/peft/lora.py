@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneInfo
@@ -42,8 +41,8 @@ class LowRank(nn.Module):
 
     def add_to(self, layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
         """Add the update to the output of the linear layer, or of some rows of it; a forward hook."""
-        rows = args[3] if len(args) > 3 else slice(None)
-        return out + self.scaling * F.linear(self.down(self.dropout(args[0])), self.up.weight[rows])
+        update = self.up(self.down(self.dropout(args[0])))
+        return out + self.scaling * (update[..., args[3]] if len(args) > 3 else update)
 
     def change(self) -> Tensor:
         """Return the update of the weight, scaling * B A: (outputs, inputs)."""

@@ -18,6 +18,8 @@ class BackboneInfo:
             windows at the border may be smaller.
         multiple: What is left of the rows and of the columns of a grid must be a multiple of this, if fewer are left.
         widths: Number of channels of each layer, where layers differ.
+        depths: Number of layers in each stage, for a method that works in all of them; else None.
+        merges_apart: Whether queries and keys may be of different tokens: not with windows or a bias of positions.
         output: What its outputs are made of: ``patches``, a token for every patch; ``mean``, that of the tokens that
             are left, weighted by size; ``class_token``, that alone.
     """
@@ -30,6 +32,8 @@ class BackboneInfo:
     in_windows: bool = False
     multiple: int = 1
     widths: Optional[tuple[int, ...]] = None
+    depths: Optional[tuple[int, ...]] = None
+    merges_apart: bool = True
     output: str = 'patches'
 
     @property

@@ -11,10 +11,12 @@ from .windowed import Windowed
 def in_words(reducer: TokenReducer) -> str:
     """Describe a reducer, as ``TokenAdapter: 690 -> 336 patch tokens from layer 5, in images of 23x30 patches``.
 
-    Token counts are those of a training image; in a Swin, those of a window; in a backbone with spatial reduction, those
-    of an image of 512x512 pixels.
+    Token counts are those of a training image; in a Swin, those of a window; in a backbone with spatial reduction,
+    those of an image of 512x512 pixels.
     """
     backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
+    if backbone.depths is not None:
+        return f'{reducer.name}: within the attention of all {len(backbone.depths)} stages'
     height, width = backbone.grid
     if not backbone.needs_grid:
         tokens, layer, where = 'patch tokens', 'layer', f', in images of {height}x{width} patches'

@@ -9,7 +9,7 @@ from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.ops.attention import attention_weights
 from mmtr.reducers.observer import Observer, reducer_of
 from tests.test_reducers.test_contract import BACKBONES, eva02, images, vitdet
-from tests.test_reducers.test_contract_swin import swin
+from tests.test_reducers.test_contract_stages import HOSTS as STAGED
 
 
 def windowed_eva02(cfg):
@@ -29,7 +29,7 @@ class Listener(Observer):
         return self.inner.attention(i, attn, x, tokens)
 
 
-HOSTS = (*BACKBONES, windowed_eva02, global_vitdet, swin)
+HOSTS = (*BACKBONES, windowed_eva02, global_vitdet, *STAGED)
 every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)
 
 
@@ -42,7 +42,7 @@ def heard_by(host, height=80, width=112):
 
     Neither the 5x7 patches of these images nor the 10x14 in the second stage of a Swin fill its windows.
     """
-    model = host(dict(type='GridPool', ratio=0.0) if host is swin else None)
+    model = host(dict(type='GridPool', ratio=0.0) if host in STAGED else None)
     with torch.no_grad(), reducer_of(model, Listener(model.token_reducer)) as listener:
         model(images(2, height, width))
     return listener.heard
@@ -98,7 +98,7 @@ def test_fewer_tokens_stand_where_they_stood(host):
     prefix = tokens.num_prefix
     kept = torch.tensor([[0, 3, 4, 11, 20], [1, 2, 9, 30, 33]])
     fewer = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, kept.unsqueeze(2).expand(-1, -1, x.shape[2]))], 1)
-    if tokens.windows is not None:
+    if tokens.windows is not None or tokens.form is not None:
         with pytest.raises(UserError, match='needs every token of the grid'):
             attn.qkv(fewer, kept)
         return

@@ -207,6 +207,7 @@ def test_a_pretrained_file_is_resized_to_the_model(tmp_path):
         (dict(pretrain_img_size=8), 'pretrain_img_size=.8, 8. is smaller than one patch'),
         (dict(drop_path_rate=[0.1, 0.2]), 'give one for each or'),
         (dict(token_reduction=dict(type='EViT')), 'reads the class token, and this backbone has none'),
+        (dict(token_reduction=dict(type='SegFormerPlusPlus')), 'with a bias of positions cannot'),
         (dict(window_size=0), 'window_size=0'),
     ],
     ids=str,

@@ -10,10 +10,12 @@ from mmtr.models.backbones import SwinTransformer
 from mmtr.peft.freezing import table
 
 from ..test_reducers.test_contract import filled
-from ..test_reducers.test_contract_swin import CASES, SMALL, images, swin
+from ..test_reducers.test_contract_stages import CASES, host_of, images
+from ..test_reducers.test_contract_stages import SMALL as SMALL_OF
 from .swin_settings import RATES, TINY, TUNED
 from .test_branches import PEFTS, assert_a_copy_is_its_own, every_peft
 
+SMALL, swin = SMALL_OF[SwinTransformer], host_of(SwinTransformer)
 WIDTHS = [16] * 2 + [32] * 4
 
 

@@ -15,6 +15,8 @@ from mmtr.models.backbones.common.plain import ReducibleBackbone
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import MODELS, TOKEN_REDUCERS
 
+from . import hosts
+
 TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
 MORE = dict(
@@ -106,25 +108,13 @@ def host_without_own_settings(host):
     return build
 
 
-eva02 = host_without_own_settings(EVA02)
+eva02, vitdet = host_without_own_settings(EVA02), host_without_own_settings(hosts.vitdet)
 
 
 def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
     """With registers, where there is a class token."""
     registers = dict(num_registers=3 * with_cls_token, layer_scale_init_value=1.0)
     return small(DINOv2, cfg, patch_size, with_cls_token, **registers, **kwargs)
-
-
-def vitdet(cfg, patch_size=16, with_cls_token=True, **kwargs):
-    """It never has a class token: asked for one, methods that read it have no case here."""
-    if with_cls_token and cfg is not None and TOKEN_REDUCERS.module_dict[cfg['type']].needs_class_token:
-        pytest.skip('ViTDet has no class token')
-    torch.manual_seed(0)
-    sizes = dict(img_size=(64, 96), pretrain_img_size=48, embed_dims=32, num_layers=4, num_heads=4)
-    windows = dict(window_size=3, global_attn_indexes=(0, 2))
-    return filled(
-        ViTDet(patch_size=patch_size, out_indices=(1, 3), token_reduction=cfg, **{**sizes, **windows, **kwargs})
-    )
 
 
 def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='featmap'):

@@ -17,7 +17,7 @@ class Projection(nn.Module):
     """``F.linear`` with the weight of another module, as a module, so that it can have forward hooks."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], rows: Optional[slice] = None) -> Tensor:
-        """Project ``x`` by a weight, or some rows of it: (..., inputs), (outputs, inputs), (outputs, ) -> (..., rows)."""
+        """Project ``x`` by (some rows of) a weight: (..., inputs), (outputs, inputs), (outputs, ) -> (..., rows)."""
         if rows is None:
             return F.linear(x, weight, bias)
         return F.linear(x, weight[rows], None if bias is None else bias[rows])

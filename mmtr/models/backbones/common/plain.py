@@ -26,6 +26,8 @@ class ReducibleBackbone(TunableBackbone):
 
     with_cls_token = True
     num_registers = 0
+    #: Whether queries and keys may be of different tokens, see ``BackboneInfo``.
+    merges_apart = True
     out_origin = False
     output_cls_token = False
     #: Whether the final norm is applied to every output, or only to that of the last layer.
@@ -64,6 +66,7 @@ class ReducibleBackbone(TunableBackbone):
             embed_dims=self.patch_embed.projection.out_channels,
             num_prefix=self.num_prefix,
             grid=self._training_grid(),
+            merges_apart=self.merges_apart,
             output=self.output,
         )
 

@@ -39,7 +39,14 @@ def backbone_twin(cls: type) -> Callable:
         twin.make_tunable(attn_backend)
         return twin
 
+    make.own = lambda: cls
     return make
+
+
+def own_backbone(stock: type) -> Optional[type]:
+    """Return the class of mmtr for a stock backbone; None: there is none."""
+    make = _TWINS.get(_name(stock))
+    return None if make is None else make.own()
 
 
 def backbones_in_words(own: Iterable[type]) -> str:

@@ -61,6 +61,11 @@ class RotaryAttention(BaseModule):
 class RotaryAttentionAt(WindowedAttention):
     """``RotaryAttention`` bound to tokens, by whose positions queries and keys are rotated."""
 
+    @property
+    def merges_apart(self) -> bool:
+        """Whether queries may be of other tokens than keys: not within windows."""
+        return self.module.window is None or self.tokens.index is not None
+
     def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens to queries, keys and values, see ``TokenAttention``."""
         module = self.module

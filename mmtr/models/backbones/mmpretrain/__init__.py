@@ -6,9 +6,13 @@ from mmtr.models.backbones.common.twins import backbone_twin, twin_of
 
 
 def _late(name):
-    def make(module, attn_backend):
-        return backbone_twin(getattr(import_module(f'{__name__}.backbone'), name))(module, attn_backend)
+    def own():
+        return getattr(import_module(f'{__name__}.backbone'), name)
 
+    def make(module, attn_backend):
+        return backbone_twin(own())(module, attn_backend)
+
+    make.own = own
     return make
 
 

@@ -53,6 +53,8 @@ class WindowAttentionAt(TokenAttention):
         tokens: Tokens of the layer.
     """
 
+    merges_apart = False
+
     def __init__(self, module: ShiftWindowMSA, tokens: Tokens):
         self.module, self.windows, self.backend = module.w_msa, tokens.windows, module.backend
         self.layout = self.windows.layouts[module.shift_size > 0]

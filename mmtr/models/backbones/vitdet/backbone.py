@@ -79,7 +79,7 @@ class ViTDet(OwnBackbone, BaseModule):
             image is smaller than a patch.
     """
 
-    with_cls_token = False
+    with_cls_token = merges_apart = False
 
     def __init__(
         self,

@@ -63,6 +63,9 @@ class DecomposedAttentionAt(WindowedAttention):
     longer windowed, whose tables are of a window.
     """
 
+    #: The logit of a query and a key differs by the positions of both.
+    merges_apart = False
+
     def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens to queries, keys and values, see ``TokenAttention``."""
         return self.module.qkv(x).unflatten(-1, (3, self.module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
