@@ -14,7 +14,7 @@ from mmtr import UserError, apply_token_reduction
 from mmtr import settings as declared
 from mmtr.declared import Declared, declarations
 from mmtr.models import backbones
-from mmtr.models.backbones import EVA02, DINOv2, PyramidVisionTransformerV2, SwinTransformer, VisionTransformer
+from mmtr.models.backbones import EVA02, DINOv2, PyramidVisionTransformerV2, SwinTransformer, VisionTransformer, ViTDet
 from mmtr.peft import build_peft
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.expediting import Expediting
@@ -32,6 +32,7 @@ OWN = {
     VisionTransformer: dict(PLAIN, mlp_ratio=2),
     DINOv2: dict(PLAIN, mlp_ratio=2),
     **STAGED,
+    ViTDet: dict(PLAIN, pretrain_img_size=32, window_size=2, global_attn_indexes=[2]),
     PyramidVisionTransformerV2: dict(
         embed_dims=8, num_layers=(1, 2, 1, 1), num_heads=(1, 2, 1, 1), sr_ratios=(2, 1, 1, 1)
     ),

@@ -28,6 +28,7 @@ DEFAULTS = {
     'backbone.mlp_ratio': 4,
     'backbone.norm_cfg.eps': 1e-5,
     'backbone.num_registers': 0,
+    'backbone.pretrain_img_size': (224, 224),
     'backbone.patch_bias': False,
     'backbone.peft.bottleneck': 72,
     'backbone.peft.compensator': 48,

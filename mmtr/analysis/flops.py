@@ -79,7 +79,7 @@ _NEGLIGIBLE = [
     rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ searchsorted
     sigmoid sign silu silu_ sin softmax softplus sort sqrt square std sub sub_ sum swapaxes take
     take_along_dim tanh tensor_split tile topk tril triu true_divide unflatten unfold unsafe_chunk
-    unsafe_split var view_as where zero_
+    unsafe_split upsample_linear1d var view_as where zero_
     """.split()
 ]
 

@@ -4,7 +4,22 @@ A source is a module with ``read(path)``, which returns the arguments of its pur
 ``convert(state, ...) -> (state_dict, Notes)``. To add a source, add a file here and a line to ``SOURCES``.
 """
 
-from . import augreg_npz, cropr, dar, dinov2, eva02, mae, maskdino, segmenter, swag, swin, timm_vit, torchvision_vit
+from . import (
+    augreg_npz,
+    cropr,
+    dar,
+    dinov2,
+    eva02,
+    mae,
+    maskdino,
+    sam,
+    segmenter,
+    swag,
+    swin,
+    timm_vit,
+    torchvision_vit,
+    vitdet,
+)
 
 SOURCES = {
     'segmenter': segmenter,
@@ -19,4 +34,6 @@ SOURCES = {
     'swag': swag,
     'torchvision_vit': torchvision_vit,
     'mae': mae,
+    'vitdet': vitdet,
+    'sam': sam,
 }

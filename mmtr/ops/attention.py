@@ -47,15 +47,18 @@ def attention(
     Args:
         q: (B, heads, N, D) queries.
         k: (B, heads, M, D) keys.
-        v: (B, heads, M, D) values.
+        v: (B, heads, M, E) values, with at most D channels.
         backend: One of ``BACKENDS``: ``'auto'`` and ``'sdpa'`` are torch's fused attention, which picks flash or
             memory-efficient kernels itself; ``'math'`` builds the attention matrix.
         dropout: Probability to drop an attention weight.
         bias: Added to the logits: (B, 1, 1, M) or another shape that broadcasts to (B, heads, N, M); -inf hides a key.
 
     Returns:
-        (B, heads, N, D).
+        (B, heads, N, E).
     """
+    if v.shape[-1] < q.shape[-1]:  # fused kernels need as many
+        wide = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
+        return attention(q, k, wide, backend, dropout, bias)[..., : v.shape[-1]]
     if bias is not None:
         bias = bias.to(q.dtype)
     if backend == 'math':

@@ -124,3 +124,18 @@ def _offset_matrix(m: int, n: int, device) -> Tensor:
     far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
     weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
     return weights / weights.sum(1, keepdim=True)
+
+
+def resize_differences(table: Tensor, new: int) -> Tensor:
+    """Resize a table of the differences of positions along one axis, linearly (ViTDet).
+
+    Args:
+        table: (2 N - 1, D), a row for each difference of -(N - 1) to N - 1.
+        new: Number of positions of the other axis, N'.
+
+    Returns:
+        (2 N' - 1, D).
+    """
+    if len(table) == 2 * new - 1:
+        return table
+    return F.interpolate(table.t().unsqueeze(0).float(), 2 * new - 1, mode='linear').squeeze(0).t().to(table.dtype)

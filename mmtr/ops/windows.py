@@ -1,5 +1,7 @@
 """Windows of equal size, padded at the border, of the patch grid: merging, cutting and joining."""
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,6 +64,14 @@ def from_windows(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     x = x.unflatten(2, (window, window)).unflatten(0, (-1, -(-height // window), -(-width // window)))
     x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return x[:, :, :height, :width].flatten(2, 3)
+
+
+def padding_of_windows(grid: tuple[int, int], window: int, device: Optional[torch.device] = None) -> Optional[Tensor]:
+    """Say which tokens of ``to_windows`` are padding: (windows, window * window); None: there is none."""
+    if grid[0] % window == grid[1] % window == 0:
+        return None
+    inside = torch.ones(1, 1, grid[0] * grid[1], 1, device=device)
+    return to_windows(inside, grid, window).flatten(1) == 0
 
 
 def bias_within(bias: Tensor, positions: Tensor) -> Tensor:

@@ -126,8 +126,8 @@ class TokenReducer(BackbonePart):
         Args:
             attn: Attention of the layer, bound to ``tokens``, with ``branch(x)``, ``qkv(x, kept=None)`` and
                 ``attend(q, k, v, bias=None, kept=None)`` on every backbone. ``kept`` (B, M) are the indices of the
-                patch tokens that ``x`` consists of, if not all. ``position_bias(q, kept=None)`` is what the backbone
-                adds to the logits of ``q``, or None.
+                patch tokens that ``x`` consists of, if not all. ``positioned(q, k, kept=None)`` are queries, keys
+                and bias of the logits, for methods that rank by these.
             x: (B, P + N, C) normalised ``tokens.x``.
 
         Returns:

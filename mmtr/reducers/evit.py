@@ -76,7 +76,7 @@ class EViT(TokenReducer):
         if not self._reduces(i):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
-        received = class_attention(q, k, attn.position_bias(q[:, :, :1]))
+        received = class_attention(*attn.positioned(q[:, :, :1], k))
         return attn.attend(q, k, v), dict(class_attention=received[:, tokens.num_prefix :])
 
     def between(self, i: int, tokens: Tokens) -> Tokens:

@@ -221,7 +221,7 @@ class TokenAdapter(TokenReducer):
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         with torch.no_grad():
-            received = received_attention(q, k, attn.position_bias(q))[:, tokens.num_prefix :]
+            received = received_attention(*attn.positioned(q, k))[:, tokens.num_prefix :]
         return attn.attend(q, k, v), dict(received=received.unflatten(1, self._grid(tokens)))
 
     def after_layer(self, i: int, tokens: Tokens) -> Tokens:

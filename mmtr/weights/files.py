@@ -12,6 +12,7 @@ import shlex
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Union
+from zipfile import is_zipfile
 
 import torch
 from mmengine.logging import print_log
@@ -19,6 +20,7 @@ from mmengine.logging import print_log
 from mmtr.errors import UserError
 from mmtr.files import remove_leftovers, written_whole
 
+from .plain_pickle import load_pickle
 from .safe_load import load_data
 
 #: Suffixes of the files that ``write_checkpoint`` can write.
@@ -34,7 +36,7 @@ META = {
 
 
 def read_checkpoint(path: Union[str, Path], map_location: Any = None) -> dict:
-    """Read the dict in a local checkpoint file (``torch.save`` or ``.safetensors``) as data only.
+    """Read the dict in a local checkpoint file (``torch.save``, ``.safetensors``, or a plain ``.pkl``) as data only.
 
     Warns, once a file, if weights are NaN or infinite.
 
@@ -51,7 +53,8 @@ def read_checkpoint(path: Union[str, Path], map_location: Any = None) -> dict:
     try:
         if path.suffix == '.safetensors':
             return _read_safetensors(path, map_location)
-        checkpoint = load_data(path, map_location)
+        plain = path.suffix == '.pkl' and not is_zipfile(path)
+        checkpoint = load_pickle(path) if plain else load_data(path, map_location)
     except UnpicklingError as error:
         code = re.search(r'GLOBAL (\S+)', str(error)) or re.search(r'unrecognized function (.+)', str(error))
         if code is None:

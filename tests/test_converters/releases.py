@@ -13,6 +13,7 @@ from test_dar import tuned_state
 from test_eva02 import cropr_state
 from test_maskdino import WIDTHS, resnet_state
 from test_swin import official
+from vitdet_layout import sam_state, vitdet_state
 
 
 def write(source, path):
@@ -38,6 +39,8 @@ def write(source, path):
         torchvision_vit=lambda: encoder_state(TORCHVISION, **tiny),
         mae=lambda: dict(model=timm_state(**tiny)),
         swin=lambda: dict(model=official()),
+        vitdet=lambda: dict(model=vitdet_state()),
+        sam=sam_state,
         maskdino=lambda: dict(model={**resnet_state(), **head_state(WIDTHS, encoded=3, extra=1)}),
     )[source]()
     save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)

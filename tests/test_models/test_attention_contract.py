@@ -9,7 +9,7 @@ from mmtr.models.backbones import PyramidVisionTransformerV2
 from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.ops.attention import attention_weights
 from mmtr.reducers.observer import Observer, reducer_of
-from tests.test_reducers.test_contract import BACKBONES, eva02, filled, images
+from tests.test_reducers.test_contract import BACKBONES, eva02, filled, images, vitdet
 from tests.test_reducers.test_contract_stages import HOSTS as STAGED
 
 
@@ -23,6 +23,10 @@ def pyramidvisiontransformerv2(cfg):
     return filled(PyramidVisionTransformerV2(**settings, token_reduction=cfg))
 
 
+def global_vitdet(cfg):
+    return vitdet(cfg, global_attn_indexes=(0, 1, 2, 3))
+
+
 class Listener(Observer):
     """Keeps what the attention of a layer is given: in a Swin, the windows of layer 1 are shifted; SVT's 2 has some."""
 
@@ -32,7 +36,7 @@ class Listener(Observer):
         return self.inner.attention(i, attn, x, tokens)
 
 
-HOSTS = (*BACKBONES, windowed_eva02, *STAGED, pyramidvisiontransformerv2)
+HOSTS = (*BACKBONES, windowed_eva02, global_vitdet, *STAGED, pyramidvisiontransformerv2)
 every_host = pytest.mark.parametrize('host', HOSTS, ids=lambda host: host.__name__)
 
 
@@ -118,7 +122,6 @@ def test_methods_that_rank_get_the_logits_that_attention_has(host):
     if len(groups) > 1 or groups[0][0].shape[2] != x.shape[1] or groups[0][1].shape[2] != x.shape[1]:
         pytest.skip('tokens do not attend to all tokens')
     q, k, v = attn.qkv(x)
-    bias = attn.position_bias(q)
-    close(attn.project((attention_weights(q, k, bias) @ v).transpose(1, 2).flatten(2)), attn.branch(x))
-    if bias is not None:
-        close(attn.position_bias(q[:, :, :1]), bias[:, :, :1])
+    weights = attention_weights(*attn.positioned(q, k))
+    close(attn.project((weights @ v).transpose(1, 2).flatten(2)), attn.branch(x))
+    close(attention_weights(*attn.positioned(q[:, :, :1], k)), weights[:, :, :1])

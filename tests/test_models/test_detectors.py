@@ -89,10 +89,10 @@ def small(root, work_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['coco', 'cropr_coco'])
+@pytest.mark.parametrize('name', ['eva02-l', 'eva02-l_cropr', 'vitdet-b_tadapter'])
 def test_config_trains_and_tests(name, drawn_boxes, tmp_path, tool):
     options = small(drawn_boxes, tmp_path / 'work')
-    config = CONFIGS / f'cascade-mask-rcnn_eva02-l_{name}.py'
+    config = CONFIGS / f'cascade-mask-rcnn_{name}_coco.py'
     status, said = tool('train', config, '--cfg-options', *options)
     assert status == 0, said
     scalars = next((tmp_path / 'work').glob('*/vis_data/scalars.json'))

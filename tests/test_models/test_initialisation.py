@@ -14,6 +14,7 @@ HOSTS = dict(
     VisionTransformer=dict(img_size=SIZE, embed_dims=CHANNELS, num_layers=4, num_heads=2),
     DINOv2=dict(img_size=SIZE, patch_size=16, embed_dims=CHANNELS, num_layers=4, num_heads=2, num_registers=2),
     EVA02=dict(img_size=SIZE, embed_dims=CHANNELS, num_layers=4, num_heads=2),
+    ViTDet=dict(img_size=SIZE, embed_dims=CHANNELS, num_layers=4, num_heads=2),
 )
 
 

@@ -11,10 +11,12 @@ from mmseg.models.backbones import VisionTransformer as Stock
 
 from mmtr import UserError
 from mmtr.models import backbones
-from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer
+from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer, ViTDet
 from mmtr.models.backbones.common.plain import ReducibleBackbone
 from mmtr.reducers.auxiliary import auxiliary_outputs
 from mmtr.registry import MODELS, TOKEN_REDUCERS
+
+from . import hosts
 
 TOKEN_REDUCERS.import_from_location()
 #: More settings than the defaults, for methods with several ways to work.
@@ -107,7 +109,7 @@ def host_without_own_settings(host):
     return build
 
 
-eva02 = host_without_own_settings(EVA02)
+eva02, vitdet = host_without_own_settings(EVA02), host_without_own_settings(hosts.vitdet)
 
 
 def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
@@ -138,10 +140,10 @@ def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='fe
 OTHERS = [
     host_without_own_settings(host)
     for host in (getattr(backbones, name) for name in backbones.__all__)
-    if issubclass(host, ReducibleBackbone) and host not in (VisionTransformer, EVA02, DINOv2)
+    if issubclass(host, ReducibleBackbone) and host not in (VisionTransformer, EVA02, DINOv2, ViTDet)
 ]
 #: mmpretrain is no part of the environment that tests run in; tests/test_mmpretrain.py runs these in one that has it.
-BACKBONES = (vit, eva02, dinov2, *OTHERS, *[cls_vit] * (find_spec('mmpretrain') is not None))
+BACKBONES = (vit, eva02, dinov2, vitdet, *OTHERS, *[cls_vit] * (find_spec('mmpretrain') is not None))
 DEVICE = 'cpu'
 
 
@@ -232,7 +234,7 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
-    assert {tokens.num_prefix for tokens in seen} == {4 if backbone is dinov2 else 1}
+    assert {tokens.num_prefix for tokens in seen} == {{dinov2: 4, vitdet: 0}.get(backbone, 1)}
     if model.token_reducer.fixed_count:
         # A layer's output may be restored already, or reduced or restored in the next layer.
         assert all(tokens.patches.shape[1] >= min(counts) for tokens, counts in zip(seen, zip(schedule, schedule[1:])))

@@ -5,6 +5,7 @@ from mmtr.models.backbones.eva02.backbone import EVA02
 from mmtr.models.backbones.pyramid.mit import MixVisionTransformer
 from mmtr.models.backbones.pyramid.twins_svt import PCPVT, SVT
 from mmtr.models.backbones.swin.backbone import SwinTransformer
+from mmtr.models.backbones.vitdet.backbone import ViTDet
 
 from .dinov2 import DINOv2
 from .vit import VisionTransformer
@@ -22,6 +23,7 @@ __all__ = [
     'PyramidVisionTransformerV2',
     'SVT',
     'SwinTransformer',
+    'ViTDet',
     'VisionTransformer',
 ]
 

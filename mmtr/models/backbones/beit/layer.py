@@ -71,15 +71,17 @@ class BiasedAttentionAt(TokenAttention):
         """Project tokens to queries, keys and values, see ``TokenAttention``."""
         return self.module.project_in(x).unflatten(-1, (3, self.module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def position_bias(self, q: Tensor, kept: Optional[Tensor] = None) -> Tensor:
-        """Return the bias of relative positions, see ``TokenAttention``."""
+    def positioned(
+        self, q: Tensor, k: Tensor, kept: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Return queries, keys and the bias of relative positions, see ``TokenAttention``."""
         module, grid = self.module, self.tokens.grid
         table = resize_offsets(module.relative_position_bias_table, tuple(module.window_size), grid)
-        return relative_bias(table.to(q.dtype), self._index(q.shape[2], kept))
+        return q, k, relative_bias(table.to(q.dtype), self._index(q.shape[2], kept))
 
     def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
         """Add the bias of relative positions to the caller's; all tokens are one group."""
-        own = self.position_bias(q, kept)
+        own = self.positioned(q, k, kept)[2]
         return [(q, k, v, own if bias is None else own + bias)]
 
     def project(self, x: Tensor) -> Tensor:

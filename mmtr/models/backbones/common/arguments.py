@@ -115,6 +115,24 @@ STOCK = dict(
 )
 
 
+def drop_path_rates(rate: Union[float, tuple[float, ...]], depth: int) -> Sequence[float]:
+    """Return the drop path probability of each layer.
+
+    Args:
+        rate: That of the last layer, rising linearly from 0 in the first; or one for each layer.
+        depth: Number of layers.
+
+    Raises:
+        UserError: There are more or fewer probabilities than layers.
+    """
+    rates = rate if isinstance(rate, tuple) else [rate * i / max(depth - 1, 1) for i in range(depth)]
+    if len(rates) != depth:
+        raise UserError(
+            f'drop_path_rate={rate!r} has {len(rates)} probabilities for {depth} layers: give one for each or for all.'
+        )
+    return rates
+
+
 def check_start(pretrained: Optional[str], init_cfg: Optional[dict]) -> None:
     """Raise a ``UserError`` if both ``pretrained`` and ``init_cfg`` are given."""
     if pretrained is not None and init_cfg is not None:

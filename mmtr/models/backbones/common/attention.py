@@ -53,17 +53,24 @@ class TokenAttention:
         """
         return self.within(self.split(q, k, v, bias, kept), q.shape[2])
 
-    def position_bias(self, q: Tensor, kept: Optional[Tensor] = None) -> Optional[Tensor]:
-        """Return what the backbone itself adds to the logits of global attention, for methods that rank by these.
+    def positioned(
+        self, q: Tensor, k: Tensor, kept: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Return queries, keys and a bias of which ``attend`` makes its logits, for methods that rank by these.
+
+        Logits are the products divided by the root of the channels, plus the bias. Where tokens attend within windows,
+        these are the logits without windows.
 
         Args:
-            q: (B, heads, Q, D) queries of the first Q tokens.
+            q: (B, heads, Q, D) queries of ``qkv``, of the first Q tokens.
+            k: (B, heads, P + M, D) keys of ``qkv``.
             kept: As in ``qkv``.
 
         Returns:
-            (B or 1, heads, Q, P + M), of the dtype of ``q``; None, as here: nothing.
+            Two tensors (B, heads, Q or P + M, E), with E > D where relative positions are channels; and the bias
+            (B or 1, heads, Q, P + M), or None.
         """
-        return None
+        return q, k, None
 
     def sources(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Return the tokens of keys and values, of ``x`` whose patch tokens form ``grid``, and their grid."""

@@ -4,7 +4,7 @@ import math
 from typing import Optional, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.ops.resize import resize_patches, resize_positions
@@ -26,6 +26,8 @@ class ReducibleBackbone(TunableBackbone):
 
     with_cls_token = True
     num_registers = 0
+    #: Whether queries and keys may be of different tokens, see ``BackboneInfo``.
+    merges_apart = True
     out_origin = False
     output_cls_token = False
     #: Whether the final norm is applied to every output, or only to that of the last layer.
@@ -66,6 +68,7 @@ class ReducibleBackbone(TunableBackbone):
             embed_dims=self.patch_embed.projection.out_channels,
             num_prefix=self.num_prefix,
             grid=self._training_grid(),
+            merges_apart=self.merges_apart,
             output=self.output,
             merges_apart=self.merges_apart,
         )
@@ -80,6 +83,10 @@ class ReducibleBackbone(TunableBackbone):
 
     def _training_grid(self):
         return tuple(size // self.patch_size for size in self.img_size)
+
+    def _table_grid(self):
+        """Rows and columns of the position table."""
+        return self._training_grid()
 
     def forward(self, inputs: Tensor) -> Union[tuple, ReducedOutputs]:
         """Extract feature maps from images.
@@ -157,11 +164,33 @@ class ReducibleBackbone(TunableBackbone):
             if side * side != positions.shape[1] - 1:
                 raise UserError(
                     f"The position table of '{path}' is of {positions.shape[1] - 1} patches, which is "
-                    f'no square, so it cannot be resized to {self._training_grid()}.'
+                    f'no square, so it cannot be resized to {self._table_grid()}.'
                 )
-            state['pos_embed'] = self._resize_positions(positions, (side, side), self._training_grid())
+            state['pos_embed'] = self._resize_positions(positions, (side, side), self._table_grid())
         return state
 
     def not_in_files(self, name: str) -> bool:
         """Say whether a file may lack or have a weight; True for the final norm if this backbone has none."""
         return name.startswith(f'{self.final_norm_name}.') and name not in self.state_dict()
+
+
+class OwnBackbone(ReducibleBackbone):
+    """Mixin for a plain ViT that no stock library has: how it starts."""
+
+    def init_weights(self) -> None:
+        """Initialise as published, unless ``pretrained`` or ``init_cfg`` is given."""
+        if self.init_cfg is None:
+            self._init_as_published()
+        elif self.pretrained_file:
+            self.load_pretrained()
+        else:
+            return super().init_weights()
+        self._init_parts()
+
+    def _init_as_published(self):
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)

@@ -25,9 +25,10 @@ from mmtr.models.backbones.common.arguments import (
     check_heads,
     check_patches,
     check_start,
+    drop_path_rates,
     which_layers,
 )
-from mmtr.models.backbones.common.plain import ReducibleBackbone
+from mmtr.models.backbones.common.plain import OwnBackbone
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
 from mmtr.settings import PROBABILITY, Flag, Listed, Maybe, OneOrMore, Whole
@@ -36,7 +37,7 @@ from .layer import RotaryEncoderLayer
 
 
 @MODELS.register_module()
-class EVA02(ReducibleBackbone, BaseModule):
+class EVA02(OwnBackbone, BaseModule):
     """EVA-02 (Fang et al., "EVA-02: A Visual Representation for Neon Genesis", Sec. 2.1).
 
     Ti, S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and one head per 64 channels.
@@ -112,7 +113,7 @@ class EVA02(ReducibleBackbone, BaseModule):
         self.out_indices = which_layers('out_indices', out_indices, num_layers)
         window_layers = which_layers('window_layers', window_layers, num_layers)
         _check_windows(window_size, window_layers, with_cls_token)
-        rates = _drop_path_rates(drop_path_rate, num_layers)
+        rates = drop_path_rates(drop_path_rate, num_layers)
         norm_cfg = dict(type='LN', eps=1e-6) if norm_cfg is None else norm_cfg
         self.with_cls_token, self.rope_grid = with_cls_token, rope_grid
         self.head_dims = embed_dims // num_heads
@@ -143,24 +144,9 @@ class EVA02(ReducibleBackbone, BaseModule):
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
         self.make_tunable(attn_backend, token_reduction, peft)
 
-    def init_weights(self) -> None:
-        """Initialise as published, unless ``pretrained`` or ``init_cfg`` is given."""
-        if self.init_cfg is None:
-            self._init_as_published()
-        elif self.pretrained_file:
-            self.load_pretrained()
-        else:
-            super().init_weights()
-        self._init_parts()
-
     def _init_as_published(self):
-        for module in self.layers.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        super()._init_as_published()
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
         with torch.no_grad():
             for i, layer in enumerate(self.layers, 1):
                 layer.attn.proj.weight.div_(math.sqrt(2 * i))
@@ -192,12 +178,3 @@ def _check_windows(size, layers, with_cls_token):
             'window_layers cannot work with the class token, which is in no window: '
             'set with_cls_token=False, as ViTDet.'
         )
-
-
-def _drop_path_rates(rate, depth):
-    rates = rate if isinstance(rate, tuple) else [rate * i / max(depth - 1, 1) for i in range(depth)]
-    if len(rates) != depth:
-        raise UserError(
-            f'drop_path_rate={rate!r} has {len(rates)} probabilities for {depth} layers: give one for each or for all.'
-        )
-    return rates

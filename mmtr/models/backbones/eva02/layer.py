@@ -1,6 +1,5 @@
 """The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
 
-from dataclasses import dataclass
 from typing import Callable, Optional
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from mmtr.models.backbones.common.attention import Group, TokenAttention
 from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
+from mmtr.models.backbones.common.windowed_vit import WindowedViTAttention
 from mmtr.ops.rotary import rotate
-from mmtr.ops.windows import bias_within, from_windows, to_windows
+from mmtr.ops.windows import padding_of_windows, to_windows
 from mmtr.tokens import Tokens
 
 
@@ -58,22 +58,8 @@ class RotaryAttention(BaseModule):
         return RotaryAttentionAt(self, tokens)
 
 
-@dataclass
-class RotaryAttentionAt(TokenAttention):
-    """``RotaryAttention`` bound to tokens, by whose positions queries and keys are rotated.
-
-    Args:
-        module: Module with the weights.
-        tokens: Tokens of the layer.
-    """
-
-    module: RotaryAttention
-    tokens: Tokens
-
-    @property
-    def backend(self) -> str:
-        """The attention backend, see ``TokenAttention``."""
-        return self.module.backend
+class RotaryAttentionAt(WindowedViTAttention):
+    """``RotaryAttention`` bound to tokens, by whose positions queries and keys are rotated."""
 
     @property
     def merges_apart(self) -> bool:
@@ -89,47 +75,24 @@ class RotaryAttentionAt(TokenAttention):
         turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
         return turned[0], turned[1], qkv[2]
 
-    def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
-        """Split the tokens into windows as long as no token is reduced; then all are one group."""
-        batch, count = q.shape[0], q.shape[2]
-        if not self._windowed(count):
-            return [(q, k, v, bias)]
+    def cut(self, q: Tensor, k: Tensor, v: Tensor) -> Group:
+        """Cut queries, keys and values into windows; no token attends to their padding."""
         grid, window = self.tokens.grid, self.module.window
+        batch, hidden = q.shape[0], padding_of_windows(grid, window, q.device)
         q, k, v = (to_windows(t, grid, window) for t in (q, k, v))
-        within = self._padding(q)
-        if bias is not None:
-            place = to_windows(torch.arange(count, device=k.device).view(1, 1, -1, 1), grid, window, count)
-            given = bias_within(bias.expand(batch, *bias.shape[1:]), place.flatten(1))
-            within = given if within is None else given + within
-        return [(q, k, v, within)]
-
-    def join(self, outs: list[Tensor], count: int) -> Tensor:
-        """Join the outputs of the groups, and project them, see ``TokenAttention``."""
-        if self._windowed(count):
-            outs = [from_windows(out, self.tokens.grid, self.module.window) for out in outs]
-        return super().join(outs, count)
+        if hidden is None:
+            return q, k, v, None
+        bias = q.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+        return q, k, v, bias[:, None, None].repeat(batch, 1, 1, 1)
 
     def project(self, x: Tensor) -> Tensor:
         """Apply the output projection, see ``TokenAttention``."""
         return self.module.proj(self.module.norm(x))
 
-    def _windowed(self, count):
-        """Say whether ``count`` tokens attend within windows: only those of the full grid do."""
-        grid = self.tokens.grid
-        return self.module.window is not None and self.tokens.index is None and count == grid[0] * grid[1]
-
-    def _padding(self, q):
-        grid, window = self.tokens.grid, self.module.window
-        if grid[0] % window == grid[1] % window == 0:
-            return None
-        inside = q.new_zeros(1, 1, grid[0] * grid[1], 1)
-        hidden = to_windows(inside, grid, window, -torch.inf).transpose(2, 3)
-        return hidden.repeat(q.shape[0] // hidden.shape[0], 1, 1, 1)
-
     def _turns(self, count, kept):
         """Return the cosines and sines of prefix and patch tokens, each (B or 1, 1, ``count``, D / 2)."""
         tokens = self.tokens
-        table = tokens.rotary[self._windowed(count)]
+        table = tokens.rotary[self.windowed(count)]
         index = kept if tokens.index is None else tokens.index
         if kept is not None and tokens.index is not None:
             index = tokens.index.gather(1, kept)
