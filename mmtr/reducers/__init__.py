@@ -6,6 +6,7 @@ from .evit import EViT
 from .expediting import Expediting
 from .grid_pool import GridPool
 from .random_drop import Random
+from .segformer_plus_plus import SegFormerPlusPlus
 from .token_adapter import TokenAdapter
 from .tome import ToMe
 
@@ -19,6 +20,7 @@ __all__ = [
     'Expediting',
     'GridPool',
     'Random',
+    'SegFormerPlusPlus',
     'ToMe',
     'TokenAdapter',
     'TokenReducer',

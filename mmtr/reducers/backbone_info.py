@@ -19,6 +19,8 @@ class BackboneInfo:
         multiple: What is left of the rows and of the columns of a grid must be a multiple of this, if fewer are left.
         first: The first layer before which tokens may be reduced.
         widths: Number of channels of each layer, where layers differ.
+        depths: Number of layers in each stage, for a method that works in all of them; else None.
+        merges_apart: Whether queries and keys may be of different tokens: not with windows or a bias of positions.
         output: What its outputs are made of: ``patches``, a token for every patch; ``mean``, that of the tokens that
             are left, weighted by size; ``class_token``, that alone.
     """
@@ -32,6 +34,8 @@ class BackboneInfo:
     multiple: int = 1
     first: int = 0
     widths: Optional[tuple[int, ...]] = None
+    depths: Optional[tuple[int, ...]] = None
+    merges_apart: bool = True
     output: str = 'patches'
 
     @property

@@ -66,6 +66,8 @@ class TokenReducer(BackbonePart):
     #: Whether the method works in backbones of stages: it acts between layers only, and reduces a grid, or window, to
     #: a grid in raster order, whose height depends on the old height alone, and its width on the old width.
     leaves_grid = False
+    #: Whether the method works in all stages of a backbone of stages, and keeps every token between layers.
+    every_stage = False
     #: Mode by which the relative position table of a Swin is resized to a reduced window: ``bicubic`` or ``bilinear``.
     table_interpolation = 'bicubic'
 
@@ -236,8 +238,12 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
     """
 
     def check(method):
-        if backbone.needs_grid and not method.leaves_grid:
-            fitting = ', '.join(n for n, m in sorted(TOKEN_REDUCERS.module_dict.items()) if m.leaves_grid)
+        if backbone.needs_grid and not (method.leaves_grid or method.every_stage):
+            fitting = ', '.join(
+                n
+                for n, m in sorted(TOKEN_REDUCERS.module_dict.items())
+                if m.leaves_grid or m.every_stage and backbone.merges_apart
+            )
             raise UserError(
                 f'token_reduction.type={method.__name__!r} cannot work in a backbone of stages, whose windows and '
                 f'convolutions need a grid of tokens: choose one of {fitting}.'

@@ -15,6 +15,8 @@ def in_words(reducer: TokenReducer) -> str:
     those of an image of 512x512 pixels.
     """
     backbone, acts = reducer.backbone, reducer.inner if isinstance(reducer, Windowed) else reducer
+    if backbone.depths is not None:
+        return f'{reducer.name}: within the attention of all {len(backbone.depths)} stages'
     height, width = backbone.grid
     if not backbone.needs_grid:
         tokens, layer, where = 'patch tokens', 'layer', f', in images of {height}x{width} patches'

@@ -20,6 +20,8 @@ class TokenAttention:
     backend: str
     #: Current probability to drop an attention weight.
     attention_dropout = 0.0
+    #: Whether queries may be of other tokens than keys: not where a window or a bias needs to know both.
+    merges_apart = True
 
     def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens to queries, keys and values, with rotary position embedding if the backbone has it.
@@ -50,6 +52,18 @@ class TokenAttention:
             (B, P + M, C).
         """
         return self.within(self.split(q, k, v, bias, kept), q.shape[2])
+
+    def sources(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens of keys and values, of ``x`` whose patch tokens form ``grid``, and their grid."""
+        return x, grid
+
+    def queries(self, x: Tensor, kept: Optional[Tensor] = None) -> Tensor:
+        """Project tokens to queries alone, see ``qkv``."""
+        return self.qkv(x, kept)[0]
+
+    def keys_values(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """Project ``sources``, or some of them, to keys and values, see ``qkv``."""
+        return self.qkv(x, kept)[1:]
 
     def branch(self, x: Tensor) -> Tensor:
         """Compute self-attention without residual and drop path: (B, P + N, C) -> (B, P + N, C)."""

@@ -1,12 +1,15 @@
 """What backbones of stages share: a reducer in one of the stages."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 from torch import nn
 
+from mmtr.errors import UserError
 from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
 from mmtr.reducers.base import NOTHING
+from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Whole
 
 from .backbone import TunableBackbone
@@ -19,6 +22,9 @@ class StagedBackbone(TunableBackbone):
     layers of the reducer are the blocks of that stage, counted from 0; those of ``peft`` the blocks of all stages. A
     subclass implements ``blocks``, ``width`` and ``stage_grids``, and has ``out_indices``.
     """
+
+    #: Whether queries and keys may be of different tokens, see ``BackboneInfo``.
+    merges_apart = False
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Module]]:
@@ -56,20 +62,34 @@ class StagedBackbone(TunableBackbone):
         if isinstance(token_reduction, dict):
             settings = dict(token_reduction)
             stage = settings.pop('stage', None)
-        depths = [len(blocks) for blocks in self.blocks]
+        depths = tuple(len(blocks) for blocks in self.blocks)
+        if self._every_stage(settings):
+            if stage is not None:
+                raise UserError(
+                    f'token_reduction.stage={stage!r} has no effect: the method works in all; leave it out.'
+                )
+            return build_token_reducer(settings, replace(self.shape, depths=depths, merges_apart=self.merges_apart))
         if stage is None:
             stage = depths.index(max(depths)) + 1
         stage = Whole(1, len(depths)).check('token_reduction.stage', stage)
         return build_token_reducer(settings, self.stage_info(stage))
 
-    def reducer_of(self, i: int) -> TokenReducer:
-        """Return the reducer that works in stage ``i``, counted from 0."""
-        return self.token_reducer if self.token_reducer.backbone.stage == i + 1 else NOTHING
+    @staticmethod
+    def _every_stage(settings):
+        kind = settings.get('type') if isinstance(settings, dict) else None
+        return getattr(TOKEN_REDUCERS.get(kind) if isinstance(kind, str) else kind, 'every_stage', False)
+
+    def reducer_of(self, i: int) -> tuple[TokenReducer, int]:
+        """Return the reducer that works in stage ``i``, counted from 0, and its index of the first block there."""
+        backbone = self.token_reducer.backbone
+        if backbone.depths is not None:
+            return self.token_reducer, sum(backbone.depths[:i])
+        return self.token_reducer if backbone.stage == i + 1 else NOTHING, 0
 
     def token_schedule(self, shape: tuple[int, int]) -> list[int]:
         """Count the tokens, without padding, in each block for an image of ``shape`` (height, width) in pixels."""
-        return [
-            count
-            for i, (grid, blocks) in enumerate(zip(self.stage_grids(shape), self.blocks))
-            for count in self.reducer_of(i).token_schedule(grid, len(blocks))
-        ]
+        schedule = []
+        for i, (grid, blocks) in enumerate(zip(self.stage_grids(shape), self.blocks)):
+            reducer, first = self.reducer_of(i)
+            schedule += reducer.token_schedule(grid, first + len(blocks))[first:]
+        return schedule

@@ -40,16 +40,27 @@ def backbone_twin(cls: type) -> Callable:
         twin.make_tunable(attn_backend)
         return twin
 
+    make.own = lambda: cls
     return make
 
 
 def late_twin(module: str, name: str) -> Callable:
     """Return a function as of ``backbone_twin`` for the class ``name`` of ``module``, which is imported when called."""
 
-    def make(stock, attn_backend):
-        return backbone_twin(getattr(import_module(module), name))(stock, attn_backend)
+    def own():
+        return getattr(import_module(module), name)
 
+    def make(stock, attn_backend):
+        return backbone_twin(own())(stock, attn_backend)
+
+    make.own = own
     return make
+
+
+def own_backbone(stock: type) -> Optional[type]:
+    """Return the class of mmtr for a stock backbone; None: there is none."""
+    make = _TWINS.get(_name(stock))
+    return None if make is None else make.own()
 
 
 def backbones_in_words(own: Iterable[type]) -> str:

@@ -22,6 +22,8 @@ class WindowedAttention(TokenAttention):
         backend: The attention backend, see ``TokenAttention``.
     """
 
+    merges_apart = False
+
     def __init__(self, module: nn.Module, layout: Layout, backend: str):
         self.module, self.layout, self.backend = module, layout, backend
 

@@ -75,6 +75,11 @@ class RotaryAttentionAt(TokenAttention):
         """The attention backend, see ``TokenAttention``."""
         return self.module.backend
 
+    @property
+    def merges_apart(self) -> bool:
+        """Whether queries may be of other tokens than keys: not within windows."""
+        return self.module.window is None or self.tokens.index is not None
+
     def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens to queries, keys and values, see ``TokenAttention``."""
         module = self.module

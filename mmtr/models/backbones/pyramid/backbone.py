@@ -41,6 +41,7 @@ class PyramidBackbone(StagedBackbone):
     """
 
     inherited = arguments()
+    merges_apart = True
 
     @property
     def embeddings(self) -> list[nn.Module]:
@@ -108,9 +109,10 @@ class PyramidBackbone(StagedBackbone):
                     f'than its sr_ratio {self._kernel(blocks)} needs: give larger images.'
                 )
             x, _ = self._embed(i, x)
-            tokens, reducer = Tokens(x, grid), self.reducer_of(i)
+            tokens, (reducer, start) = Tokens(x, grid), self.reducer_of(i)
             for j, block in enumerate(blocks):
-                tokens = self._positioned(i, j, run_layer(block, tokens, reducer, j, self.peft, first))
+                tokens = run_layer(block, tokens, reducer, start + j, self.peft, first - start)
+                tokens = self._positioned(i, j, tokens)
             x = nlc_to_nchw(self._norm(i, reducer.restore(tokens).x), grid)
             if i in self.out_indices:
                 outs.append(x)

@@ -72,11 +72,22 @@ class SpatialReductionAt(TokenAttention):
             raise UserError('Spatial reduction needs every token of the grid: reduce before or after a layer.')
         if self.module.sr_ratio <= 1:
             return self._projected(x, 0, 3)
-        return *self._projected(x, 0, 1), *self._projected(self.coarse(x), 1, 3)
+        return self.queries(x), *self.keys_values(self.sources(x, self.grid)[0])
 
-    def coarse(self, x: Tensor) -> Tensor:
-        """Compute the tokens of keys and values: (B, H' * W', C) -> (B, M, C)."""
-        return self.module.norm(on_grid(self.module.sr, x, self.grid))
+    def sources(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Compute the tokens of keys and values, whose grid is coarser, see ``TokenAttention``."""
+        module = self.module
+        if module.sr_ratio <= 1:
+            return x, grid
+        return module.norm(on_grid(module.sr, x, grid)), tuple(n // int(module.sr_ratio) for n in grid)
+
+    def queries(self, x: Tensor, kept: Optional[Tensor] = None) -> Tensor:
+        """Project tokens to queries alone, see ``TokenAttention``."""
+        return self._projected(x, 0, 1)[0]
+
+    def keys_values(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """Project tokens of the coarser grid to keys and values, see ``TokenAttention``."""
+        return self._projected(x, 1, 3)
 
     def project(self, x: Tensor) -> Tensor:
         """Apply the output projection, see ``TokenAttention``."""

@@ -196,6 +196,8 @@ class PCPVT(TwinsBackbone, twins.PCPVT):
 class SVT(TwinsBackbone, twins.SVT):
     """mmseg's ``SVT`` (Twins), whose blocks 0, 2 and so on attend within windows: see ``PCPVT``."""
 
+    merges_apart = False
+
     def __init__(
         self,
         *args,

@@ -145,7 +145,7 @@ class SwinTransformer(StagedBackbone, swin.SwinTransformer):
         x = self.drop_after_pos(x + self.absolute_pos_embed if self.use_abs_pos_embed else x)
         outs, first = [], 0
         for i, stage in enumerate(self.stages):
-            x, next_grid, out, _ = stage(x, grid, self.reducer_of(i), self.peft, first)
+            x, next_grid, out, _ = stage(x, grid, self.reducer_of(i)[0], self.peft, first)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(out)
                 outs.append(out.transpose(1, 2).unflatten(2, grid).contiguous())
