@@ -40,16 +40,23 @@ every_reducer = pytest.mark.parametrize('cfg', CASES, ids=str)
 TWO = dict(strides=(4, 2), out_indices=(0, 1))
 OVERLAPPING = dict(TWO, num_heads=(2, 4), patch_sizes=(7, 3), sr_ratios=(2, 1))
 TWINS = dict(
-    TWO, embed_dims=(16, 32), depths=(2, 4), num_heads=(2, 4), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(2, 2)
+    TWO,
+    qkv_bias=True,
+    embed_dims=(16, 32),
+    depths=(2, 4),
+    num_heads=(2, 4),
+    patch_sizes=(4, 2),
+    sr_ratios=(2, 1),
+    mlp_ratios=(4, 4),
 )
 SMALL = {
     SwinTransformer: dict(TWO, embed_dims=16, depths=(2, 4), num_heads=(2, 4), window_size=6),
     MixVisionTransformer: dict(OVERLAPPING, embed_dims=8, num_stages=2, num_layers=(2, 4)),
     PyramidVisionTransformer: dict(
-        OVERLAPPING, embed_dims=8, num_stages=2, num_layers=(2, 4), paddings=(3, 1), mlp_ratios=(2, 2)
+        OVERLAPPING, embed_dims=8, num_stages=2, num_layers=(2, 4), paddings=(3, 1), mlp_ratios=(4, 4)
     ),
     PCPVT: TWINS,
-    SVT: dict(TWINS, qkv_bias=True, windiow_sizes=(6, 6)),
+    SVT: dict(TWINS, mlp_ratios=(4, 8), windiow_sizes=(6, 6)),
 }
 
 

@@ -155,7 +155,7 @@ class TwinsBackbone(PyramidBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Extract feature maps from images, see ``PyramidBackbone``."""
-        return tuple(super().forward(x))
+        return tuple(out.contiguous() for out in super().forward(x))
 
     def _embed(self, i, x):
         x, grid = self.patch_embeds[i](x)
