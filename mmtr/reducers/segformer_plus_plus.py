@@ -78,13 +78,13 @@ class SegFormerPlusPlus(TokenReducer):
         super().__init__(backbone)
         if not backbone.merges_apart:
             raise UserError(
-                'token_reduction.type=SegFormerPlusPlus merges queries and keys apart, which attention within windows or '
-                'with a bias of positions cannot: choose another method.'
+                'token_reduction.type=SegFormerPlusPlus merges queries and keys apart, which attention within windows '
+                'or with a bias of positions cannot: choose another method.'
             )
         if share is not None and preset == '2x2':
             raise UserError(
-                f"token_reduction.share={share!r} has no effect with preset='2x2', which averages whole cells: leave it "
-                "out, or choose the preset 'hq' or 'fast'."
+                f"token_reduction.share={share!r} has no effect with preset='2x2', which averages whole cells: leave "
+                "it out, or choose the preset 'hq' or 'fast'."
             )
         self.preset, self.share = preset, share
 

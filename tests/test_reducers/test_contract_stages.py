@@ -66,12 +66,12 @@ def host_of(kind):
     A Swin has windows of all sizes at their border. Twins reduce nothing before block 0: there a method begins at 1.
     """
 
-    def build(cfg, with_cp=False):
+    def build(cfg, with_cp=False, **kwargs):
         torch.manual_seed(0)
         if cfg and kind in (PCPVT, SVT):
             begins = dict(layer=lambda i: max(i, 1), layers=lambda span: (max(span[0], 1), span[1]))
             cfg = {key: begins.get(key, lambda value: value)(value) for key, value in cfg.items()}
-        model = contract.filled(kind(**SMALL[kind], token_reduction=cfg))
+        model = contract.filled(kind(**SMALL[kind], **kwargs, token_reduction=cfg))
         for block in model.all_layers:
             block.with_cp = with_cp
         return model

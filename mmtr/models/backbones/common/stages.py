@@ -54,7 +54,13 @@ class StagedBackbone(TunableBackbone):
     def stage_info(self, stage: int) -> BackboneInfo:
         """Return what the reducer of a stage, counted from 1, must know."""
         blocks = self.blocks[stage - 1]
-        return BackboneInfo(depth=len(blocks), embed_dims=self.width(blocks[0]), num_prefix=0, stage=stage)
+        return BackboneInfo(
+            depth=len(blocks),
+            embed_dims=self.width(blocks[0]),
+            num_prefix=0,
+            stage=stage,
+            merges_apart=self.merges_apart,
+        )
 
     def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
         """Build a reducer for one stage from the value of the key ``token_reduction``."""
