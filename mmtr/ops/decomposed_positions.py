@@ -25,8 +25,8 @@ def with_positions(
         index: (B or 1, N) raster positions, H * W for a token without one; None: all of the grid, in order.
 
     Returns:
-        Queries (B, heads, Q, E) and keys (B, heads, N, E), with E >= D + H + W a multiple of 8, as fused kernels need it. The logits
-        are their products divided by sqrt(E), as ``mmtr.ops.attention`` computes them.
+        Queries (B, heads, Q, E) and keys (B, heads, N, E), with E >= D + H + W a multiple of 8, as fused kernels need
+        it. The logits are their products divided by sqrt(E), as ``mmtr.ops.attention`` computes them.
     """
     height, width = grid
     if index is None:

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from mmdet.models.backbones import pvt
 from mmengine.model import ModuleList
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import ATTN_BACKEND, Initialisation
@@ -79,6 +79,10 @@ class PVTBackbone(PyramidBackbone):
     def embeddings(self) -> list[nn.Module]:
         """The patch embedding of each stage."""
         return [embed for embed, _, _ in self.layers]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Extract feature maps from images, see ``PyramidBackbone``."""
+        return [out.contiguous() for out in super().forward(x)]
 
     def _embed(self, i, x):
         embed, blocks, _ = self.layers[i]

@@ -155,7 +155,7 @@ class TwinsBackbone(PyramidBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Extract feature maps from images, see ``PyramidBackbone``."""
-        return tuple(super().forward(x))
+        return tuple(out.contiguous() for out in super().forward(x))
 
     def _embed(self, i, x):
         x, grid = self.patch_embeds[i](x)
@@ -195,6 +195,8 @@ class PCPVT(TwinsBackbone, twins.PCPVT):
 @MODELS.register_module()
 class SVT(TwinsBackbone, twins.SVT):
     """mmseg's ``SVT`` (Twins), whose blocks 0, 2 and so on attend within windows: see ``PCPVT``."""
+
+    merges_apart = False
 
     def __init__(
         self,
