@@ -11,6 +11,7 @@ reductions = {
     **_each('GridPool', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5)),
     **_each('CubistMerge', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5)),
     **_each('CubistMerge', 'ratio', (0.1, 0.2, 0.3, 0.4, 0.5), merge='average'),
+    **_each('SegFormerPlusPlus', 'share', (0.2, 0.4, 0.6, 0.8, 0.9)),
     **_each('MPM', 'layers', ((8,), (5,), (2,), (2, 5), (2, 5, 8))),
     **_each('ToMe', 'r', (0.1, 0.2, 0.3, 0.4, 0.5)),
     **_each('ToMe', 'r', (0.02, 0.04, 0.06, 0.1, 0.15), mode='progressive'),

@@ -4,6 +4,7 @@ reductions = {
     'GridPool': dict(type='GridPool', ratio=0.3),
     'CubistMerge': dict(type='CubistMerge'),
     'MPM': dict(type='MPM'),
+    'SegFormerPlusPlus': dict(type='SegFormerPlusPlus'),
     'ToMe': dict(type='ToMe'),
     'ToMe progressive': dict(type='ToMe', mode='progressive', r=40),
     'ALGM': dict(type='ALGM'),
