@@ -34,8 +34,6 @@ class ReducibleBackbone(TunableBackbone):
     norm_every_output = False
     #: What the outputs are made of, see ``BackboneInfo``.
     output = 'patches'
-    #: Whether queries and keys may be of different tokens, see ``BackboneInfo``.
-    merges_apart = True
     #: Name of the final norm in checkpoints. A pretrained file may have one although this backbone has none.
     final_norm_name = 'norm'
 
@@ -70,7 +68,6 @@ class ReducibleBackbone(TunableBackbone):
             grid=self._training_grid(),
             merges_apart=self.merges_apart,
             output=self.output,
-            merges_apart=self.merges_apart,
         )
 
     def token_schedule(self, shape: tuple[int, int]) -> list[int]:
