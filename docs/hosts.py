@@ -97,11 +97,12 @@ def what_works(library: str, kind: str) -> str:
     stock = getattr(import_module(f'{library}.models.backbones'), kind, None)
     own = own_backbone(stock) if stock else None
     if own is not None:
-        return (
-            f'grid methods, as `mmtr.{own.__name__}`'
-            if issubclass(own, StagedBackbone)
-            else f'all methods{"" if own.merges_apart else " but SegFormerPlusPlus"}, as `mmtr.{own.__name__}`'
-        )
+        apart = 'SegFormerPlusPlus'
+        if issubclass(own, StagedBackbone):
+            which = f'grid methods and {apart}' if own.merges_apart else 'grid methods'
+        else:
+            which = 'all methods' if own.merges_apart else f'all methods but {apart}'
+        return f'{which}, as `mmtr.{own.__name__}`'
     if kind in OTHERS:
         return ''
     if kind not in WITHOUT:
