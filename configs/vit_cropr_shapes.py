@@ -1,3 +1,3 @@
-# Trained with Token Cropr from the start: 27 patches of 144 leave after each of 4 layers.
+# Trained with Token Cropr from the start: 48 patches of 256 leave after each of 4 layers.
 _base_ = './vit_shapes.py'
-model = dict(backbone=dict(token_reduction=dict(type='Cropr', task='classification', num_classes=10, r=27)))
+model = dict(backbone=dict(token_reduction=dict(type='Cropr', task='classification', num_classes=10, r=48)))

@@ -8,7 +8,7 @@ model = dict(
         type='mmtr.ClsVisionTransformer',
         arch=dict(embed_dims=96, num_layers=6, num_heads=3, feedforward_channels=384),
         img_size=96,
-        patch_size=8,
+        patch_size=6,
         out_type='avg_featmap',
     ),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=96, topk=(1,)),
