@@ -155,9 +155,7 @@ def test_tables_of_another_size_are_resized_when_loaded(given, tmp_path):
         same(model.eval()(images(64, 96)), expected)
     name = 'rel_pos_bias' if given else 'layers.0.attn'
     state = {**small.state_dict(), f'{name}.relative_position_bias_table': torch.zeros(60, 4)}
-    with pytest.raises(
-        UserError, match=f"The table '{name}.relative_.*' of 'the checkpoint' has 60 rows, which"
-    ):
+    with pytest.raises(UserError, match=f"The table '{name}.relative_.*' of 'the checkpoint' has 60 rows, which"):
         models[0].load_state_dict(state)
 
 
