@@ -40,7 +40,6 @@ WITHOUT = dict(
         ),
         OWN_STAGES,
     ),
-    BEiTViT='no: no host yet for its bias of positions, which all layers may share',
     LoRAModel="no: a wrapper around a ViT; use `peft=dict(type='LoRA')` of mmtr",
     RevVisionTransformer='no: reversible layers compute two streams',
     SwinTransformer="no: another class than mmseg's; it does not shift a window that is as large as the map",
@@ -49,7 +48,6 @@ WITHOUT = dict(
     SVT="no: another class than mmseg's",
     T2T_ViT='no: no host yet for its tokens-to-token stages',
     TNT='no: a second transformer within each patch',
-    ViTEVA02='no: no host yet; `mmtr.EVA02` reads the official weights',
     ViTSAM='no: no host yet for its decomposed positions',
     XCiT='no: attends to channels, not to tokens',
 )

@@ -14,6 +14,8 @@ ON_MMPRETRAIN = dict(
         name: 'mmtr.models.backbones.mmpretrain.backbone'
         for name in ('ClsVisionTransformer', 'DeiT3', 'DistilledVisionTransformer')
     },
+    BEiTViT='mmtr.models.backbones.mmpretrain.beit',
+    ViTEVA02='mmtr.models.backbones.mmpretrain.eva02',
     ImageClassifier='mmtr.models.classifiers.image_classifier',
 )
 #: Models on mmdet, which is imported no earlier than needed.

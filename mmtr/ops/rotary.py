@@ -41,6 +41,26 @@ def rotary_table(
     return torch.stack([angles.cos(), angles.sin()])
 
 
+def evens_first(x: Tensor) -> Tensor:
+    """Order channels so that neighbours, 2 i and 2 i + 1, become the pair i and i + D / 2: (..., D) -> (..., D)."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
+
+def spread_over_neighbours(table: Tensor) -> Tensor:
+    """Give channels their angles as mmpretrain's EVA-02: bands follow each other twice, once in each half of a half.
+
+    So the two channels of a pair of neighbours turn by different angles, as weights of EVA-02 were not trained.
+
+    Args:
+        table: (2, N, D / 2) of ``rotary_table``.
+
+    Returns:
+        (2, N, D), in the order of ``evens_first``.
+    """
+    bands = table.unflatten(-1, (2, -1))  # of rows, of columns
+    return evens_first(torch.cat([bands, bands], -1).flatten(-2))
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs of channels i and i + D / 2, in float32 or better.
 
@@ -49,8 +69,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (..., heads, N, D) queries or keys.
-        cos: (..., 1, N, D / 2) cosines, which broadcast to the pairs of ``x``.
-        sin: (..., 1, N, D / 2) sines.
+        cos: (..., 1, N, D / 2) cosines, which broadcast to the pairs of ``x``; or (..., 1, N, D), one a channel.
+        sin: (..., 1, N, D / 2 or D) sines.
     """
     first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    alike = cos.shape[-1] == first.shape[-1]
+    (cos, other_cos), (sin, other_sin) = ((each, each) if alike else each.chunk(2, -1) for each in (cos, sin))
+    return torch.cat([first * cos - second * sin, second * other_cos + first * other_sin], -1).to(x.dtype)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmtr.ops.rotary import rotary_table, rotate
+from mmtr.ops.rotary import evens_first, rotary_table, rotate, spread_over_neighbours
 from mmtr.ops.windows import from_windows, to_windows
 
 
@@ -38,6 +38,22 @@ def test_a_token_without_a_position_is_not_turned():
     x = torch.randn(3, 1, 16)
     cos, sin = rotary_table((4, 6), 16, 16)
     assert torch.equal(rotate(x, cos[-1:], sin[-1:]), x)
+
+
+@pytest.mark.parametrize('channels', [4, 12, 16])
+def test_neighbours_turn_by_bands_that_follow_each_other(channels):
+    half, grid = channels // 2, (3, 5)
+    x = torch.randn(2, 15, channels)
+    cos, sin = spread_over_neighbours(rotary_table(grid, channels, half))
+    turned = rotate(evens_first(x), cos[:-1], sin[:-1])
+    for n in range(15):
+        for channel in range(channels):
+            position = n // 5 / 3 if channel < half else n % 5 / 5
+            angle = position * half / 10000 ** (channel % half % (channels // 4) / (channels // 4))
+            other = -x[:, n, channel + 1] if channel % 2 == 0 else x[:, n, channel - 1]
+            expected = x[:, n, channel] * math.cos(angle) + other * math.sin(angle)
+            place = channel % 2 * half + channel // 2
+            torch.testing.assert_close(turned[:, n, place], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_is_turned_in_float32():

@@ -30,7 +30,46 @@ from .layer import reducible
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
 
 
-class BiasedBackbone(ReducibleBackbone):
+class RelativeTables:
+    """Mixin for a backbone with tables of relative positions: fits those of a file to its grid."""
+
+    def fit_tables(self, state: dict[str, Tensor], path: str, prefix: str = '') -> None:
+        """Resize the tables in ``state``, in place; their indices follow from the grid.
+
+        Args:
+            state: Weights by name.
+            path: What holds them, for the error message.
+            prefix: Of the weights of this backbone.
+
+        Raises:
+            UserError: A table is of no square grid.
+        """
+        for name, index in self.named_buffers():
+            if name.endswith(INDEX) and prefix + name in state:
+                state[prefix + name] = index
+        for name, own in self.named_parameters():
+            table = state.get(prefix + name) if name.endswith(TABLE) else None
+            if table is None or len(table) == len(own):
+                continue
+            side = math.isqrt(len(table) - 3)
+            if side * side != len(table) - 3:
+                raise UserError(
+                    f"The table '{name}' of '{path}' has {len(table)} rows, which are of no square grid, so it "
+                    f'cannot be resized to {self._training_grid()}.'
+                )
+            state[prefix + name] = resize_offsets(table, (side // 2 + 1,) * 2, self._training_grid())
+
+    def _fitted(self, state, path):
+        state = super()._fitted(state, path)
+        self.fit_tables(state, path)
+        return state
+
+    def not_in_files(self, name: str) -> bool:
+        """Say whether a file may lack or have a weight, see ``TunableBackbone``."""
+        return super().not_in_files(name) or name.endswith(INDEX)
+
+
+class BiasedBackbone(RelativeTables, ReducibleBackbone):
     """Mixin for mmseg's BEiT and MAE: what differs from a ViT, once for both."""
 
     inherited = dict(
@@ -76,27 +115,8 @@ class BiasedBackbone(ReducibleBackbone):
         self.token_reducer.init_weights()
         return self._fitted(weights_in(checkpoint), self.pretrained_file)
 
-    def _fitted(self, state, path):
-        state, own = super()._fitted(state, path), self.state_dict()
-        for name in [name for name in state if name.endswith(INDEX)]:
-            del state[name]  # it follows from the grid
-        for name, table in state.items():
-            if name.endswith(TABLE) and name in own and len(table) != len(own[name]):
-                side = math.isqrt(len(table) - 3)
-                if side * side != len(table) - 3:
-                    raise UserError(
-                        f"The table '{name}' of '{path}' has {len(table)} rows, which are of no square grid, so it "
-                        f'cannot be resized to {self._training_grid()}.'
-                    )
-                state[name] = resize_offsets(table, (side // 2 + 1,) * 2, self._training_grid())
-        return state
-
     def _with_fitted_positions(self, state, path):
         return state
-
-    def not_in_files(self, name: str) -> bool:
-        """Say whether a file may lack or have a weight, see ``TunableBackbone``."""
-        return super().not_in_files(name) or name.endswith(INDEX)
 
 
 @MODELS.register_module()

@@ -22,6 +22,13 @@ class BiasedAttention:
     """
 
     backend: str
+    #: The module of the backbone with a table that all layers share; None: each layer has its own, or there is none.
+    shared: Optional[nn.Module] = None
+
+    @property
+    def offsets(self) -> nn.Module:
+        """The module with the table of relative positions, which is None without a bias."""
+        return self if self.shared is None else self.shared
 
     def forward(self, x: Tensor, *args, branch: Optional[Callable[[Tensor], Tensor]] = None, **kwargs) -> Tensor:
         """Attend, without residual, as stock; or by ``branch``, if given: (B, N, C)."""
@@ -55,7 +62,11 @@ class BiasedAttentionAt(TokenAttention):
 
     module: BiasedAttention
     tokens: Tokens
-    merges_apart = False
+
+    @property
+    def merges_apart(self) -> bool:
+        """Whether queries may be of other tokens than keys: not with a bias."""
+        return self.module.offsets.relative_position_bias_table is None
 
     @property
     def backend(self) -> str:
@@ -75,14 +86,16 @@ class BiasedAttentionAt(TokenAttention):
         self, q: Tensor, k: Tensor, kept: Optional[Tensor] = None
     ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         """Return queries, keys and the bias of relative positions, see ``TokenAttention``."""
-        module, grid = self.module, self.tokens.grid
-        table = resize_offsets(module.relative_position_bias_table, tuple(module.window_size), grid)
+        offsets, grid = self.module.offsets, self.tokens.grid
+        if offsets.relative_position_bias_table is None:
+            return q, k, None
+        table = resize_offsets(offsets.relative_position_bias_table, tuple(offsets.window_size), grid)
         return q, k, relative_bias(table.to(q.dtype), self._index(q.shape[2], kept))
 
     def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
         """Add the bias of relative positions to the caller's; all tokens are one group."""
         own = self.positioned(q, k, kept)[2]
-        return [(q, k, v, own if bias is None else own + bias)]
+        return [(q, k, v, bias if own is None else own if bias is None else own + bias)]
 
     def project(self, x: Tensor) -> Tensor:
         """Apply the output projection, see ``TokenAttention``."""
@@ -90,9 +103,9 @@ class BiasedAttentionAt(TokenAttention):
 
     def _index(self, count, kept):
         """Return the row of the table for the first ``count`` queries and all keys: (B or 1, ``count``, P + M)."""
-        module, tokens = self.module, self.tokens
-        if kept is None and tokens.index is None and tokens.grid == tuple(module.window_size):
-            return module.relative_position_index[:count].unsqueeze(0)
+        offsets, tokens = self.module.offsets, self.tokens
+        if kept is None and tokens.index is None and tokens.grid == tuple(offsets.window_size):
+            return offsets.relative_position_index[:count].unsqueeze(0)
         positions = tokens.positions if kept is None else tokens.positions.gather(1, kept)
         if positions.stride(0) == 0:  # the same in all images
             positions = positions[:1]
@@ -102,7 +115,7 @@ class BiasedAttentionAt(TokenAttention):
 
 
 class BiasedLayer(ReducibleLayer):
-    """Mixin for BEiT's layer, which scales the branches of attention and FFN by ``gamma_1`` and ``gamma_2``."""
+    """Mixin for BEiT's layer, which scales the branches of attention and FFN by ``gamma_1`` and ``gamma_2``, if any."""
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """Return the linear layers by name, see ``ReducibleLayer``."""
@@ -115,10 +128,14 @@ class BiasedLayer(ReducibleLayer):
         )
 
     def _attend(self, x, tokens, branch):
-        return tokens.x + self.drop_path(self.gamma_1 * self.attn(x, branch=branch))
+        return tokens.x + self.drop_path(_scaled(self.attn(x, branch=branch), self.gamma_1))
 
     def _feed(self, x, tokens, branch):
-        return tokens.x + self.drop_path(self.gamma_2 * self.ffn(x, branch=branch))
+        return tokens.x + self.drop_path(_scaled(self.ffn(x, identity=x, branch=branch), self.gamma_2))
+
+
+def _scaled(x, gamma):
+    return x if gamma is None else gamma * x
 
 
 class BEiTAttention(BiasedAttention, beit.BEiTAttention):

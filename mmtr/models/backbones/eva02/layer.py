@@ -68,12 +68,19 @@ class RotaryAttentionAt(WindowedViTAttention):
 
     def qkv(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens to queries, keys and values, see ``TokenAttention``."""
+        qkv = self.project_in(x).unflatten(-1, (3, self.module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        turned = rotate(self.paired(qkv[:2]), *self._turns(x.shape[1], kept))
+        return turned[0], turned[1], qkv[2]
+
+    def project_in(self, x: Tensor) -> Tensor:
+        """Project tokens to queries, keys and values: (B, N, C) -> (B, N, 3 C)."""
         module = self.module
         bias = torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
-        qkv = module.in_projection(x, module.in_proj.weight, bias)
-        qkv = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        turned = rotate(qkv[:2], *self._turns(x.shape[1], kept))
-        return turned[0], turned[1], qkv[2]
+        return module.in_projection(x, module.in_proj.weight, bias)
+
+    def paired(self, x: Tensor) -> Tensor:
+        """Order the channels of queries and keys as ``rotate`` pairs them: (..., D) -> (..., D)."""
+        return x
 
     def cut(self, q: Tensor, k: Tensor, v: Tensor) -> Group:
         """Cut queries, keys and values into windows; no token attends to their padding."""
@@ -90,7 +97,7 @@ class RotaryAttentionAt(WindowedViTAttention):
         return self.module.proj(self.module.norm(x))
 
     def _turns(self, count, kept):
-        """Return the cosines and sines of prefix and patch tokens, each (B or 1, 1, ``count``, D / 2)."""
+        """Return the cosines and sines of prefix and patch tokens, each (B or 1, 1, ``count``, D / 2 or D)."""
         tokens = self.tokens
         table = tokens.rotary[self.windowed(count)]
         index = kept if tokens.index is None else tokens.index

@@ -1,10 +1,12 @@
-"""Twins of mmpretrain's plain ViTs. ``backbone`` imports mmpretrain, and is imported when one of them is met."""
+"""Twins of mmpretrain's plain ViTs. The other modules import mmpretrain, and are imported when one of them is met."""
 
 from mmtr.models.backbones.common.twins import late_twin, twin_of
 
-for _stock, _twin in (
-    ('vision_transformer.VisionTransformer', 'ClsVisionTransformer'),
-    ('deit3.DeiT3', 'DeiT3'),
-    ('deit.DistilledVisionTransformer', 'DistilledVisionTransformer'),
+for _stock, _module, _twin in (
+    ('vision_transformer.VisionTransformer', 'backbone', 'ClsVisionTransformer'),
+    ('deit3.DeiT3', 'backbone', 'DeiT3'),
+    ('deit.DistilledVisionTransformer', 'backbone', 'DistilledVisionTransformer'),
+    ('beit.BEiTViT', 'beit', 'BEiTViT'),
+    ('vit_eva02.ViTEVA02', 'eva02', 'ViTEVA02'),
 ):
-    twin_of(f'mmpretrain.models.backbones.{_stock}')(late_twin(f'{__name__}.backbone', _twin))
+    twin_of(f'mmpretrain.models.backbones.{_stock}')(late_twin(f'{__name__}.{_module}', _twin))

@@ -80,13 +80,15 @@ class MMPretrainBackbone(ReducibleBackbone):
     """
 
     final_norm_name = 'ln1'
+    #: Of what the channels of a head must be a multiple.
+    head_multiple = 1
 
     def _build(self, given):
         """Build the stock backbone, whose arguments are checked, then what is ours."""
         own = {key: given.pop(key) for key in ('attn_backend', 'token_reduction', 'peft')}
         out_type, zoo = given['out_type'], type(self).arch_zoo
         settings = zoo[given['arch']] if isinstance(given['arch'], str) else given['arch']
-        check_heads(settings['embed_dims'], settings['num_heads'])
+        check_heads(settings['embed_dims'], settings['num_heads'], self.head_multiple)
         check_patches(given['img_size'], max(given['patch_size']))
         given['out_indices'] = which_layers('out_indices', given['out_indices'], settings['num_layers'])
         if out_type in ('cls_token', 'avg_all') and not given.get('with_cls_token', True):
@@ -160,7 +162,7 @@ class MMPretrainBackbone(ReducibleBackbone):
 
     def _with_fitted_positions(self, state, path):
         positions = state.get('pos_embed')
-        if positions is not None:
+        if positions is not None and self.pos_embed is not None:
             own, found = self.pos_embed.shape[1], positions.shape[1]
             patches = found - own + self._patches
             # mmpretrain leaves out the position of a class token that this backbone has not.

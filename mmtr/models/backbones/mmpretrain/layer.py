@@ -6,9 +6,10 @@ from typing import Callable, Optional
 import torch.nn.functional as F
 from mmpretrain.models.backbones import deit3, vision_transformer
 from mmpretrain.models.utils import MultiheadAttention as StockAttention
-from mmpretrain.models.utils import SwiGLUFFNFused
+from mmpretrain.models.utils import SwiGLUFFN, SwiGLUFFNFused
 from torch import Tensor, nn
 
+from mmtr.errors import UserError
 from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.models.backbones.common.layer import FFN, ReducibleLayer
 from mmtr.models.backbones.common.twins import share
@@ -54,14 +55,17 @@ class AttentionOf(TokenAttention):
         return self.module.gamma1(self.module.proj_drop(self.module.proj(x)))
 
 
-class SwiGLU(SwiGLUFFNFused):
-    """mmpretrain's SwiGLU, of which a reducer may compute the branch."""
+class Gated:
+    """Mixin for mmpretrain's SwiGLU, of which a reducer may compute the branch."""
 
     def forward(
         self, x: Tensor, identity: Optional[Tensor] = None, branch: Optional[Callable[[Tensor], Tensor]] = None
     ) -> Tensor:
         """Compute the FFN as stock; or its layers by ``branch``, if given."""
-        return super().forward(x, identity) if branch is None else identity + self.dropout_layer(branch(x))
+        if branch is None:
+            return super().forward(x, identity)
+        out = self.dropout_layer(branch(x))
+        return identity + out if self.add_identity else out
 
     def branch(self, x: Tensor) -> Tensor:
         """Compute the layers without residual: (..., C) -> (..., C)."""
@@ -69,12 +73,22 @@ class SwiGLU(SwiGLUFFNFused):
         return self.gamma2(self.w3(self.norm(F.silu(gate) * value)))
 
 
-class _Layer(ReducibleLayer):
+class SwiGLU(Gated, SwiGLUFFN):
+    """mmpretrain's ``SwiGLUFFN``; made by ``reducible``."""
+
+
+class SwiGLUFused(Gated, SwiGLUFFNFused):
+    """mmpretrain's ``SwiGLUFFNFused``; made by ``reducible``."""
+
+
+class EncoderLayer(ReducibleLayer):
+    """Mixin for the layers of mmpretrain's ViTs."""
+
     with_cp = False
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """See ``ReducibleLayer``."""
-        if isinstance(self.ffn, SwiGLU):
+        if isinstance(self.ffn, Gated):
             fc1, fc2 = self.ffn.w12, self.ffn.w3
         else:
             (fc1, *_), fc2, *_ = self.ffn.layers
@@ -85,11 +99,11 @@ class _Layer(ReducibleLayer):
         return tokens.x + self.attn(x, branch=branch)
 
 
-class TransformerEncoderLayer(_Layer, vision_transformer.TransformerEncoderLayer):
+class TransformerEncoderLayer(EncoderLayer, vision_transformer.TransformerEncoderLayer):
     """The layer of mmpretrain's ViT; made by ``reducible``."""
 
 
-class DeiT3TransformerEncoderLayer(_Layer, deit3.DeiT3TransformerEncoderLayer):
+class DeiT3TransformerEncoderLayer(EncoderLayer, deit3.DeiT3TransformerEncoderLayer):
     """The layer of mmpretrain's DeiT3; made by ``reducible``."""
 
     @property
@@ -103,6 +117,13 @@ class DeiT3TransformerEncoderLayer(_Layer, deit3.DeiT3TransformerEncoderLayer):
         return self.ln1
 
 
+def check_scale(attn: nn.Module) -> None:
+    """Raise a ``UserError`` unless logits of an attention are divided by the root of the channels of a head."""
+    usual = (attn.embed_dims // attn.num_heads) ** -0.5
+    if attn.scale != usual:
+        raise UserError(f'qk_scale={attn.scale} must be {usual:.6g}, by which fused attention scales: leave it out.')
+
+
 _TWINS = {
     vision_transformer.TransformerEncoderLayer: TransformerEncoderLayer,
     deit3.DeiT3TransformerEncoderLayer: DeiT3TransformerEncoderLayer,
@@ -114,5 +135,5 @@ def reducible(layer: nn.Module, attn_backend: str) -> nn.Module:
     twin = share(_TWINS[type(layer)], layer)
     twin.attn = share(MultiheadAttention, layer.attn)
     twin.attn.backend = attn_backend
-    twin.ffn = share(SwiGLU if isinstance(layer.ffn, SwiGLUFFNFused) else FFN, layer.ffn)
+    twin.ffn = share(SwiGLUFused if isinstance(layer.ffn, SwiGLUFFNFused) else FFN, layer.ffn)
     return twin
