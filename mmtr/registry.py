@@ -14,6 +14,7 @@ ON_MMPRETRAIN = dict(
         name: 'mmtr.models.backbones.mmpretrain.backbone'
         for name in ('ClsVisionTransformer', 'DeiT3', 'DistilledVisionTransformer')
     },
+    SwinTransformerV2='mmtr.models.backbones.mmpretrain.swin_v2',
     ImageClassifier='mmtr.models.classifiers.image_classifier',
 )
 #: Models on mmdet, which is imported no earlier than needed.
