@@ -59,7 +59,8 @@ class CosineAttentionAt(WindowAttentionAt):
     def _scaled(self, q, k):
         scale = self.module.logit_scale.clamp(max=MOST).exp() * q.shape[-1] ** 0.5
         # In float16 the least norm would be 0, and padding, which has no direction, would not be a number.
-        return tuple((F.normalize(t.float(), dim=-1) * by).to(t.dtype) for t, by in ((q, scale), (k, 1)))
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return tuple((F.normalize(t.to(wide), dim=-1) * by).to(t.dtype) for t, by in ((q, scale), (k, 1)))
 
     def _biases(self):
         if self.tokens.index is None:
