@@ -43,7 +43,6 @@ WITHOUT = dict(
     LoRAModel="no: a wrapper around a ViT; use `peft=dict(type='LoRA')` of mmtr",
     RevVisionTransformer='no: reversible layers compute two streams',
     SwinTransformer="no: another class than mmseg's; it does not shift a window that is as large as the map",
-    SwinTransformerV2='no: no host yet for its cosine attention and norms after layers',
     PCPVT="no: another class than mmseg's",
     SVT="no: another class than mmseg's",
     T2T_ViT='no: no host yet for its tokens-to-token stages',

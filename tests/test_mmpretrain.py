@@ -61,9 +61,18 @@ def run(*command, cwd=ROOT):
         for path in sorted((ROOT / 'tests/with_mmpretrain').glob('test_*.py'))
     ]
     + [
-        pytest.param(['tests/test_models/test_attention_contract.py', '-k', 'cls_vit'], id='attention contract'),
         pytest.param(
-            [*sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')), '-k', 'cls_vit', '-m', 'not slow'],
+            ['tests/test_models/test_attention_contract.py', '-k', 'cls_vit or swintransformerv2'],
+            id='attention contract',
+        ),
+        pytest.param(
+            [
+                *sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')),
+                '-k',
+                'cls_vit or swintransformerv2',
+                '-m',
+                'not slow',
+            ],
             id='contract',
             marks=pytest.mark.slow,
         ),

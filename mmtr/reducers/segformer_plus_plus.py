@@ -14,6 +14,7 @@ from mmtr.settings import SHARE, Choice, Maybe
 from mmtr.tokens import Tokens
 
 from .base import BackboneInfo, TokenReducer
+from .noted_matching import merged_as_noted
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,15 @@ class SegFormerPlusPlus(TokenReducer):
         out = attn.attend(q, k, v, kept=asked and asked.kept)
         if asked is None:
             return out
-        return torch.cat([out[:, :prefix], unmerge(out[:, prefix:], asked)], 1)
+        return torch.cat([out[:, :prefix], unmerge(out[:, prefix:], asked)], 1), dict(matching=asked)
+
+    def after_layer(self, i: int, tokens: Tokens) -> Tokens:
+        """Forget the matching of the layer."""
+        return tokens.forget('matching')
+
+    def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
+        """Map each patch to its group and representative, as queries merge."""
+        return super().token_map(merged_as_noted(tokens, 'copy'))
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """Count the queries of patches in each layer, all of ``grid``; a backbone of stages asks for each stage."""

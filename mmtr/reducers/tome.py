@@ -12,10 +12,10 @@ from mmtr.ops.bipartite import Matching, energy_matching, merge, soft_matching, 
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Flag, Maybe, Span
 from mmtr.tokens import Tokens
-from mmtr.undo import Merged
 
 from .base import BackboneInfo, TokenReducer
 from .giving_back import RESTORE
+from .noted_matching import merged_as_noted
 from .tome_schedule import Merging, merged_in_each
 
 
@@ -78,7 +78,7 @@ class Sublayer(Mode):
 
     def pictured(self, tokens: Tokens) -> Tokens:
         """Return the tokens as they merge for the layer's attention."""
-        return _merged(tokens, 'copy') if 'matching' in tokens.memo else tokens
+        return merged_as_noted(tokens, 'copy')
 
     def _matching(self, i, x, tokens):
         patches = x[:, tokens.num_prefix :]
@@ -112,7 +112,7 @@ class Progressive(Mode):
 
     def between(self, tokens: Tokens) -> Tokens:
         """Merge tokens into their size-weighted mean."""
-        return _merged(tokens, self.restoration).forget('matching') if 'matching' in tokens.memo else tokens
+        return merged_as_noted(tokens, self.restoration).forget('matching')
 
     def ffn(self, i: int, ffn: Callable[[Tensor], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
         """Run the FFN."""
@@ -237,13 +237,6 @@ class ToMe(TokenReducer):
     def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """Map each patch to its group and representative; in ``sublayer`` mode as they merge for attention."""
         return super().token_map(self.mode.pictured(tokens))
-
-
-def _merged(tokens, restore):
-    """Tokens merged by the matching that they carry; those of a sublayer have no sizes yet."""
-    matching = tokens.memo['matching']
-    x, size = merge(tokens.patches, matching, tokens.size)
-    return tokens.reduced(x, Merged(matching.slots()), tokens.positions.gather(1, matching.kept), size, restore)
 
 
 def _merge(x: Tensor, num_prefix: int, matching: Matching) -> tuple[Tensor, Tensor]:

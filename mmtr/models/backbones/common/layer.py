@@ -69,7 +69,9 @@ def run_layer(
 
 
 class ReducibleLayer:
-    """Mixin for a pre-norm transformer layer with the five moments of a reducer, run by ``run_layer``.
+    """Mixin for a transformer layer with the five moments of a reducer, run by ``run_layer``.
+
+    The layer is pre-norm; one that norms its branches overrides ``_before``, ``_attend`` and ``_feed``.
 
     A subclass has ``norm1``, ``attn`` with ``at(tokens)``, ``norm2``, ``ffn`` with ``branch``, and ``with_cp``, and
     implements ``linears``.
@@ -99,11 +101,15 @@ class ReducibleLayer:
             noted.append(after)
             return out
 
-        x = self._attend(self.norm1(tokens.x), tokens, branch)
+        x = self._attend(self._before(self.norm1, tokens.x), tokens, branch)
         tokens = reducer.between(i, noted[-1].replace(x=x))
         own = self._ffn_branch(tokens)
-        x = self._feed(self.norm2(tokens.x), tokens, lambda x: reducer.ffn(i, own, x, tokens))
+        x = self._feed(self._before(self.norm2, tokens.x), tokens, lambda x: reducer.ffn(i, own, x, tokens))
         return tokens.replace(x=x if peft is None else peft.add_branch(first + i, x, tokens))
+
+    def _before(self, norm: nn.Module, x):
+        """Return what attention or the FFN is given: ``x`` after its norm."""
+        return norm(x)
 
     def _attend(self, x, tokens, branch: Callable):
         """Run ``attn`` on the normalised ``x``, with ``branch`` as its attention branch, and add the residual."""

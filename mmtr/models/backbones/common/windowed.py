@@ -73,11 +73,17 @@ class WindowedAttention(TokenAttention):
         return self.module.proj(x)
 
     def _projected(self, x):
-        module = self.module
-        q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        # Attention divides by the root of the channels; the stock class may have another scale.
+        q, k, v = self._linear(x).unflatten(-1, (3, self.module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return *self._scaled(q, k), v
+
+    def _linear(self, x):
+        return self.module.qkv(x)
+
+    def _scaled(self, q, k):
+        """Scale queries and keys so that their products, divided by the root of the channels, are the logits."""
+        # The stock class may have another scale.
         usual = q.shape[-1] ** -0.5
-        return q if module.scale == usual else q * (module.scale / usual), k, v
+        return q if self.module.scale == usual else q * (self.module.scale / usual), k
 
     def _biases(self):
         """Return the bias within the pieces of each size, (1, heads, h * w, h * w) or None."""

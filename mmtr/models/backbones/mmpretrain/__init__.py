@@ -1,4 +1,4 @@
-"""Twins of mmpretrain's plain ViTs. The other modules import mmpretrain, and are imported when one of them is met."""
+"""Twins of mmpretrain's backbones. Their modules import mmpretrain, and are imported when one of them is met."""
 
 from mmtr.models.backbones.common.twins import late_twin, twin_of
 
@@ -8,5 +8,6 @@ for _stock, _module, _twin in (
     ('deit.DistilledVisionTransformer', 'backbone', 'DistilledVisionTransformer'),
     ('beit.BEiTViT', 'beit', 'BEiTViT'),
     ('vit_eva02.ViTEVA02', 'eva02', 'ViTEVA02'),
+    ('swin_transformer_v2.SwinTransformerV2', 'swin_v2', 'SwinTransformerV2'),
 ):
     twin_of(f'mmpretrain.models.backbones.{_stock}')(late_twin(f'{__name__}.{_module}', _twin))

@@ -34,16 +34,15 @@ OUT_TYPES = dict(cls_token='class_token', avg_featmap='mean', avg_all='mean', fe
 
 
 class Arch(Setting):
-    """mmpretrain's ``arch``: one of its names, or widths and depth.
+    """mmpretrain's ``arch``: one of its names, or a dict of widths and depths.
 
     Args:
         known: The names.
+        keys: What each value of the dict may be.
     """
 
-    _keys = dict(embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16))
-
-    def __init__(self, known: Iterable[str]):
-        self.known = tuple(known)
+    def __init__(self, known: Iterable[str], **keys: Setting):
+        self.known, self._keys = tuple(known), keys
 
     def words(self, depth: Optional[int] = None) -> str:
         """See ``Setting``."""
@@ -64,7 +63,9 @@ def arguments(stock: type, **others: Setting) -> dict[str, Setting]:
     """Return what the arguments of a stock class may be."""
     return dict(
         STOCK,
-        arch=Arch(stock.arch_zoo),
+        arch=Arch(
+            stock.arch_zoo, embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16)
+        ),
         patch_size=Pair(PATCH, '(height, width)'),
         out_indices=OUTPUTS,
         out_type=Choice(*OUT_TYPES),

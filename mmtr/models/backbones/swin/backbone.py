@@ -1,12 +1,11 @@
 """The SwinTransformer of mmseg and mmdet with fused attention, token reduction and PEFT: the backbone."""
 
 import math
-from dataclasses import replace
 from typing import Optional
 
 from mmengine.model import ModuleList
 from mmseg.models.backbones import swin
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtr.converters import swin as official
 from mmtr.errors import UserError
@@ -20,16 +19,14 @@ from mmtr.models.backbones.common.arguments import (
     check_patches,
     check_start,
 )
-from mmtr.models.backbones.common.stages import StagedBackbone
 from mmtr.models.backbones.common.twins import backbone_twin, twin_of
 from mmtr.ops.resize import resize_relative_positions
-from mmtr.reducers import BackboneInfo, TokenReducer
-from mmtr.reducers.windowed import Windowed
 from mmtr.registry import MODELS
 from mmtr.settings import Flag, Listed, Maybe, Number, Whole
 from mmtr.weights.fit import part_of
 
 from .layer import reducible_stage
+from .stages import SwinStages
 
 # Suffixes of the names of buffers that the model computes itself.
 COMPUTED = ('attn_mask', 'position_index')
@@ -38,7 +35,7 @@ _STAGES = dict(least=1, most=8)
 
 
 @MODELS.register_module()
-class SwinTransformer(StagedBackbone, swin.SwinTransformer):
+class SwinTransformer(SwinStages, swin.SwinTransformer):
     """The ``SwinTransformer`` of mmseg and mmdet with more arguments; other arguments, weights and outputs are theirs.
 
     Args:
@@ -96,31 +93,6 @@ class SwinTransformer(StagedBackbone, swin.SwinTransformer):
         """The pretraining size (height, width) in pixels: that of an image with one window in the last stage."""
         merged = 2 ** (len(self.stages) - 1) * self.patch_size
         return tuple(side * merged for side in self.stages[-1].blocks[0].attn.w_msa.window_size)
-
-    @property
-    def blocks(self) -> list[nn.ModuleList]:
-        """The blocks of each stage."""
-        return [stage.blocks for stage in self.stages]
-
-    @property
-    def trained_parts(self) -> tuple[str, ...]:
-        """Names of the children that a ``peft`` trains; with the output norms, which weights of a classifier lack."""
-        return (*StagedBackbone.trained_parts, *(f'norm{i}' for i in self.out_indices))
-
-    def stage_info(self, stage: int) -> BackboneInfo:
-        """Return what the reducer of a stage, counted from 1, must know: it runs within windows."""
-        return replace(
-            super().stage_info(stage), grid=tuple(self.blocks[stage - 1][0].attn.w_msa.window_size), in_windows=True
-        )
-
-    def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
-        """Build a reducer for one stage from the value of the key ``token_reduction``."""
-        reducer = super().build_reducer(token_reduction)
-        return reducer if token_reduction is None else Windowed(reducer)
-
-    def width(self, block: nn.Module) -> int:
-        """The number of channels of a block."""
-        return block.attn.w_msa.embed_dims
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Extract feature maps from images.

@@ -1,5 +1,6 @@
 """Swin's attention, block and stage with fused attention and the five moments of a reducer."""
 
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 from mmengine.model import ModuleList
@@ -17,8 +18,8 @@ from mmtr.reducers.base import TokenReducer
 from mmtr.tokens import Tokens
 
 
-class ShiftWindowMSA(swin.ShiftWindowMSA):
-    """mmseg's ``ShiftWindowMSA`` on ``Tokens``; made by ``reducible_stage``."""
+class ReducibleWindowMSA:
+    """Mixin for a ``ShiftWindowMSA`` on ``Tokens``."""
 
     def forward(
         self, query: Tensor, hw_shape: tuple[int, int], branch: Optional[Callable[[Tensor], Tensor]] = None
@@ -42,30 +43,39 @@ class ShiftWindowMSA(swin.ShiftWindowMSA):
         return WindowAttentionAt(self, tokens)
 
 
+class ShiftWindowMSA(ReducibleWindowMSA, swin.ShiftWindowMSA):
+    """mmseg's ``ShiftWindowMSA`` on ``Tokens``; made by ``reducible_stage``."""
+
+
 class WindowAttentionAt(WindowedAttention):
     """Windowed attention bound to tokens; the windows are shifted in every second block.
 
     Args:
         module: Module with the weights.
         tokens: Tokens of the layer.
+        shifted: Whether the windows are shifted; None: if the module has a shift.
     """
 
-    def __init__(self, module: ShiftWindowMSA, tokens: Tokens):
-        super().__init__(module.w_msa, tokens.windows.layouts[module.shift_size > 0], module.backend)
+    def __init__(self, module: ReducibleWindowMSA, tokens: Tokens, shifted: Optional[bool] = None):
+        shifted = module.shift_size > 0 if shifted is None else shifted
+        super().__init__(module.w_msa, tokens.windows.layouts[shifted], module.backend)
         self.windows = tokens.windows
 
     def _biases(self):
         """Return the relative position bias of windows of each size, (1, heads, h * w, h * w)."""
-        module, windows = self.module, self.windows
-        table = resize_relative_positions(
-            module.relative_position_bias_table, tuple(module.window_size), windows.window, windows.interpolation
-        )
-        table = table.t()[:, windows.relative]
+        table = self._table().t()[:, self.windows.relative]
         return [table[:, :h, :w, :h, :w].flatten(3).flatten(1, 2).unsqueeze(0) for h, w in self.layout.sizes]
 
+    def _table(self):
+        """Return the bias of each offset within the windows as they are now: (offsets, heads)."""
+        module, windows = self.module, self.windows
+        return resize_relative_positions(
+            module.relative_position_bias_table, tuple(module.window_size), windows.window, windows.interpolation
+        )
 
-class SwinBlock(ReducibleLayer, swin.SwinBlock):
-    """mmseg's ``SwinBlock`` on ``Tokens``; made by ``reducible_stage``."""
+
+class ReducibleSwinBlock(ReducibleLayer):
+    """Mixin for a block of Swin on ``Tokens``."""
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """Return the linear layers by name, see ``ReducibleLayer``."""
@@ -77,6 +87,25 @@ class SwinBlock(ReducibleLayer, swin.SwinBlock):
 
     def _attend(self, x, tokens, branch):
         return tokens.x + self.attn(x, tokens.grid, branch=branch)
+
+
+class SwinBlock(ReducibleSwinBlock, swin.SwinBlock):
+    """mmseg's ``SwinBlock`` on ``Tokens``; made by ``reducible_stage``."""
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    grid: tuple[int, int],
+    reducer: TokenReducer,
+    peft: Optional[PEFT] = None,
+    first: int = 0,
+) -> Tensor:
+    """Run the blocks of a stage, and restore all tokens: (B, H * W, C) -> (B, H * W, C); see ``SwinStage``."""
+    tokens = Tokens(x, grid, windows=make_windows(grid, tuple(blocks[0].attn.w_msa.window_size), x.device))
+    for i, block in enumerate(blocks):
+        tokens = run_layer(block, tokens, reducer, i, peft, first)
+    return reducer.restore(tokens).x
 
 
 class SwinStage(swin.SwinBlockSequence):
@@ -97,11 +126,7 @@ class SwinStage(swin.SwinBlockSequence):
         Returns:
             Tokens and grid of the next stage, then tokens and grid of this one.
         """
-        window = tuple(self.blocks[0].attn.w_msa.window_size)
-        tokens = Tokens(x, grid, windows=make_windows(grid, window, x.device))
-        for i, block in enumerate(self.blocks):
-            tokens = run_layer(block, tokens, reducer, i, peft, first)
-        x = reducer.restore(tokens).x
+        x = run_blocks(self.blocks, x, grid, reducer, peft, first)
         if self.downsample is None:
             return x, grid, x, grid
         down, down_grid = self.downsample(x, grid)
