@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Optional
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.model import ModuleList
 from mmpretrain.models.backbones import deit, deit3, vision_transformer
 
@@ -103,6 +104,13 @@ class MMPretrainBackbone(ReducibleBackbone):
         super().__init__(**dict(given, out_type='avg_featmap' if out_type == 'avg_all' else out_type))
         self.out_type = out_type
         self.make_tunable(**own)
+
+    def make_tunable(self, *args, **kwargs) -> None:
+        """See ``TunableBackbone``."""
+        super().make_tunable(*args, **kwargs)
+        for module in self.layers.modules():
+            if isinstance(module, DropPath):  # a number of NumPy would break the graph of torch.compile
+                module.drop_prob = float(module.drop_prob)
 
     def _make_reducible(self, attn_backend):
         self.layers = ModuleList(reducible(layer, attn_backend) for layer in self.layers)
