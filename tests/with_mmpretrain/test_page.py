@@ -16,8 +16,10 @@ from mmtr.inference.model import build_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / 'docs/classification.md').read_text()
-BLOCKS = re.findall(r'(?ms)^```\w*\n(.*?)^```', PAGE)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith('python tools/')]
+BLOCK = re.compile(r'(?ms)^```\w*\n(.*?)^```')
+BLOCKS = BLOCK.findall(PAGE)
+ELSEWHERE = [block for block in BLOCK.findall((ROOT / 'docs/benchmarks.md').read_text()) if 'mmpretrain::' in block]
+COMMANDS = [line for block in BLOCKS + ELSEWHERE for line in block.splitlines() if line.startswith('python tools/')]
 
 
 class Parsed(BaseException):
