@@ -3,6 +3,8 @@
 Swin V2 (Liu et al., CVPR 2022, Sec. 3.3) computes the table from the offsets.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def log_spaced_offsets(extent: tuple[int, int], unit: Tensor) -> Tensor:
         (2 H - 1, 2 W - 1, 2) coordinates of rows and columns.
     """
     sides = (torch.arange(1 - n, n, device=unit.device) for n in extent)
-    lines = [side.sign() * torch.log2(side.abs() * unit + 1) / 3 for side in sides]
+    lines = [side.sign() * torch.log1p(side.abs() * unit) / math.log(8) for side in sides]
     return torch.stack(torch.meshgrid(*lines, indexing='ij'), -1)
 
 
