@@ -166,3 +166,14 @@ def merge(x: Tensor, matching: Matching, size: Optional[Tensor] = None) -> tuple
 def unmerge(x: Tensor, matching: Matching) -> Tensor:
     """Copy each merged token to all tokens that it represents: (B, N - r, C) -> (B, N, C)."""
     return gather_tokens(x, matching.slots())
+
+
+def merge_patches(x: Tensor, num_prefix: int, matching: Matching) -> tuple[Tensor, Tensor]:
+    """Merge the patch tokens of a sequence (B, P + N, C), see ``merge``; its first ``num_prefix`` tokens stay."""
+    merged, size = merge(x[:, num_prefix:], matching)
+    return torch.cat([x[:, :num_prefix], merged], 1), size
+
+
+def unmerge_patches(x: Tensor, num_prefix: int, matching: Matching) -> Tensor:
+    """Copy merged patch tokens back, see ``unmerge``: (B, P + N - r, C) -> (B, P + N, C)."""
+    return torch.cat([x[:, :num_prefix], unmerge(x[:, num_prefix:], matching)], 1)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
-import torch
 from torch import Tensor
 
 from mmtr.errors import UserError
-from mmtr.ops.bipartite import merge, unmerge
+from mmtr.ops.bipartite import merge_patches, unmerge_patches
 from mmtr.ops.cells import cell_matching, cells_of, merging, whole_cells
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import SHARE, Choice, Maybe
@@ -87,7 +86,16 @@ class SegFormerPlusPlus(TokenReducer):
                 f"token_reduction.share={share!r} has no effect with preset='2x2', which averages whole cells: leave "
                 "it out, or choose the preset 'hq' or 'fast'."
             )
-        self.preset, self.share = preset, share
+        self.preset = preset
+        stages = [
+            tuple(each and (each if share is None else Cells(each.cell, share)) for each in ways)
+            for ways in PRESETS[preset]
+        ]
+        if backbone.depths is None:
+            #: How queries merge in each layer, and how keys do.
+            self.ways = [stages[2]] * backbone.depth
+        else:
+            self.ways = [stages[min(k, 3)] for k, blocks in enumerate(backbone.depths) for _ in range(blocks)]
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
@@ -99,16 +107,9 @@ class SegFormerPlusPlus(TokenReducer):
             else dict(preset=preset, share=trial.suggest_float('share', 0.1, 0.9, step=0.1))
         )
 
-    def _of_layer(self, i):
-        stages = [k for k, blocks in enumerate(self.backbone.depths or ()) for _ in range(blocks)]
-        found = PRESETS[self.preset][min(stages[i], 3) if stages else 2]
-        if self.share is None:
-            return found
-        return tuple(each and Cells(each.cell, self.share) for each in found)
-
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """Run attention on merged queries, or merged keys and values."""
-        queries, keys = self._of_layer(i)
+        queries, keys = self.ways[i]
         prefix, grid = tokens.num_prefix, tokens.form or tokens.grid
         asked = heard = None
         if attn.merges_apart:
@@ -122,7 +123,7 @@ class SegFormerPlusPlus(TokenReducer):
         out = attn.attend(q, k, v, kept=asked and asked.kept)
         if asked is None:
             return out
-        return torch.cat([out[:, :prefix], unmerge(out[:, prefix:], asked)], 1), dict(matching=asked)
+        return unmerge_patches(out, prefix, asked), dict(matching=asked)
 
     def after_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Forget the matching of the layer."""
@@ -134,9 +135,8 @@ class SegFormerPlusPlus(TokenReducer):
 
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """Count the queries of patches in each layer, all of ``grid``; a backbone of stages asks for each stage."""
-        each = (self._of_layer(i)[0] for i in range(depth))
-        return [grid[0] * grid[1] if queries is None else queries.left(grid) for queries in each]
+        return [grid[0] * grid[1] if queries is None else queries.left(grid) for queries, _ in self.ways[:depth]]
 
 
 def _merged(x, prefix, matching):
-    return x if matching is None else torch.cat([x[:, :prefix], merge(x[:, prefix:], matching)[0]], 1)
+    return x if matching is None else merge_patches(x, prefix, matching)[0]

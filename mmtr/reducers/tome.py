@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtr.errors import UserError
-from mmtr.ops.bipartite import Matching, energy_matching, merge, soft_matching, unmerge
+from mmtr.ops.bipartite import energy_matching, merge_patches, soft_matching, unmerge_patches
 from mmtr.registry import TOKEN_REDUCERS
 from mmtr.settings import Choice, Flag, Maybe, Span
 from mmtr.tokens import Tokens
@@ -56,10 +56,10 @@ class Sublayer(Mode):
         matching = self._matching(i, x, tokens)
         if matching is None:
             return attn.branch(x)
-        merged, size = _merge(x, tokens.num_prefix, matching)
+        merged, size = merge_patches(x, tokens.num_prefix, matching)
         q, k, v = attn.qkv(merged, matching.kept)
         out = attn.attend(q, k, v, self.bias(size, tokens.num_prefix), matching.kept)
-        return _unmerge(out, tokens.num_prefix, matching), dict(matching=matching)
+        return unmerge_patches(out, tokens.num_prefix, matching), dict(matching=matching)
 
     def between(self, tokens: Tokens) -> Tokens:
         """Change nothing."""
@@ -70,7 +70,7 @@ class Sublayer(Mode):
         matching = self._matching(i, x, tokens)
         if matching is None:
             return ffn(x)
-        return _unmerge(ffn(_merge(x, tokens.num_prefix, matching)[0]), tokens.num_prefix, matching)
+        return unmerge_patches(ffn(merge_patches(x, tokens.num_prefix, matching)[0]), tokens.num_prefix, matching)
 
     def token_schedule(self, n: int, depth: int) -> list[int]:
         """Count the patch tokens in each layer, of ``n`` patches."""
@@ -237,12 +237,3 @@ class ToMe(TokenReducer):
     def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """Map each patch to its group and representative; in ``sublayer`` mode as they merge for attention."""
         return super().token_map(self.mode.pictured(tokens))
-
-
-def _merge(x: Tensor, num_prefix: int, matching: Matching) -> tuple[Tensor, Tensor]:
-    merged, size = merge(x[:, num_prefix:], matching)
-    return torch.cat([x[:, :num_prefix], merged], 1), size
-
-
-def _unmerge(x: Tensor, num_prefix: int, matching: Matching) -> Tensor:
-    return torch.cat([x[:, :num_prefix], unmerge(x[:, num_prefix:], matching)], 1)

@@ -20,6 +20,7 @@ from mmtr.models.backbones import PyramidVisionTransformer, PyramidVisionTransfo
 from mmtr.registry import MODELS as OURS
 
 from . import test_pyramid
+from .in_double import CLOSE, assert_alike, images, pair_of
 
 SMALL = dict(embed_dims=8, num_layers=[1, 1, 3, 2], num_heads=[1, 2, 4, 4], drop_path_rate=0.0)
 STOCK = {
@@ -27,28 +28,10 @@ STOCK = {
     PyramidVisionTransformerV2: pvt.PyramidVisionTransformerV2,
 }
 both = pytest.mark.parametrize('host', STOCK, ids=lambda host: host.__name__[24:] or 'V1')
-# In double precision a mistake cannot hide in rounding; what float32 promises is tested for every host by the contract.
-CLOSE = dict(atol=1e-10, rtol=1e-8)
-
-
-def images(*size):
-    return test_pyramid.images(*size).double()
 
 
 def pair(host, **kwargs):
-    """A stock backbone with weights that matter, and ours with the same."""
-    settings = {**SMALL, **kwargs}
-    theirs, ours = test_pyramid.filled(STOCK[host](**settings)).double(), host(**settings).double()
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return theirs.eval(), ours.eval()
-
-
-def assert_alike(outs, expected):
-    assert type(outs) is type(expected) and len(outs) == len(expected) > 0
-    for out, same in zip(outs, expected):
-        torch.testing.assert_close(out, same, **CLOSE)
-        assert out.stride() == same.stride()
+    return pair_of(STOCK[host], host, {**SMALL, **kwargs})
 
 
 @pytest.mark.parametrize(

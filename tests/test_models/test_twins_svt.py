@@ -19,6 +19,7 @@ from mmtr import UserError, apply_peft, apply_token_reduction
 from mmtr.models.backbones import PCPVT, SVT
 
 from . import test_pyramid
+from .in_double import CLOSE, assert_alike, images, pair_of
 
 SMALL = {
     PCPVT: dict(embed_dims=[8, 16, 16, 32], depths=[1, 2, 3, 2], num_heads=[1, 2, 2, 4], qkv_bias=True),
@@ -26,30 +27,11 @@ SMALL = {
     SVT: dict(embed_dims=[8, 16, 32], depths=[2, 3, 4], num_heads=[1, 2, 4], qkv_bias=True, drop_path_rate=0.0),
 }
 STOCK = {PCPVT: twins.PCPVT, SVT: twins.SVT}
-# In double precision a mistake cannot hide in rounding; what float32 promises is tested for every host by the contract.
-CLOSE = dict(atol=1e-10, rtol=1e-8)
 both = pytest.mark.parametrize('host', SMALL, ids=lambda host: host.__name__)
 
 
-def images(*size):
-    return test_pyramid.images(*size).double()
-
-
 def pair(host, **kwargs):
-    """A stock backbone with weights that matter, and ours with the same."""
-    settings = {**SMALL[host], **kwargs}
-    theirs, ours = test_pyramid.filled(STOCK[host](**settings)).double(), host(**settings).double()
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert [name for name, _ in ours.named_buffers()] == [name for name, _ in theirs.named_buffers()]
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return theirs.eval(), ours.eval()
-
-
-def assert_alike(outs, expected):
-    assert type(outs) is type(expected) and len(outs) == len(expected) > 0
-    for out, same in zip(outs, expected):
-        torch.testing.assert_close(out, same, **CLOSE)
-        assert out.stride() == same.stride()
+    return pair_of(STOCK[host], host, {**SMALL[host], **kwargs})
 
 
 @both

@@ -25,9 +25,9 @@ from .arguments import STOCK
 class TunableBackbone(Declared):
     """Mixin for a backbone with a token reducer and a PEFT.
 
-    A subclass implements ``all_layers`` (of ``ReducibleLayer``), ``shape`` and ``build_reducer``; it calls
-    ``make_tunable`` at the end of ``__init__``, and ``_init_parts`` at the end of ``init_weights``. It may override
-    ``_fitted``, which converts the weights of a file, and ``not_in_files``, which allows weights to differ from it.
+    A subclass implements ``all_layers`` (of ``ReducibleLayer``), ``shape`` and ``build_reducer``, and calls
+    ``make_tunable`` at the end of ``__init__``; an ``init_weights`` of its own ends with ``_init_parts``. It may
+    override ``_fitted``, which converts the weights of a file, and ``not_in_files``, which allows weights to differ.
     """
 
     inherited = STOCK
@@ -35,6 +35,8 @@ class TunableBackbone(Declared):
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
     #: Whether the weights that a ``peft`` freezes were loaded; until then they are random.
     has_frozen_weights = False
+    #: Whether a pretrained file must always hold all weights, and is not loaded by the stock class.
+    loads_whole_files = False
 
     @property
     def all_layers(self) -> list[nn.Module]:
@@ -110,6 +112,19 @@ class TunableBackbone(Declared):
             for module in frozen_modules(self):
                 module.eval()
         return self
+
+    def init_weights(self) -> None:
+        """Initialise the weights as the stock class, and load the pretrained file.
+
+        With ``peft`` or ``init_cfg.prefix``, or where a host ``loads_whole_files``, the file must hold all weights of
+        the backbone; the stock class loads those that it finds, and ignores the prefix.
+        """
+        whole = self.loads_whole_files or self.peft is not None
+        if self.pretrained_file and (whole or self.init_cfg.get('prefix')):
+            self.load_pretrained()
+        else:
+            super().init_weights()
+        self._init_parts()
 
     @property
     def pretrained_file(self) -> Optional[str]:

@@ -46,18 +46,6 @@ class ReducibleBackbone(TunableBackbone):
         """Build a reducer for this backbone from the value of the key ``token_reduction``."""
         return build_token_reducer(token_reduction, self.shape)
 
-    def init_weights(self) -> None:
-        """Initialise the weights as the stock class, and load the pretrained file.
-
-        With ``peft`` or ``init_cfg.prefix``, the file must hold all weights of the backbone; the stock class loads
-        those that it finds, and ignores the prefix.
-        """
-        if self.pretrained_file and (self.peft is not None or self.init_cfg.get('prefix')):
-            self.load_pretrained()
-        else:
-            super().init_weights()
-        self._init_parts()
-
     @property
     def shape(self) -> BackboneInfo:
         """Layers, channels and prefix tokens of the backbone, for its reducer and its PEFT."""

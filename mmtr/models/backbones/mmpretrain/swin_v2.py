@@ -67,6 +67,8 @@ class SwinTransformerV2(SwinStages, swin_transformer_v2.SwinTransformerV2):
         pad_small_map=Flag(),
     )
 
+    loads_whole_files = True
+
     def __init__(
         self,
         *args,
@@ -123,14 +125,6 @@ class SwinTransformerV2(SwinStages, swin_transformer_v2.SwinTransformerV2):
             down = stage.downsample
             grids.append(embedded_grid(down.sampler, down.adaptive_padding, grids[-1]) if down else grids[-1])
         return grids[1:]
-
-    def init_weights(self) -> None:
-        """Initialise the weights as the stock class, or load the pretrained file."""
-        if self.pretrained_file:
-            self.load_pretrained()
-        else:
-            super().init_weights()
-        self._init_parts()
 
     def _fitted(self, state, path):
         """Keep the weights of a backbone or model, for any window size, and resize its positions as stock."""

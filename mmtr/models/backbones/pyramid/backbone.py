@@ -131,14 +131,6 @@ class PyramidBackbone(StagedBackbone):
         """Apply the norm after stage ``i``."""
         raise NotImplementedError
 
-    def init_weights(self) -> None:
-        """Initialise the weights as the stock class, or load the pretrained file."""
-        if self.pretrained_file and (self.peft is not None or self.init_cfg.get('prefix')):
-            self.load_pretrained()
-        else:
-            super().init_weights()
-        self._init_parts()
-
 
 def check_stages(count: int, out_indices, pretrained, init_cfg, widths, num_heads, **lists) -> None:
     """Check the arguments of a stock class against each other.

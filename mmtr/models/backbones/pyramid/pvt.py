@@ -48,6 +48,8 @@ class PVTBackbone(PyramidBackbone):
         'init_cfg': Maybe(OfFile()),
     }
 
+    loads_whole_files = True
+
     def _build(self, given, **ours):
         """Check the arguments of the stock class against each other, and build it and what is ``ours``."""
         check_stages(
@@ -96,14 +98,6 @@ class PVTBackbone(PyramidBackbone):
     def pretrained_file(self) -> Optional[str]:
         """The path of the checkpoint that ``init_weights`` loads; None: weights are initialised at random."""
         return None if self.init_cfg is None else self.init_cfg.get('checkpoint')
-
-    def init_weights(self) -> None:
-        """Initialise the weights as the stock class, or load the pretrained file, which must have all weights."""
-        if self.init_cfg is None:
-            super().init_weights()
-        else:
-            self.load_pretrained()
-            self._init_parts()
 
     def _fitted(self, state, path):
         """Convert official names; a file that has neither these nor mmdet's is compared as it is."""
