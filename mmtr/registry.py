@@ -59,7 +59,13 @@ PARAM_SCHEDULERS = Registry(
     'parameter scheduler', scope='mmtr', parent=root.PARAM_SCHEDULERS, locations=['mmtr.engine']
 )
 DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['mmtr.datasets'])
-TRANSFORMS = Registry('transform', scope='mmtr', parent=root.TRANSFORMS, locations=['mmtr.datasets'])
+TRANSFORMS = LateRegistry(
+    'transform',
+    scope='mmtr',
+    parent=root.TRANSFORMS,
+    locations=['mmtr.datasets'],
+    late=dict(AntialiasedResize='mmtr.datasets.resize'),
+)
 METRICS = Registry('metric', scope='mmtr', parent=root.METRICS, locations=['mmtr.evaluation'])
 
 # These have no counterpart in mmengine, so their registries have no parent.
