@@ -120,7 +120,7 @@ class SegFormerPlusPlus(TokenReducer):
             return attn.branch(x)
         q = attn.queries(_merged(x, prefix, asked), asked and asked.kept)
         k, v = attn.keys_values(_merged(sources, prefix, heard), heard and heard.kept)
-        out = attn.attend(q, k, v, kept=asked and asked.kept)
+        out = (attn if heard is None else attn.merging(heard)).attend(q, k, v, kept=asked and asked.kept)
         if asked is None:
             return out
         return unmerge_patches(out, prefix, asked), dict(matching=asked)
