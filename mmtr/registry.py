@@ -20,9 +20,14 @@ ON_MMPRETRAIN = dict(
     ImageClassifier='mmtr.models.classifiers.image_classifier',
 )
 #: Models on mmdet, which is imported no earlier than needed.
-ON_MMDET = {
-    name: 'mmtr.models.backbones.pyramid.pvt' for name in ('PyramidVisionTransformer', 'PyramidVisionTransformerV2')
-}
+ON_MMDET = dict(
+    PyramidVisionTransformer='mmtr.models.backbones.pyramid.pvt',
+    PyramidVisionTransformerV2='mmtr.models.backbones.pyramid.pvt',
+    EoMT='mmtr.models.eomt.detector',
+    EoMTFusionHead='mmtr.models.eomt.detector',
+    EoMTHead='mmtr.models.eomt.heads',
+    EoMTSegHead='mmtr.models.eomt.heads',
+)
 
 
 class LateRegistry(Registry):

@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mmtr.ops.matching import gather_tokens
 from mmtr.ops.shifted_windows import Windows
 from mmtr.undo import Undo, way_back
 
@@ -34,6 +36,8 @@ class Tokens:
             backbone has windowed layers; empty without rotary position embedding.
         windows: Windows of the current token grid, for layers whose tokens attend within them; None: there are none.
         form: (H', W') of the grid that the patch tokens form in this layer, where it has convolutions; else None.
+        visible: (B, Q, H * W) which patches each learned query sees, bool; queries are the last Q prefix tokens. None:
+            all tokens see all.
         gives_back: Whether patches get tokens again; otherwise nothing is computed or kept for that.
     """
 
@@ -47,6 +51,7 @@ class Tokens:
     rotary: tuple[Tensor, ...] = ()
     windows: Optional[Windows] = None
     form: Optional[tuple[int, int]] = None
+    visible: Optional[Tensor] = None
     gives_back: bool = True
 
     def replace(self, **changes) -> 'Tokens':
@@ -78,6 +83,20 @@ class Tokens:
         if self.index is not None:
             return self.index
         return torch.arange(self.grid[0] * self.grid[1], device=self.x.device).expand(self.x.shape[0], -1)
+
+    def visible_shares(self) -> Tensor:
+        """Return the share of its patches by which each query sees each patch token: (B, Q, N), 0 to 1.
+
+        A token that no patch is restored from is seen as the patch in its place.
+        """
+        visible = self.visible.transpose(1, 2).to(self.x.dtype)
+        if self.undo is None:
+            return visible.transpose(1, 2)
+        left = self.patches.shape[1]
+        counts = self.undo.fold(torch.ones_like(visible[..., :1]), left)
+        at_home = gather_tokens(F.pad(visible, (0, 0, 0, 1), value=1.0), self.positions)
+        shares = torch.where(counts > 0, self.undo.fold(visible, left) / counts.clamp(min=1e-6), at_home)
+        return shares.transpose(1, 2)
 
     def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Optional[Tensor], restore: str) -> 'Tokens':
         """Replace the N patch tokens by M reduced ones, and note how to undo that.

@@ -27,6 +27,23 @@ class Undo:
         """Map each token before the reduction to the raster position of its representative: (B, M) -> (B, N)."""
         raise NotImplementedError
 
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Sum values of the tokens before the reduction over those that each one after it stands for.
+
+        Args:
+            x: (B, N, C) values.
+            left: Number of tokens after the reduction, M.
+
+        Returns:
+            (B, M, C).
+        """
+        raise NotImplementedError
+
+    @property
+    def count(self) -> int:
+        """The number of tokens before the reduction, N."""
+        raise NotImplementedError
+
     def then(self, step: 'Undo') -> 'Undo':
         """Append ``step``, the undo step of a further reduction."""
         return Chain((*self.parts, step))
@@ -59,6 +76,17 @@ class Chain(Undo):
             index = step.trace(index)
         return index
 
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Sum values over the tokens that each one stands for, see ``Undo``."""
+        for step, later in zip(self.steps, (*self.steps[1:], None)):
+            x = step.fold(x, left if later is None else later.count)
+        return x
+
+    @property
+    def count(self) -> int:
+        """The number of tokens before the first reduction."""
+        return self.steps[0].count
+
 
 @dataclass(frozen=True)
 class Merged(Undo):
@@ -78,9 +106,37 @@ class Merged(Undo):
         """Map each token before the reduction to its representative, see ``Undo``."""
         return index.gather(1, self.slots)
 
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Sum values over the tokens that each one stands for, see ``Undo``."""
+        return _scattered(x, self.slots, left)
+
+    @property
+    def count(self) -> int:
+        """The number of tokens before the reduction."""
+        return self.slots.shape[1]
+
     def then(self, step: Undo) -> Undo:
         """Append ``step``; a merge after a merge is one merge."""
-        return Merged(step.slots.gather(1, self.slots)) if isinstance(step, Merged) else super().then(step)
+        one = type(self) is type(step) is Merged
+        return Merged(step.slots.gather(1, self.slots)) if one else super().then(step)
+
+
+@dataclass(frozen=True)
+class Nearest(Merged):
+    """Dropping, after which each patch gets a copy of the kept token nearest on the patch grid.
+
+    A kept token stands for its own patch alone.
+
+    Args:
+        slots: See ``Merged``; of all patches.
+        index: (B, M) raster positions of the kept tokens; H * W for one without a position.
+    """
+
+    index: Tensor
+
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Return the values of the kept patches, see ``Undo``; 1 for a token without a position."""
+        return gather_tokens(torch.cat([x, torch.ones_like(x[:, :1])], 1), self.index)
 
 
 @dataclass(frozen=True)
@@ -100,6 +156,18 @@ class Assigned(Undo):
     def trace(self, index: Tensor) -> Tensor:
         """Map each token before the reduction to its representative, the reduced token with the largest weight."""
         return index.gather(1, self.assignment.slots())
+
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Sum values over the tokens that each one stands for, by the weights of a weighted sum, see ``Undo``."""
+        if self.assignment.weights is None:
+            return _scattered(x, self.assignment.nearest, left)
+        return self.assignment.weights.to(x.dtype).transpose(1, 2) @ x
+
+    @property
+    def count(self) -> int:
+        """The number of tokens before the reduction."""
+        slots, weights = self.assignment.nearest, self.assignment.weights
+        return (weights if slots is None else slots).shape[1]
 
 
 @dataclass(frozen=True)
@@ -131,6 +199,17 @@ class Dropped(Undo):
         """Map each token to its representative; a dropped token without an anchor represents itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
+
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Return the values of the kept tokens, see ``Undo``; 1 for a fused token."""
+        stayed = self._stayed()
+        kept = gather_tokens(x, self.order.argsort(dim=1)[:, :stayed])
+        return torch.cat([kept, torch.ones_like(x[:, :1]).expand(-1, left - stayed, -1)], 1)
+
+    @property
+    def count(self) -> int:
+        """The number of tokens before the reduction."""
+        return self.order.shape[1]
 
 
 @dataclass(frozen=True)
@@ -174,6 +253,19 @@ class Change(Undo):
     def trace(self, index: Tensor) -> Tensor:
         """Map each token before the reduction to its representative, see ``Undo``."""
         return self.way.trace(index)
+
+    def fold(self, x: Tensor, left: int) -> Tensor:
+        """Sum values over the tokens that each one stands for, see ``Undo``."""
+        return self.way.fold(x, left)
+
+    @property
+    def count(self) -> int:
+        """The number of tokens before the first reduction."""
+        return self.way.count
+
+
+def _scattered(x, slots, left):
+    return x.new_zeros(x.shape[0], left, x.shape[2]).scatter_add(1, slots.unsqueeze(2).expand_as(x), x)
 
 
 def way_back(undo: Optional[Undo], step: Undo, before: Tensor, after: Tensor, change: bool) -> Undo:

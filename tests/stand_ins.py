@@ -52,6 +52,9 @@ def shrink_model(model):
     if 'Swin' in backbone.type:
         backbone.update(embed_dims=16, num_heads=[1, 2, 4, 8])
         widths, factor = [16, 32, 64, 128], 4
+    elif 'MixVisionTransformer' in backbone.type:
+        backbone.update(embed_dims=8)  # for each head
+        widths, factor = [8 * heads for heads in backbone.num_heads], 4
     elif 'ResNet' in backbone.type:
         backbone.update(base_channels=16, stem_channels=16)
         widths, factor = [64, 128, 256, 512], 4
@@ -77,6 +80,8 @@ def shrink_model(model):
         model.neck.in_channels = widths if isinstance(model.neck.in_channels, list) else 16
     for part in every_dict([model.get('data_preprocessor'), model.get('test_cfg')]):
         part.update({key: smaller(part[key], factor) for key in ('size', 'crop_size', 'stride') if key in part})
+        if part.get('pad_size_divisor', 1) > 100:  # a size of images, and no stride
+            part.update(pad_size_divisor=smaller(part['pad_size_divisor'], factor))
     return factor
 
 
@@ -169,6 +174,11 @@ def shrink(cfg, data):
         for step in every_dict(cfg.get('tta_pipeline') or []):
             step.update({key: smaller(step[key], factor) for key in SIZES if key in step})
     cfg.load_from = None
+    if 'rpn_head' in cfg.model:  # mmcv's nms takes no bfloat16, the half precision of a CPU
+        cfg.optim_wrapper = dict(
+            {key: value for key, value in cfg.optim_wrapper.items() if key not in ('dtype', 'loss_scale')},
+            type='OptimWrapper',
+        )
     if cfg.get('train_cfg'):
         steps = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
         cfg.train_cfg.update({steps: 1, 'val_interval': 1})

@@ -18,7 +18,27 @@ class ReductionLosses:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._leave_layers()
         self.check_reduction()
+
+    def _leave_layers(self):
+        """Leave the last layers of the backbone to a head whose queries run in them."""
+        head = self._head()
+        count = getattr(head, 'num_query_layers', None)
+        if count is None:
+            return
+        leave = getattr(self.backbone, 'leave_layers', None)
+        if leave is None or getattr(self, 'neck', None) is not None:
+            raise UserError(
+                f'{type(head).__name__} runs the last layers of the backbone itself, so the backbone must be a plain ViT '
+                f'of mmtr, such as mmtr.DINOv2, and no {type(self.backbone).__name__}, and there is no neck.'
+            )
+        leave(count, head.reduce_with_queries)
+        width, channels = head.query.weight.shape[1], self.backbone.shape.embed_dims
+        if width != channels:
+            raise UserError(
+                f'{head.setting_prefix}in_channels={width} must be {channels}, the channels of the backbone.'
+            )
 
     def check_reduction(self) -> None:
         """Check that the current token reducers fit the model.

@@ -68,6 +68,8 @@ class TokenReducer(BackbonePart):
     leaves_grid = False
     #: Whether the method works in all stages of a backbone of stages, and keeps every token between layers.
     every_stage = False
+    #: Whether attention counts a merged token once for each patch that it stands for.
+    proportional = False
     #: Mode by which the relative position table of a Swin is resized to a reduced window: ``bicubic`` or ``bilinear``.
     table_interpolation = 'bicubic'
 

@@ -43,10 +43,12 @@ class MergingReducer(TokenReducer):
         tokens = tokens.reduced(x, Merged(slots), tokens.positions.gather(1, kept), size, self.restoration)
         padding = size == 0
         # Without padding, attention needs no bias, and more kernels can run it.
-        bias = F.pad(torch.where(padding, -torch.inf, 0.0), (tokens.num_prefix, 0)) if padding.any() else None
-        return tokens.remember(bias=None if bias is None else bias[:, None, None])
+        return tokens.remember(bias=torch.where(padding, -torch.inf, 0.0) if padding.any() else None)
 
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """Run the attention of the layer, with padding masked."""
         bias = tokens.memo.get('bias')
-        return attn.branch(x) if bias is None else attn.attend(*attn.qkv(x), bias)
+        if bias is None:
+            return attn.branch(x)
+        # Queries may have joined the prefix tokens since.
+        return attn.attend(*attn.qkv(x), F.pad(bias, (tokens.num_prefix, 0))[:, None, None])

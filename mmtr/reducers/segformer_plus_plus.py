@@ -33,7 +33,7 @@ class Cells:
         if self.left(grid) == grid[0] * grid[1]:
             return None
         if self.share is None:
-            return whole_cells(len(x), grid, self.cell, x.device)
+            return whole_cells(x.shape[0], grid, self.cell, x.device)
         return cell_matching(x, grid, self.share, self.cell)
 
     def left(self, grid: tuple[int, int]) -> int:
@@ -120,7 +120,7 @@ class SegFormerPlusPlus(TokenReducer):
             return attn.branch(x)
         q = attn.queries(_merged(x, prefix, asked), asked and asked.kept)
         k, v = attn.keys_values(_merged(sources, prefix, heard), heard and heard.kept)
-        out = attn.attend(q, k, v, kept=asked and asked.kept)
+        out = (attn if heard is None else attn.merging(heard)).attend(q, k, v, kept=asked and asked.kept)
         if asked is None:
             return out
         return unmerge_patches(out, prefix, asked), dict(matching=asked)

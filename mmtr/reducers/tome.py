@@ -58,7 +58,7 @@ class Sublayer(Mode):
             return attn.branch(x)
         merged, size = merge_patches(x, tokens.num_prefix, matching)
         q, k, v = attn.qkv(merged, matching.kept)
-        out = attn.attend(q, k, v, self.bias(size, tokens.num_prefix), matching.kept)
+        out = attn.merging(matching).attend(q, k, v, self.bias(size, tokens.num_prefix), matching.kept)
         return unmerge_patches(out, tokens.num_prefix, matching), dict(matching=matching)
 
     def between(self, tokens: Tokens) -> Tokens:
@@ -189,6 +189,7 @@ class ToMe(TokenReducer):
             r = 8 if progressive else 0.3
         proportional = progressive and not energy if proportional_attention is None else proportional_attention
         self.r = merged_in_each(r, layers[1] - layers[0])
+        self.proportional = proportional
         shared = layers, self.r, proportional
         energy_of = backbone.depth if energy else None
         self.mode = Progressive(*shared, restore or 'residual', energy_of) if progressive else Sublayer(*shared)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmdet.registry import MODELS
 from PIL import Image
 
 from mmtr import UserError
 from tests.drawn_coco import SIZE
 
-from .maskdino_runs import BACKBONES, SWIN, build, run_cfg
+from .maskdino_runs import BACKBONES, SWIN, build, model_cfg, run_cfg
 
 pytestmark = pytest.mark.usefixtures('scope_of_mmdet')
 
@@ -125,3 +126,12 @@ def test_a_model_trains_from_scratch_and_tests_through_the_tools(
     assert status == 0, said
     again = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     assert again[metric] == pytest.approx(tested[metric])
+
+
+def test_no_weight_is_left_to_what_memory_held():
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills with NaN
+    try:
+        model = MODELS.build(model_cfg())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())

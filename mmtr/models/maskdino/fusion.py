@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Callable, Optional
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
@@ -12,6 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmtr.errors import UserError
+from mmtr.models.enlarging import Enlarging
 from mmtr.registry import MODELS
 from mmtr.settings import Choice
 
@@ -77,32 +77,16 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
         return [self._predict(*each, rescale) for each in zip(*prediction, batch_data_samples)]
 
     def _predict(self, scores, boxes, masks, sample, rescale):
-        meta = sample.metainfo
-        padded, seen = tuple(meta['batch_input_shape']), tuple(meta['img_shape'][:2])
-        shape = tuple(meta['ori_shape'][:2]) if rescale else seen
-
-        def resize(maps, size):
-            return F.interpolate(maps.unsqueeze(1), size, mode='bilinear', align_corners=False).squeeze(1)
-
-        def to_input(masks):
-            return resize(masks, padded)
-
-        def to_image(maps):
-            maps = maps[..., : seen[0], : seen[1]]
-            return maps if shape == seen else resize(maps, shape)
-
-        def enlarge(masks):
-            return to_image(to_input(masks))
-
+        enlarge = Enlarging(sample, rescale)
         results, image = {}, Prediction(scores.float(), boxes.float(), masks.float())
         if self.test_cfg['instance_on']:
             # Boxes are relative to the padded image.
-            width, height = (padded[i] / seen[i] * shape[i] for i in (1, 0))
-            results['ins_results'] = self.instances(image, enlarge, (width, height), shape)
+            width, height = (enlarge.padded[i] / enlarge.seen[i] * enlarge.shape[i] for i in (1, 0))
+            results['ins_results'] = self.instances(image, enlarge, (width, height), enlarge.shape)
         if self.test_cfg['panoptic_on']:
             results['pan_results'] = self.panoptic(image, enlarge)
         if self.test_cfg['semantic_on']:
-            results['sem_results'] = self.semantic(image, to_input, to_image)
+            results['sem_results'] = self.semantic(image, enlarge.to_input, enlarge.to_image)
         return results
 
     def instances(

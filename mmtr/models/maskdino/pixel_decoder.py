@@ -107,7 +107,7 @@ class MaskDINOPixelDecoder(BaseModule):
         self.encoder = DeformableDetrTransformerEncoder(num_layers, dict(self_attn_cfg=attn, ffn_cfg=ffn))
         self.encoder.layers = ModuleList(EncoderLayer(attn, ffn) for _ in range(num_layers))
         self.positional_encoding = SinePositionalEncoding(channels // 2, normalize=True)
-        self.level_embed = nn.Parameter(torch.empty(self.num_levels, channels))
+        self.level_embed = nn.Parameter(torch.zeros(self.num_levels, channels))
         # The released code fuses the finest map also if it was encoded already.
         fused = in_channels[: max(len(in_channels) - num_encoder_levels, 1)]
         self.lateral_convs = ModuleList(conv(n, 1) for n in fused)

@@ -5,6 +5,7 @@ from typing import Optional
 from torch import Tensor
 
 from mmtr.ops.attention import attention
+from mmtr.ops.bipartite import Matching
 
 #: Queries, keys, values and bias of tokens that attend to each other; see ``mmtr.ops.attention``.
 Group = tuple[Tensor, Tensor, Tensor, Optional[Tensor]]
@@ -83,6 +84,10 @@ class TokenAttention:
     def keys_values(self, x: Tensor, kept: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
         """Project ``sources``, or some of them, to keys and values, see ``qkv``."""
         return self.qkv(x, kept)[1:]
+
+    def merging(self, matching: Matching) -> 'TokenAttention':
+        """Return the attention of keys that were merged by ``matching`` within the layer."""
+        return self
 
     def branch(self, x: Tensor) -> Tensor:
         """Compute self-attention without residual and drop path: (B, P + N, C) -> (B, P + N, C)."""

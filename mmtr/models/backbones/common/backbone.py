@@ -33,6 +33,8 @@ class TunableBackbone(Declared):
     inherited = STOCK
     #: Names of the children that are trained with a ``peft``; all others are frozen.
     trained_parts: tuple[str, ...] = ('peft', 'token_reducer')
+    #: The config of the reducer, see ``set_token_reduction``.
+    token_reduction: Optional[dict] = None
     #: Whether the weights that a ``peft`` freezes were loaded; until then they are random.
     has_frozen_weights = False
     #: Whether a pretrained file must always hold all weights, and is not loaded by the stock class.
@@ -78,6 +80,7 @@ class TunableBackbone(Declared):
         if not self.training:
             reducer.eval()
         self.token_reducer = reducer.to(next(self.parameters()).device)
+        self.token_reduction = token_reduction
         if token_reduction is not None:
             print_log(in_words(reducer), 'current')
         if reducer.caution:

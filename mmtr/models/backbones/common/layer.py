@@ -12,6 +12,8 @@ from mmtr.peft import PEFT
 from mmtr.reducers.base import TokenReducer, attend
 from mmtr.tokens import Tokens
 
+from .queries import seen_by_queries
+
 
 class Projection(nn.Module):
     """``F.linear`` with the weight of another module, as a module, so that it can have forward hooks."""
@@ -97,7 +99,8 @@ class ReducibleLayer:
         noted = []
 
         def branch(x):
-            out, after = attend(reducer, i, self.attn.at(tokens), x, tokens)
+            attn = seen_by_queries(self.attn.at(tokens), tokens, reducer.proportional)
+            out, after = attend(reducer, i, attn, x, tokens)
             noted.append(after)
             return out
 

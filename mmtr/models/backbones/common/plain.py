@@ -1,6 +1,7 @@
 """The forward pass of plain ViTs with token reduction, and loading of their pretrained weights."""
 
 import math
+from dataclasses import replace
 from typing import Optional, Union
 
 import torch
@@ -13,6 +14,7 @@ from mmtr.tokens import Tokens
 
 from .backbone import TunableBackbone
 from .layer import run_layer
+from .open_outputs import OpenOutputs
 from .reduced_outputs import ReducedOutputs
 
 
@@ -34,6 +36,9 @@ class ReducibleBackbone(TunableBackbone):
     norm_every_output = False
     #: What the outputs are made of, see ``BackboneInfo``.
     output = 'patches'
+    #: Number of last layers that a head runs with its queries, and whether tokens are reduced in them.
+    query_layers = 0
+    reduces_with_queries = False
     #: Name of the final norm in checkpoints. A pretrained file may have one although this backbone has none.
     final_norm_name = 'norm'
 
@@ -44,7 +49,36 @@ class ReducibleBackbone(TunableBackbone):
 
     def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
         """Build a reducer for this backbone from the value of the key ``token_reduction``."""
-        return build_token_reducer(token_reduction, self.shape)
+        depth = len(self.layers) - (0 if self.reduces_with_queries else self.query_layers)
+        return build_token_reducer(token_reduction, replace(self.shape, depth=depth))
+
+    def leave_layers(self, count: int, reduces: bool) -> None:
+        """Leave the last layers to a head, which runs them with its queries; see ``OpenOutputs``.
+
+        Args:
+            count: Number of these layers.
+            reduces: Whether tokens are reduced in them too; otherwise they are restored before, and a reducer counts
+                the other layers alone.
+
+        Raises:
+            UserError: The backbone cannot do that, or the reducer cannot.
+        """
+        depth, last = len(self.layers), (len(self.layers) - 1,)
+        if not self.merges_apart or any(getattr(layer.attn, 'window', None) for layer in self.layers):
+            raise UserError(
+                f'{type(self).__name__} has windows or a bias of positions, which learned queries cannot join: choose '
+                'another backbone, such as mmtr.DINOv2.'
+            )
+        if not 0 < count < depth:
+            raise UserError(f'num_query_layers={count} must be from 1 to {depth - 1}: the backbone has {depth} layers.')
+        if tuple(self.out_indices) != last or self.out_origin or self.output_cls_token:
+            raise UserError(
+                f'backbone.out_indices={list(self.out_indices)} must be the last layer alone, [{last[0]}], without class '
+                'token: the head with queries reads nothing else.'
+            )
+        self.query_layers, self.reduces_with_queries = count, reduces
+        if self.token_reduction is not None:
+            self.set_token_reduction(self.token_reduction)
 
     @property
     def shape(self) -> BackboneInfo:
@@ -60,7 +94,10 @@ class ReducibleBackbone(TunableBackbone):
 
     def token_schedule(self, shape: tuple[int, int]) -> list[int]:
         """Count the patch tokens in each layer for an image of ``shape`` (height, width) in pixels."""
-        return self.token_reducer.token_schedule(self._grid_of(shape), len(self.layers))
+        grid = self._grid_of(shape)
+        whole = 0 if self.reduces_with_queries else self.query_layers
+        schedule = self.token_reducer.token_schedule(grid, len(self.layers) - whole)
+        return schedule + [grid[0] * grid[1]] * whole
 
     def _grid_of(self, shape):
         """Count the rows and columns of patches of an image of ``shape`` (height, width) in pixels."""
@@ -73,7 +110,7 @@ class ReducibleBackbone(TunableBackbone):
         """Rows and columns of the position table."""
         return self._training_grid()
 
-    def forward(self, inputs: Tensor) -> Union[tuple, ReducedOutputs]:
+    def forward(self, inputs: Tensor) -> Union[tuple, ReducedOutputs, OpenOutputs]:
         """Extract feature maps from images.
 
         Args:
@@ -81,12 +118,16 @@ class ReducibleBackbone(TunableBackbone):
 
         Returns:
             Tuple of (B, C, H, W), or what else the host gives, one for each of ``out_indices``; ``ReducedOutputs``
-            with ``restore_at='after_head'``.
+            with ``restore_at='after_head'``; ``OpenOutputs`` after ``leave_layers``.
 
         Raises:
             UserError: An image is smaller than a patch.
         """
         tokens = self._embed(inputs)
+        if self.query_layers:
+            for i in range(len(self.layers) - self.query_layers):
+                tokens = run_layer(self.layers[i], tokens, self.token_reducer, i, self.peft)
+            return OpenOutputs(self, tokens, inputs.shape[-2:])
         dense, late = self.output == 'patches', self.token_reducer.restores_late
         output = (lambda tokens: tokens) if late else self._output
         outs = [output(tokens)] if self.out_origin else []
@@ -96,10 +137,14 @@ class ReducibleBackbone(TunableBackbone):
             if i in self.out_indices or i == last:
                 full = self.token_reducer.restore(tokens) if dense and not late else tokens
                 if i == last or self.norm_every_output:
-                    full = full.replace(x=self._final_norm(full.x))
+                    full = self.normed(full)
                 if i in self.out_indices:
                     outs.append(output(full))
         return ReducedOutputs(outs, self.token_reducer) if late else tuple(outs)
+
+    def normed(self, tokens: Tokens) -> Tokens:
+        """Return tokens after the norm of the last layer."""
+        return tokens.replace(x=self._final_norm(tokens.x))
 
     def _embed(self, inputs):
         patch = self.patch_embed.projection.kernel_size
