@@ -9,6 +9,7 @@ from . import (
     cropr,
     dar,
     dinov2,
+    eomt,
     eva02,
     mae,
     maskdino,
@@ -36,4 +37,5 @@ SOURCES = {
     'mae': mae,
     'vitdet': vitdet,
     'sam': sam,
+    'eomt': eomt,
 }

@@ -5,6 +5,7 @@ import torch
 import yaml
 from classifier_layouts import TORCHVISION, encoder_state, timm_state
 from dinov2_layout import DINOv2
+from eomt_layout import EoMT, release_state
 from eva02_layout import eva02_state
 from maskdino_state import head_state
 from official_layouts import augreg_state, draw, mask_state, variant, vit_shapes
@@ -41,6 +42,7 @@ def write(source, path):
         swin=lambda: dict(model=official()),
         vitdet=lambda: dict(model=vitdet_state()),
         sam=sam_state,
+        eomt=lambda: release_state(EoMT()),
         maskdino=lambda: dict(model={**resnet_state(), **head_state(WIDTHS, encoded=3, extra=1)}),
     )[source]()
     save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)

@@ -18,9 +18,9 @@ eomt = dict(
     # The release spreads its crops evenly; up to an aspect of 2:1 these are the same.
     test_cfg=dict(mode='slide', crop_size=size, stride=size),
 )
-# The jitter is of fitting into the square. Pillow averages pixels where it makes images smaller, as the release does; they
-# are filled up with black before they are normalised. The release draws a crop without a label again; its brightness is
-# a factor, and its contrast keeps the mean.
+# The jitter is of fitting into the square. Pillow averages pixels where it makes an image smaller, as the release does.
+# Small images are filled up with black before they are normalised. The release draws a crop without a label again; its
+# brightness is a factor, and its contrast keeps the mean.
 augmentations = [
     dict(type='PhotoMetricDistortion'),
     dict(type='RandomFlip', prob=0.5),
