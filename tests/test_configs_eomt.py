@@ -14,9 +14,9 @@ from mmtr.registry import HOOKS, MODELS
 
 from .config_files import ROOT, read, without_weights
 
-NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('eomt_*-[sbl]_*.py'))
+NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('eomt_*.py'))
 PLAIN = [name for name in NAMES if '_tadapter_' not in name]
-BUILT = [name for name in PLAIN if 'dinov3' not in name or 'DINOv3' in MODELS]
+RELEASED = [name for name in PLAIN if '-ti_' not in name]
 #: Millions of parameters that were measured of the release's models.
 PARAMETERS = {
     'eomt_dinov2-s_coco-panoptic-640': 23.98,
@@ -47,8 +47,10 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize('name', BUILT)
+@pytest.mark.parametrize('name', RELEASED)
 def test_model_and_data_fit(name, monkeypatch):
+    if 'dinov3' in name and 'DINOv3' not in MODELS:
+        pytest.skip('no DINOv3 yet')
     cfg = read(f'{name}.py')
     # mmseg's ViT reads its drop path rates, which the meta device cannot.
     monkeypatch.setattr(torch, 'linspace', functools.partial(torch.linspace, device='cpu'))
@@ -67,7 +69,7 @@ def test_model_and_data_fit(name, monkeypatch):
     )
 
 
-@pytest.mark.parametrize('name', PLAIN)
+@pytest.mark.parametrize('name', RELEASED)
 def test_schedule(name):
     cfg, dinov3 = read(f'{name}.py'), 'dinov3' in name
     steps = STEPS[name.split('_')[2].split('-')[0]]
@@ -89,7 +91,8 @@ def test_schedule(name):
 def test_the_reduced_twin_is_one_key_away_and_ends_before_the_queries(name):
     reduced = read(f'{name.replace("_", "*", 1).replace("_", "_tadapter_", 1).replace("*", "_")}.py')
     layers = reduced.model.backbone.pop('token_reduction').layers
-    assert layers[1] <= reduced.model.backbone.num_layers - (4 if '-l_' in name else 3)
+    head = reduced.model.get('panoptic_head') or reduced.model.decode_head
+    assert layers[1] <= reduced.model.backbone.num_layers - head.num_query_layers
     assert reduced.to_dict() == Config.fromfile(ROOT / 'configs' / f'{name}.py').to_dict()
 
 
