@@ -129,7 +129,7 @@ class QueryHead(Declared):
             visible = None
             if any(probs):
                 outputs.append(self._predict(*x.read(tokens)))
-                visible = self._visible(outputs[-1][1], x.grid, probs[k])
+                visible = self._visible(outputs[-1][1], tokens.grid, probs[k])
             tokens = x.run(k, tokens, visible)
         outputs.append(self._predict(*x.read(tokens)))
         classes, masks = zip(*outputs)
