@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmtr.ops.matching import gather_tokens
 from mmtr.ops.shifted_windows import Windows
 from mmtr.undo import Undo, way_back
 
@@ -87,16 +86,19 @@ class Tokens:
     def visible_shares(self) -> Tensor:
         """Return the share of its patches by which each query sees each patch token: (B, Q, N), 0 to 1.
 
-        A token that no patch is restored from is seen as the patch in its place.
+        A token without a position is seen by all queries.
         """
-        visible = self.visible.transpose(1, 2).to(self.x.dtype)
         if self.undo is None:
-            return visible.transpose(1, 2)
-        left = self.patches.shape[1]
-        counts = self.undo.fold(torch.ones_like(visible[..., :1]), left)
-        at_home = gather_tokens(F.pad(visible, (0, 0, 0, 1), value=1.0), self.positions)
-        shares = torch.where(counts > 0, self.undo.fold(visible, left) / counts.clamp(min=1e-6), at_home)
-        return shares.transpose(1, 2)
+            return self.visible.to(self.x.dtype)
+        visible = F.pad(self.visible.to(self.x.dtype), (0, 1), value=1.0)
+        at_home = visible.gather(2, self.index.unsqueeze(1).expand(-1, visible.shape[1], -1))
+        if not self.undo.merges:
+            return at_home
+        own = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        slots = self.undo.trace(own).unsqueeze(1)
+        counts = torch.zeros_like(at_home[:, :1]).scatter_add(2, slots, torch.ones_like(visible[:, :1, :-1]))
+        sums = torch.zeros_like(at_home).scatter_add(2, slots.expand_as(self.visible), visible[..., :-1])
+        return torch.where(counts > 0, sums / counts.clamp(min=1), at_home)
 
     def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Optional[Tensor], restore: str) -> 'Tokens':
         """Replace the N patch tokens by M reduced ones, and note how to undo that.

@@ -14,6 +14,9 @@ from mmtr.ops.rows_columns import Assignment, eject
 class Undo:
     """The undo step of a reduction of N tokens to M: it maps values of the M tokens to the N. Immutable."""
 
+    #: Whether each of the M tokens stands for all those that ``trace`` to it; otherwise for the one in its place alone.
+    merges = True
+
     @property
     def parts(self) -> tuple['Undo', ...]:
         """The single steps, in the order of the reductions."""
@@ -25,23 +28,6 @@ class Undo:
 
     def trace(self, index: Tensor) -> Tensor:
         """Map each token before the reduction to the raster position of its representative: (B, M) -> (B, N)."""
-        raise NotImplementedError
-
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Sum values of the tokens before the reduction over those that each one after it stands for.
-
-        Args:
-            x: (B, N, C) values.
-            left: Number of tokens after the reduction, M.
-
-        Returns:
-            (B, M, C).
-        """
-        raise NotImplementedError
-
-    @property
-    def count(self) -> int:
-        """The number of tokens before the reduction, N."""
         raise NotImplementedError
 
     def then(self, step: 'Undo') -> 'Undo':
@@ -60,6 +46,11 @@ class Chain(Undo):
     steps: tuple[Undo, ...]
 
     @property
+    def merges(self) -> bool:
+        """Whether all reductions merge, see ``Undo``."""
+        return all(step.merges for step in self.steps)
+
+    @property
     def parts(self) -> tuple[Undo, ...]:
         """The single steps, see ``Undo``."""
         return self.steps
@@ -75,17 +66,6 @@ class Chain(Undo):
         for step in reversed(self.steps):
             index = step.trace(index)
         return index
-
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Sum values over the tokens that each one stands for, see ``Undo``."""
-        for step, later in zip(self.steps, (*self.steps[1:], None)):
-            x = step.fold(x, left if later is None else later.count)
-        return x
-
-    @property
-    def count(self) -> int:
-        """The number of tokens before the first reduction."""
-        return self.steps[0].count
 
 
 @dataclass(frozen=True)
@@ -106,15 +86,6 @@ class Merged(Undo):
         """Map each token before the reduction to its representative, see ``Undo``."""
         return index.gather(1, self.slots)
 
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Sum values over the tokens that each one stands for, see ``Undo``."""
-        return _scattered(x, self.slots, left)
-
-    @property
-    def count(self) -> int:
-        """The number of tokens before the reduction."""
-        return self.slots.shape[1]
-
     def then(self, step: Undo) -> Undo:
         """Append ``step``; a merge after a merge is one merge."""
         one = type(self) is type(step) is Merged
@@ -125,18 +96,11 @@ class Merged(Undo):
 class Nearest(Merged):
     """Dropping, after which each patch gets a copy of the kept token nearest on the patch grid.
 
-    A kept token stands for its own patch alone.
-
     Args:
         slots: See ``Merged``; of all patches.
-        index: (B, M) raster positions of the kept tokens; H * W for one without a position.
     """
 
-    index: Tensor
-
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Return the values of the kept patches, see ``Undo``; 1 for a token without a position."""
-        return gather_tokens(torch.cat([x, torch.ones_like(x[:, :1])], 1), self.index)
+    merges = False
 
 
 @dataclass(frozen=True)
@@ -157,18 +121,6 @@ class Assigned(Undo):
         """Map each token before the reduction to its representative, the reduced token with the largest weight."""
         return index.gather(1, self.assignment.slots())
 
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Sum values over the tokens that each one stands for, by the weights of a weighted sum, see ``Undo``."""
-        if self.assignment.weights is None:
-            return _scattered(x, self.assignment.nearest, left)
-        return self.assignment.weights.to(x.dtype).transpose(1, 2) @ x
-
-    @property
-    def count(self) -> int:
-        """The number of tokens before the reduction."""
-        slots, weights = self.assignment.nearest, self.assignment.weights
-        return (weights if slots is None else slots).shape[1]
-
 
 @dataclass(frozen=True)
 class Dropped(Undo):
@@ -185,6 +137,7 @@ class Dropped(Undo):
     own: Tensor
     places: Tensor
     anchors: Optional[Tensor] = None
+    merges = False
 
     def _stayed(self):
         # A fused token, if there is one, comes after the kept tokens.
@@ -199,17 +152,6 @@ class Dropped(Undo):
         """Map each token to its representative; a dropped token without an anchor represents itself."""
         back = self.places if self.anchors is None else index.gather(1, self.anchors)
         return torch.cat([index[:, : self._stayed()], back], 1).gather(1, self.order)
-
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Return the values of the kept tokens, see ``Undo``; 1 for a fused token."""
-        stayed = self._stayed()
-        kept = gather_tokens(x, self.order.argsort(dim=1)[:, :stayed])
-        return torch.cat([kept, torch.ones_like(x[:, :1]).expand(-1, left - stayed, -1)], 1)
-
-    @property
-    def count(self) -> int:
-        """The number of tokens before the reduction."""
-        return self.order.shape[1]
 
 
 @dataclass(frozen=True)
@@ -242,6 +184,11 @@ class Change(Undo):
     residual: Tensor
 
     @property
+    def merges(self) -> bool:
+        """Whether all reductions merge, see ``Undo``."""
+        return self.way.merges
+
+    @property
     def parts(self) -> tuple[Undo, ...]:
         """The single steps of ``way``."""
         return self.way.parts
@@ -253,19 +200,6 @@ class Change(Undo):
     def trace(self, index: Tensor) -> Tensor:
         """Map each token before the reduction to its representative, see ``Undo``."""
         return self.way.trace(index)
-
-    def fold(self, x: Tensor, left: int) -> Tensor:
-        """Sum values over the tokens that each one stands for, see ``Undo``."""
-        return self.way.fold(x, left)
-
-    @property
-    def count(self) -> int:
-        """The number of tokens before the first reduction."""
-        return self.way.count
-
-
-def _scattered(x, slots, left):
-    return x.new_zeros(x.shape[0], left, x.shape[2]).scatter_add(1, slots.unsqueeze(2).expand_as(x), x)
 
 
 def way_back(undo: Optional[Undo], step: Undo, before: Tensor, after: Tensor, change: bool) -> Undo:

@@ -1,4 +1,4 @@
-"""Export a segmentor or classifier to ONNX, and check the file against PyTorch on real images."""
+"""Export a segmentor, a classifier or an EoMT to ONNX, and check the file against PyTorch on real images."""
 
 import argparse
 import logging
@@ -25,7 +25,7 @@ from mmtr.reducers.words import reductions_in_words
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='of a segmentor or classifier, with or without token_reduction')
+    parser.add_argument('config', help='of a segmentor, a classifier or an EoMT, with or without token_reduction')
     parser.add_argument('checkpoint')
     parser.add_argument('--out', required=True, metavar='F.onnx', help='the file to write')
     parser.add_argument(
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=('H', 'W'),
-        help="pixels; default: the config's sliding window, else its training crop; of a classifier, its img_size",
+        help="pixels; default: the config's sliding window, else its training crop; of a classifier or EoMT, img_size",
     )
     parser.add_argument(
         '--images',

@@ -1,4 +1,4 @@
-"""Export a segmentor or classifier to an ONNX file, and compare the file with the model."""
+"""Export a segmentor, a classifier or an EoMT to an ONNX file, and compare the file with the model."""
 
 import importlib.util
 import logging
@@ -24,7 +24,7 @@ from mmtr.errors import UserError
 from mmtr.inference.model import image_channels
 from mmtr.reducers import TokenReducer
 
-from .pixels import PixelSegmentor, of_pixels
+from .pixels import PixelQueries, PixelSegmentor, of_pixels
 
 PAGE = 'docs/deploy.md'
 
@@ -63,7 +63,7 @@ def _translations():
 
 
 def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
-    """Write a model as ONNX: ``image`` to ``logits`` or ``scores`` and ``labels``, see ``of_pixels``.
+    """Write a model as ONNX: ``image`` to the outputs of ``of_pixels``.
 
     The batch size is dynamic; height and width are fixed.
 
@@ -143,14 +143,14 @@ def session(path: str) -> Any:
 def default_shape(cfg: Config) -> tuple[int, int]:
     """Return the input size (H, W) of a config's model: its sliding window, else its training crop.
 
-    Of a classifier, the size of its position table.
+    Of a classifier and an EoMT, the size that the backbone is for.
 
     Raises:
         UserError: The config says neither.
     """
     model = model_of(cfg)
     shape = (model.get('test_cfg') or {}).get('crop_size') or (model.get('data_preprocessor') or {}).get('size')
-    if shape is None and model.get('head'):
+    if shape is None and (model.get('head') or model.get('panoptic_head')):
         shape = (model.get('backbone') or {}).get('img_size')
         shape = (shape, shape) if isinstance(shape, int) else shape
     if shape is None:
@@ -200,8 +200,13 @@ def test_images(cfg: Config, count: int, shape: tuple[int, int]) -> list[Tensor]
 
 
 def predict(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the outputs of ``of_pixels(model)`` for one image (C, H, W) by the model's own test step."""
-    if not isinstance(of_pixels(model), PixelSegmentor):
+    """Compute the first two outputs of ``of_pixels(model)`` for one image (C, H, W) by the model's own way."""
+    whole = of_pixels(model)
+    if isinstance(whole, PixelQueries):
+        with torch.inference_mode():
+            classes, masks = model(model.data_preprocessor(dict(inputs=[image]))['inputs'], mode='tensor')
+        return masks[-1][0].numpy(), classes[-1][0].argmax(1).numpy()
+    if not isinstance(whole, PixelSegmentor):
         with torch.inference_mode():
             result = model.test_step(dict(inputs=[image]))[0]
         return result.pred_score.numpy(), result.pred_label[0].numpy()

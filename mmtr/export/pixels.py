@@ -9,6 +9,9 @@ from mmtr.config.types import CLASSIFIER, derives
 from mmtr.errors import UserError
 from mmtr.models.preprocessing import turns_to_rgb
 
+#: The detector, whose module imports mmdet.
+EOMT = 'mmtr.EoMT'
+
 
 class _FromPixels(nn.Module):
     """A model with the normalisation of its ``data_preprocessor`` before it and the labels after it.
@@ -21,7 +24,7 @@ class _FromPixels(nn.Module):
         unit: What has one label.
     """
 
-    outputs: tuple[str, str]
+    outputs: tuple[str, ...]
     unit: str
 
     def __init__(self, model: nn.Module):
@@ -63,13 +66,31 @@ class PixelClassifier(_FromPixels):
         return scores, scores.argmax(1)
 
 
-def of_pixels(model: nn.Module) -> Union[PixelSegmentor, PixelClassifier]:
-    """Return the module that a file is made of; raises a ``UserError`` for any but a segmentor or classifier."""
+class PixelQueries(_FromPixels):
+    """An ``mmtr.EoMT``, whose fusion head is left to who runs the file; see ``_FromPixels``."""
+
+    outputs, unit = ('masks', 'labels', 'scores'), 'query'
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run pixels (B, C, H, W), uint8, through the queries.
+
+        Returns:
+            Mask logits (B, Q, h, w); the best class of each query (B, Q), int64, K for no object; and the
+            probabilities of the classes (B, Q, K + 1).
+        """
+        classes, masks = self.model.panoptic_head.predict(self.model.extract_feat(self.normalised(image)), [])
+        return masks, classes.argmax(2), classes.softmax(2)
+
+
+def of_pixels(model: nn.Module) -> Union[PixelSegmentor, PixelClassifier, PixelQueries]:
+    """Return the module that a file is made of; raise a ``UserError`` for a model that none can be made of."""
     if isinstance(model, EncoderDecoder):
         return PixelSegmentor(model).eval()
     if derives(type(model), CLASSIFIER):
         return PixelClassifier(model).eval()
+    if derives(type(model), EOMT):
+        return PixelQueries(model).eval()
     raise UserError(
-        f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an EncoderDecoder of mmseg, or '
-        'of a classifier of mmpretrain.'
+        f'A {type(model).__name__} cannot be exported: give the config of a segmentor, an EncoderDecoder of mmseg, of '
+        'a classifier of mmpretrain, or of an mmtr.EoMT.'
     )

@@ -30,8 +30,8 @@ class ReductionLosses:
         leave = getattr(self.backbone, 'leave_layers', None)
         if leave is None or getattr(self, 'neck', None) is not None:
             raise UserError(
-                f'{type(head).__name__} runs the last layers of the backbone itself, so the backbone must be a plain ViT '
-                f'of mmtr, such as mmtr.DINOv2, and no {type(self.backbone).__name__}, and there is no neck.'
+                f'{type(head).__name__} runs the last layers of the backbone itself, so the backbone must be a plain '
+                f'ViT of mmtr, such as mmtr.DINOv2, and not a {type(self.backbone).__name__}, and there is no neck.'
             )
         leave(count, head.reduce_with_queries)
         width, channels = head.query.weight.shape[1], self.backbone.shape.embed_dims

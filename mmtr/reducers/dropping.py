@@ -34,7 +34,7 @@ def drop(tokens: Tokens, kept: Tensor, restore: str, fused: Optional[Tensor] = N
         undo = Forgotten(index, tokens.grid)
     elif restore == 'copy':
         # For all patches: this replaces the undo steps of earlier drops.
-        undo = Nearest(nearest_kept(index, tokens.grid), index)
+        undo = Nearest(nearest_kept(index, tokens.grid))
     else:
         gone = others(kept, tokens.patches.shape[1])
         own, gone_from, anchors = gather_tokens(tokens.patches, gone), places.gather(1, gone), None

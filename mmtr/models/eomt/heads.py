@@ -45,7 +45,7 @@ class EoMTHead(QueryHead, Mask2FormerHead):
         self.num_things_classes, self.num_stuff_classes = num_things_classes, num_stuff_classes
 
     def loss(self, x: OpenOutputs, batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
-        """Compute ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last prediction; earlier ones have ``d0.`` etc."""
+        """Compute ``loss_cls``, ``loss_mask`` and ``loss_dice``; those of earlier predictions start with ``d0.``..."""
         classes, masks = self(x)
         targets = targets_of(batch_data_samples, self.num_things_classes, self.num_stuff_classes, masks[0].device)
         return self.loss_by_feat(classes, masks, targets, [sample.metainfo for sample in batch_data_samples])

@@ -27,11 +27,6 @@ class OpenOutputs:
         self.backbone, self.tokens, self.size = backbone, tokens, size
         self._reducer = backbone.token_reducer if backbone.reduces_with_queries else NOTHING
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The (H, W) of the patch grid."""
-        return self.tokens.grid
-
     def join(self, queries: Tensor) -> Tokens:
         """Put queries (Q, C) behind class token and registers: reducers read the class token in the first place."""
         tokens = self.tokens

@@ -49,8 +49,17 @@ class ReducibleBackbone(TunableBackbone):
 
     def build_reducer(self, token_reduction: Optional[dict]) -> TokenReducer:
         """Build a reducer for this backbone from the value of the key ``token_reduction``."""
-        depth = len(self.layers) - (0 if self.reduces_with_queries else self.query_layers)
-        return build_token_reducer(token_reduction, replace(self.shape, depth=depth))
+        whole = 0 if self.reduces_with_queries else self.query_layers
+        shape = replace(self.shape, depth=len(self.layers) - whole)
+        try:
+            return build_token_reducer(token_reduction, shape)
+        except UserError as error:
+            if not whole:
+                raise
+            raise UserError(
+                f'{error} The last {whole} of {len(self.layers)} layers run with the queries of the head and do not '
+                'count; with reduce_with_queries=True in the head they do.'
+            ) from None
 
     def leave_layers(self, count: int, reduces: bool) -> None:
         """Leave the last layers to a head, which runs them with its queries; see ``OpenOutputs``.
@@ -73,8 +82,8 @@ class ReducibleBackbone(TunableBackbone):
             raise UserError(f'num_query_layers={count} must be from 1 to {depth - 1}: the backbone has {depth} layers.')
         if tuple(self.out_indices) != last or self.out_origin or self.output_cls_token:
             raise UserError(
-                f'backbone.out_indices={list(self.out_indices)} must be the last layer alone, [{last[0]}], without class '
-                'token: the head with queries reads nothing else.'
+                f'backbone.out_indices={list(self.out_indices)} must be the last layer alone, [{last[0]}], without '
+                'class token: the head with queries reads nothing else.'
             )
         self.query_layers, self.reduces_with_queries = count, reduces
         if self.token_reduction is not None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmtr.ops.bipartite import Matching
 from mmtr.tokens import Tokens
-from mmtr.undo import Merged
 
 from .attention import Group, TokenAttention
 
@@ -36,10 +35,11 @@ class QueriesSee(TokenAttention):
 
     def merging(self, matching: Matching) -> TokenAttention:
         """Pool what queries see as keys are merged, see ``TokenAttention``."""
-        step, left = Merged(matching.slots()), matching.kept.shape[1]
-        shares = self.shares.transpose(1, 2)
-        shares = step.fold(shares, left) / step.fold(torch.ones_like(shares[..., :1]), left)
-        return QueriesSee(self.attn, shares.transpose(1, 2), self.num_prefix, self.proportional)
+        left, slots = matching.kept.shape[1], matching.slots().unsqueeze(1)
+        sums = self.shares.new_zeros(*self.shares.shape[:2], left)
+        counts = sums[:, :1].scatter_add(2, slots, torch.ones_like(self.shares[:, :1]))
+        shares = sums.scatter_add(2, slots.expand_as(self.shares), self.shares) / counts
+        return QueriesSee(self.attn, shares, self.num_prefix, self.proportional)
 
     def split(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], kept: Optional[Tensor]) -> list[Group]:
         """Split the queries from the other tokens, so that these may use kernels without a bias."""
