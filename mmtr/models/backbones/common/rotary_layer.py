@@ -1,4 +1,4 @@
-"""The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
+"""The layer of EVA-02 and DINOv3: attention with rotary position embedding, and an FFN, gated or not."""
 
 from typing import Callable, Optional
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ class RotaryAttention(BaseModule):
         window: Side, in patches, of the windows within which tokens attend as long as no token is reduced; None:
             global attention.
         backend: Attention backend, see ``mmtr.ops.attention``.
+        layer_scale: Initial value of LayerScale after the output projection; None: there is none.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class RotaryAttention(BaseModule):
         drop_path: float = 0.0,
         window: Optional[int] = None,
         backend: str = 'auto',
+        layer_scale: Optional[float] = None,
     ):
         super().__init__()
         self.num_heads, self.window, self.backend = num_heads, window, backend
@@ -47,6 +50,7 @@ class RotaryAttention(BaseModule):
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, embed_dims)[1]
         self.proj = nn.Linear(embed_dims, embed_dims)
+        self.gamma1 = _scale(embed_dims, layer_scale)
         self.branch_dropout = DropPath(drop_path)
 
     def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -93,8 +97,8 @@ class RotaryAttentionAt(WindowedViTAttention):
         return q, k, v, bias[:, None, None].repeat(batch, 1, 1, 1)
 
     def project(self, x: Tensor) -> Tensor:
-        """Apply the output projection, see ``TokenAttention``."""
-        return self.module.proj(self.module.norm(x))
+        """Apply the output projection, with its norm and LayerScale, see ``TokenAttention``."""
+        return self.module.gamma1(self.module.proj(self.module.norm(x)))
 
     def _turns(self, count, kept):
         """Return the cosines and sines of prefix and patch tokens, each (B or 1, 1, ``count``, D / 2 or D)."""
@@ -108,21 +112,33 @@ class RotaryAttentionAt(WindowedViTAttention):
         return torch.cat([prefix, turns], 2).unsqueeze(2).unbind(0)
 
 
-class SwiGLU(BaseModule):
-    """A gated FFN, fc2(norm(silu(gate) * value)), with gate and value from one projection.
+class FeedForward(BaseModule):
+    """An FFN, gamma2(fc2(gelu(fc1(x)))), with LayerScale gamma2 if there is one.
 
     Args:
         embed_dims: Number of channels, C.
-        hidden: Number of channels of the gate, and of the value.
-        norm_cfg: Config of the inner norm; None: no norm.
+        hidden: Number of hidden channels.
+        norm_cfg: Config of a norm of the hidden channels; None: no norm.
         drop_path: Drop path probability.
+        layer_scale: Initial value of LayerScale; None: there is none.
     """
 
-    def __init__(self, embed_dims: int, hidden: int, norm_cfg: Optional[dict] = None, drop_path: float = 0.0):
+    #: Number of projections in ``fc1``.
+    parts = 1
+
+    def __init__(
+        self,
+        embed_dims: int,
+        hidden: int,
+        norm_cfg: Optional[dict] = None,
+        drop_path: float = 0.0,
+        layer_scale: Optional[float] = None,
+    ):
         super().__init__()
-        self.fc1 = nn.Linear(embed_dims, 2 * hidden)
+        self.fc1 = nn.Linear(embed_dims, self.parts * hidden)
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
         self.fc2 = nn.Linear(hidden, embed_dims)
+        self.gamma2 = _scale(embed_dims, layer_scale)
         self.dropout_layer = DropPath(drop_path)
 
     def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -131,21 +147,41 @@ class SwiGLU(BaseModule):
 
     def branch(self, x: Tensor) -> Tensor:
         """Run the FFN without residual and drop path: (..., C) -> (..., C)."""
-        gate, value = self.fc1(x).chunk(2, -1)
-        return self.fc2(self.norm(F.silu(gate) * value))
+        return self.gamma2(self.fc2(self.norm(self.activate(self.fc1(x)))))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Compute the hidden channels from those of ``fc1``."""
+        return F.gelu(x)
+
+
+class SwiGLU(FeedForward):
+    """A gated FFN, fc2(norm(silu(gate) * value)), with gate and value from one projection; see ``FeedForward``."""
+
+    parts = 2
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Compute the hidden channels from gate and value."""
+        gate, value = x.chunk(2, -1)
+        return F.silu(gate) * value
+
+
+def _scale(channels, value):
+    return nn.Identity() if value is None else LayerScale(channels, scale=value)
 
 
 class RotaryEncoderLayer(ReducibleLayer, BaseModule):
-    """A transformer layer of EVA-02, which runs on ``Tokens``.
+    """A transformer layer of EVA-02 or DINOv3, which runs on ``Tokens``.
 
     Args:
-        embed_dims: Number of channels, C.
+        embed_dims: Number of channels.
         num_heads: Number of attention heads.
-        hidden: Number of channels of the FFN's gate.
+        hidden: Number of hidden channels of the FFN.
         norm_cfg: Config of every norm.
+        ffn: Class of the FFN.
         ffn_norm, attn_norm: Whether FFN and attention have an inner norm.
         drop_path: Drop path probability of each branch.
         window, backend: See ``RotaryAttention``.
+        layer_scale: Initial value of LayerScale at the end of each branch; None: there is none.
         with_cp: Whether activation checkpointing recomputes the layer in the backward pass.
     """
 
@@ -155,18 +191,21 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         num_heads: int,
         hidden: int,
         norm_cfg: dict,
-        ffn_norm: bool,
-        attn_norm: bool,
-        drop_path: float,
-        window: Optional[int],
-        backend: str,
-        with_cp: bool,
+        ffn: type[FeedForward] = SwiGLU,
+        ffn_norm: bool = False,
+        attn_norm: bool = False,
+        drop_path: float = 0.0,
+        window: Optional[int] = None,
+        backend: str = 'auto',
+        layer_scale: Optional[float] = None,
+        with_cp: bool = False,
     ):
         super().__init__()
+        inner = [norm_cfg if normed else None for normed in (attn_norm, ffn_norm)]
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.attn = RotaryAttention(embed_dims, num_heads, norm_cfg if attn_norm else None, drop_path, window, backend)
+        self.attn = RotaryAttention(embed_dims, num_heads, inner[0], drop_path, window, backend, layer_scale)
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = SwiGLU(embed_dims, hidden, norm_cfg if ffn_norm else None, drop_path)
+        self.ffn = ffn(embed_dims, hidden, inner[1], drop_path, layer_scale)
         self.with_cp = with_cp
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
