@@ -121,11 +121,9 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
 
 
 def layout_of(state: dict[str, Tensor]) -> Layout:
-    """Tell the layout of a file by its registers; of one without, by its class token."""
-    for layout in LAYOUTS.values():
-        if layout.registers in state:
-            return layout
-    return LAYOUTS['huggingface' if 'embeddings.cls_token' in state else 'release']
+    """Tell the layout of a file by its LayerScale; of a file that is none of them, say the release's."""
+    named = (layout for layout in LAYOUTS.values() if layout.block.format(0) + layout.scales[0] in state)
+    return next(named, LAYOUTS['release'])
 
 
 def dinov3_table(
