@@ -26,8 +26,9 @@ from mmtr.models.backbones.common.arguments import (
     drop_path_rates,
     which_layers,
 )
+from mmtr.models.backbones.common.feed_forward import FeedForward, SwiGLU
 from mmtr.models.backbones.common.plain import OwnBackbone
-from mmtr.models.backbones.common.rotary_layer import FeedForward, RotaryEncoderLayer, SwiGLU
+from mmtr.models.backbones.common.rotary_layer import RotaryEncoderLayer
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
 from mmtr.settings import PROBABILITY, Choice, Flag, Maybe, Number, OneOrMore, Whole

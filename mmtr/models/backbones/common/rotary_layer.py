@@ -3,14 +3,13 @@
 from typing import Callable, Optional
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmtr.models.backbones.common.attention import Group, TokenAttention
+from mmtr.models.backbones.common.feed_forward import FeedForward, SwiGLU, scale_of
 from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
 from mmtr.models.backbones.common.windowed_vit import WindowedViTAttention
 from mmtr.ops.rotary import rotate
@@ -50,7 +49,7 @@ class RotaryAttention(BaseModule):
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, embed_dims)[1]
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.gamma1 = _scale(embed_dims, layer_scale)
+        self.gamma1 = scale_of(embed_dims, layer_scale)
         self.branch_dropout = DropPath(drop_path)
 
     def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -110,63 +109,6 @@ class RotaryAttentionAt(WindowedViTAttention):
         turns = table[:, None, :-1] if index is None else table[:, index]
         prefix = table[:, None, -1:].expand(-1, turns.shape[1], tokens.num_prefix, -1)
         return torch.cat([prefix, turns], 2).unsqueeze(2).unbind(0)
-
-
-class FeedForward(BaseModule):
-    """An FFN, gamma2(fc2(gelu(fc1(x)))), with LayerScale gamma2 if there is one.
-
-    Args:
-        embed_dims: Number of channels, C.
-        hidden: Number of hidden channels.
-        norm_cfg: Config of a norm of the hidden channels; None: no norm.
-        drop_path: Drop path probability.
-        layer_scale: Initial value of LayerScale; None: there is none.
-    """
-
-    #: Number of projections in ``fc1``.
-    parts = 1
-
-    def __init__(
-        self,
-        embed_dims: int,
-        hidden: int,
-        norm_cfg: Optional[dict] = None,
-        drop_path: float = 0.0,
-        layer_scale: Optional[float] = None,
-    ):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dims, self.parts * hidden)
-        self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
-        self.fc2 = nn.Linear(hidden, embed_dims)
-        self.gamma2 = _scale(embed_dims, layer_scale)
-        self.dropout_layer = DropPath(drop_path)
-
-    def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """Add ``branch(x)``, the FFN branch with drop path, to ``identity``: (B, N, C) -> (B, N, C)."""
-        return identity + self.dropout_layer(branch(x))
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Run the FFN without residual and drop path: (..., C) -> (..., C)."""
-        return self.gamma2(self.fc2(self.norm(self.activate(self.fc1(x)))))
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Compute the hidden channels from those of ``fc1``."""
-        return F.gelu(x)
-
-
-class SwiGLU(FeedForward):
-    """A gated FFN, fc2(norm(silu(gate) * value)), with gate and value from one projection; see ``FeedForward``."""
-
-    parts = 2
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Compute the hidden channels from gate and value."""
-        gate, value = x.chunk(2, -1)
-        return F.silu(gate) * value
-
-
-def _scale(channels, value):
-    return nn.Identity() if value is None else LayerScale(channels, scale=value)
 
 
 class RotaryEncoderLayer(ReducibleLayer, BaseModule):
