@@ -99,7 +99,7 @@ def host_without_own_settings(host):
             pytest.skip('it always has a class token')
         if not host.merges_apart and (cfg or {}).get('type') == 'SegFormerPlusPlus':
             pytest.skip('its bias needs the positions of queries and keys')
-        own = dict(with_cls_token=with_cls_token, init_values=1.0)
+        own = dict(with_cls_token=with_cls_token, init_values=1.0, layer_scale_init_value=1.0)
         model = small(host, cfg, patch_size, **{key: own[key] for key in own if key in taken}, **kwargs)
         for layer in model.layers:
             layer.with_cp = with_cp
