@@ -5,6 +5,7 @@ import torch
 import yaml
 from classifier_layouts import TORCHVISION, encoder_state, timm_state
 from dinov2_layout import DINOv2
+from dinov3_layout import release_state
 from eva02_layout import eva02_state
 from maskdino_state import head_state
 from official_layouts import augreg_state, draw, mask_state, variant, vit_shapes
@@ -33,6 +34,7 @@ def write(source, path):
         timm_vit=lambda: draw(vit_shapes()),
         eva02=lambda: eva02_state(True),
         dinov2=lambda: DINOv2(0).state_dict(),
+        dinov3=release_state,
         cropr=lambda: dict(model=cropr_state(True)),
         dar=tuned_state,
         swag=lambda: encoder_state(**tiny),
