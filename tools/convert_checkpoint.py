@@ -23,6 +23,7 @@ ASKED = [name for name, source in SOURCES.items() if 'num_heads' in inspect.sign
 # Defaults of mmseg's classes and ours.
 DEFAULTS = {
     'backbone.attn_norm': False,
+    'backbone.ffn': 'mlp',
     'backbone.ffn_norm': True,
     'backbone.in_channels': 3,
     'backbone.mlp_ratio': 4,

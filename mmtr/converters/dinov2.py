@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-from mmtr.errors import UserError
-
 from .timm_vit import read
 from .vit import SIZES, Notes, depth, grid_side, heads_of_64, need, rename, vit_table
 
@@ -16,7 +14,7 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
     """Convert the release's keys to the backbone's, without prefix; drop the mask token.
 
     Raises:
-        UserError: The weights are not those of an official DINOv2 of size S, B or L.
+        UserError: The weights are not those of an official DINOv2.
     """
     converted = rename(state, _table(state), KIND, DROPPED)
     settings = _settings(converted)
@@ -33,11 +31,6 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
 
 
 def _table(state):
-    if 'blocks.0.mlp.w12.weight' in state:
-        raise UserError(
-            'The FFN of this DINOv2 is SwiGLU, so it is the giant (ViT-g), which mmtr.DINOv2 does not '
-            'have: take S, B or L.'
-        )
     table = vit_table(state, KIND)
     dim = len(need(state, 'patch_embed.proj.weight', KIND))
     registers = state.get('register_tokens')
@@ -51,7 +44,7 @@ def _table(state):
 
 def _settings(state):
     dim, channels, patch, _ = state['patch_embed.projection.weight'].shape
-    registers = state.get('register_tokens')
+    registers, gated = state.get('register_tokens'), 'layers.0.ffn.fc1.weight' in state
     return {
         'backbone.img_size': (grid_side(state['pos_embed']) * patch,) * 2,
         'backbone.patch_size': patch,
@@ -59,6 +52,7 @@ def _settings(state):
         'backbone.embed_dims': dim,
         'backbone.num_layers': depth(state, r'layers\.(\d+)\.'),
         'backbone.num_heads': heads_of_64(dim, KIND),
-        'backbone.mlp_ratio': len(state['layers.0.ffn.layers.0.0.weight']) // dim,
+        'backbone.mlp_ratio': 4 if gated else len(state['layers.0.ffn.layers.0.0.weight']) // dim,
         'backbone.num_registers': 0 if registers is None else registers.shape[1],
+        **({'backbone.ffn': 'swiglu'} if gated else {}),
     }

@@ -18,6 +18,7 @@ SIZES = {(192, 12): ('t', 3), (384, 12): ('s', 6), (768, 12): ('b', 12), (1024, 
 Table = dict[str, tuple[str, tuple[int, ...]]]
 # Names in a transformer block: norm, projections to q, k and v, output projection, norm, and two layers of the FFN.
 TIMM = ('norm1.', 'attn.qkv.', 'attn.proj.', 'norm2.', 'mlp.fc1.', 'mlp.fc2.')
+GATED = (*TIMM[:4], 'mlp.w12.', 'mlp.w3.')
 MMSEG = ('ln1.', 'attn.attn.in_proj_', 'attn.attn.out_proj.', 'ln2.', 'ffn.layers.0.0.', 'ffn.layers.1.')
 MMPRETRAIN = ('ln1.', 'attn.qkv.', 'attn.proj.', 'ln2.', 'ffn.layers.0.0.', 'ffn.layers.1.')
 #: ImageNet's mean and standard deviation of RGB, in pixel values.
@@ -116,17 +117,24 @@ def rename(state: dict[str, Tensor], table: Table, kind: str, dropped: Iterable[
 
 
 def block_table(
-    source: str, target: str, dim: int, hidden: int, old: tuple[str, ...] = TIMM, new: tuple[str, ...] = MMSEG
+    source: str,
+    target: str,
+    dim: int,
+    hidden: int,
+    old: tuple[str, ...] = TIMM,
+    new: tuple[str, ...] = MMSEG,
+    gated: bool = False,
 ) -> Table:
     """Build the table for ``rename`` of one transformer block.
 
     Args:
         source, target: Prefixes of the old and the new keys, without the last dot.
         dim: Embedding dimension.
-        hidden: Hidden channels of the FFN.
+        hidden: Hidden channels of the FFN; of a gated one, those of gate and value together.
         old, new: Names of its layers, in the order of ``TIMM``.
+        gated: Whether the FFN is gated.
     """
-    shapes = ((dim,), (3 * dim, dim), (dim, dim), (dim,), (hidden, dim), (dim, hidden))
+    shapes = ((dim,), (3 * dim, dim), (dim, dim), (dim,), (hidden, dim), (dim, hidden // (2 if gated else 1)))
     table = {}
     for one, other, shape in zip(old, new, shapes):
         table[f'{source}.{one}weight'] = (f'{target}.{other}weight', shape)
@@ -137,7 +145,7 @@ def block_table(
 def vit_table(
     state: dict[str, Tensor], kind: str, source: str = '', target: str = '', new: tuple[str, ...] = MMSEG
 ) -> Table:
-    """Build the table for ``rename`` of a timm ViT.
+    """Build the table for ``rename`` of a timm ViT, or of DINOv2's giant, whose FFN is gated.
 
     Args:
         source, target: Prefixes of the old and the new keys.
@@ -145,7 +153,9 @@ def vit_table(
     """
     kernel = need(state, f'{source}patch_embed.proj.weight', kind)
     positions = need(state, f'{source}pos_embed', kind)
-    hidden = len(need(state, f'{source}blocks.0.mlp.fc1.weight', kind))
+    gated = f'{source}blocks.0.mlp.w12.weight' in state
+    old, new = (GATED, (*new[:4], 'ffn.fc1.', 'ffn.fc2.')) if gated else (TIMM, new)
+    hidden = len(need(state, f'{source}blocks.0.{old[4]}weight', kind))
     dim = len(kernel)
     table = {
         f'{source}cls_token': (f'{target}cls_token', (1, 1, dim)),
@@ -156,7 +166,7 @@ def vit_table(
         f'{source}norm.bias': (f'{target}ln1.bias', (dim,)),
     }
     for i in range(depth(state, re.escape(source) + r'blocks\.(\d+)\.')):
-        table.update(block_table(f'{source}blocks.{i}', f'{target}layers.{i}', dim, hidden, new=new))
+        table.update(block_table(f'{source}blocks.{i}', f'{target}layers.{i}', dim, hidden, old, new, gated))
     return table
 
 

@@ -1,6 +1,6 @@
-"""Rotary position embedding of a patch grid, as in EVA-02 (Fang et al., Sec. 2.1)."""
+"""Rotary position embedding of a patch grid: EVA-02 (Fang et al., Sec. 2.1), DINOv3 (Siméoni et al., Sec. 3.2)."""
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -10,32 +10,42 @@ from torch import Tensor
 def rotary_table(
     grid: tuple[int, int],
     channels: int,
-    reference: int,
+    span: Union[float, Tensor],
     window: Optional[int] = None,
     device: Optional[torch.device] = None,
+    base: float = 10000.0,
+    centred: bool = False,
 ) -> Tensor:
     """Compute the cosine and sine of the angle by which each position of a grid rotates each pair of channels.
 
-    The first half of the pairs is rotated by the row, the second by the column. Rows and columns are scaled to
-    ``reference``, those of the grid that a model was pretrained on.
+    The first half of the pairs is rotated by the row, the second by the column. Pair k of D / 4 turns ``base`` **
+    (-k / (D / 4)) times as far as the first.
 
     Args:
         grid: (H, W), in patches.
         channels: Channels of a head, D, a multiple of 4.
-        reference: Rows, and columns, of the pretraining grid.
-        window: Side of a window, in patches; positions are then those within a window, and each window is scaled to
-            ``reference``. None: positions are those in the grid.
+        span: Angle by which the first pair turns from one side of the grid to the other, whatever the number of
+            patches; in EVA-02 the rows, and columns, of the pretraining grid.
+        window: Side of a window, in patches; positions are then those within a window, and each window has the
+            ``span``. None: positions are those in the grid.
         device: Device of the table.
+        base: Base of the angles' geometric sequence.
+        centred: Whether angles are 0 at the centre of the grid, and patches at their centres; otherwise at the first
+            patch. Tokens without a position are at angle 0.
 
     Returns:
         Cosines and sines (2, H * W + 1, D / 2), float32; the last position is for tokens without a position, which
         are not rotated.
     """
-    bands = 10000 ** (torch.arange(channels // 4, device=device) / -(channels // 4))
-    rows, columns = (
-        (torch.arange(n, device=device) % (window or n) * (reference / (window or n))).unsqueeze(1) * bands
-        for n in grid
-    )
+    bands = base ** (torch.arange(channels // 4, device=device) / -(channels // 4))
+
+    def angles_of(n):
+        side = window or n
+        place = torch.arange(n, device=device) % side
+        place = place + (0.5 - side / 2) if centred else place
+        return (place * (span / side)).unsqueeze(1) * bands
+
+    rows, columns = map(angles_of, grid)
     angles = torch.cat([rows.unsqueeze(1).expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)], 2)
     angles = F.pad(angles.flatten(0, 1), (0, 0, 0, 1))
     return torch.stack([angles.cos(), angles.sin()])

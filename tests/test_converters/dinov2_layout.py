@@ -8,6 +8,7 @@ from torch import nn
 
 HEADS = 2
 GRID = (SIZE[0] // PATCH, SIZE[1] // PATCH)
+WIDTH = -(-8 * DIM // 3 // 8) * 8  # of gate and value
 
 
 def cubic(x, a):
@@ -75,11 +76,21 @@ class Mlp(nn.Module):
         return self.fc2(x * 0.5 * (1 + torch.erf(x / 2**0.5)))
 
 
-class Block(nn.Module):
+class Gated(nn.Module):
     def __init__(self):
         super().__init__()
+        self.w12, self.w3 = nn.Linear(DIM, 2 * WIDTH), nn.Linear(WIDTH, DIM)
+
+    def forward(self, x):
+        gate, value = self.w12(x)[..., :WIDTH], self.w12(x)[..., WIDTH:]
+        return self.w3(gate / (1 + torch.exp(-gate)) * value)
+
+
+class Block(nn.Module):
+    def __init__(self, gated=False):
+        super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(DIM, eps=1e-6), nn.LayerNorm(DIM, eps=1e-6)
-        self.attn, self.mlp = Attention(), Mlp()
+        self.attn, self.mlp = Attention(), Gated() if gated else Mlp()
         self.ls1, self.ls2 = Scale(), Scale()
 
     def forward(self, x):
@@ -96,7 +107,7 @@ class PatchEmbed(nn.Module):
 class DINOv2(nn.Module):
     """The official model, DIM wide; random weights that matter."""
 
-    def __init__(self, registers=0, grid=GRID, antialias=None, offset=None):
+    def __init__(self, registers=0, grid=GRID, antialias=None, offset=None, gated=False):
         super().__init__()
         torch.manual_seed(0)
         self.grid = grid
@@ -108,7 +119,7 @@ class DINOv2(nn.Module):
             self.register_tokens = nn.Parameter(torch.randn(1, registers, DIM))
         self.mask_token = nn.Parameter(torch.randn(1, DIM))
         self.patch_embed = PatchEmbed()
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.blocks = nn.ModuleList(Block(gated) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(DIM, eps=1e-6)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):

@@ -1,11 +1,12 @@
 """A file of each source as it is released, of a tiny model with random weights."""
 
+import eomt_layout
 import numpy as np
 import torch
 import yaml
 from classifier_layouts import TORCHVISION, encoder_state, timm_state
 from dinov2_layout import DINOv2
-from eomt_layout import EoMT, release_state
+from dinov3_layout import release_state
 from eva02_layout import eva02_state
 from maskdino_state import head_state
 from official_layouts import augreg_state, draw, mask_state, variant, vit_shapes
@@ -34,6 +35,7 @@ def write(source, path):
         timm_vit=lambda: draw(vit_shapes()),
         eva02=lambda: eva02_state(True),
         dinov2=lambda: DINOv2(0).state_dict(),
+        dinov3=release_state,
         cropr=lambda: dict(model=cropr_state(True)),
         dar=tuned_state,
         swag=lambda: encoder_state(**tiny),
@@ -42,7 +44,7 @@ def write(source, path):
         swin=lambda: dict(model=official()),
         vitdet=lambda: dict(model=vitdet_state()),
         sam=sam_state,
-        eomt=lambda: release_state(EoMT()),
+        eomt=lambda: eomt_layout.release_state(eomt_layout.EoMT()),
         maskdino=lambda: dict(model={**resnet_state(), **head_state(WIDTHS, encoded=3, extra=1)}),
     )[source]()
     save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)

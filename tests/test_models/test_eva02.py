@@ -6,7 +6,7 @@ import torch
 from mmtr import UserError
 from mmtr.analysis import flops
 from mmtr.models.backbones import EVA02
-from mmtr.models.backbones.eva02.layer import RotaryAttention
+from mmtr.models.backbones.common.rotary_layer import RotaryAttention
 from mmtr.ops.rotary import rotary_table
 from mmtr.tokens import Tokens
 

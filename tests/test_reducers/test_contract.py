@@ -99,7 +99,7 @@ def host_without_own_settings(host):
             pytest.skip('it always has a class token')
         if not host.merges_apart and (cfg or {}).get('type') == 'SegFormerPlusPlus':
             pytest.skip('its bias needs the positions of queries and keys')
-        own = dict(with_cls_token=with_cls_token, init_values=1.0)
+        own = dict(with_cls_token=with_cls_token, init_values=1.0, layer_scale_init_value=1.0)
         model = small(host, cfg, patch_size, **{key: own[key] for key in own if key in taken}, **kwargs)
         for layer in model.layers:
             layer.with_cp = with_cp
@@ -234,7 +234,7 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
-    assert {tokens.num_prefix for tokens in seen} == {{dinov2: 4, vitdet: 0}.get(backbone, 1)}
+    assert {tokens.num_prefix for tokens in seen} == {dict(dinov2=4, dinov3=5, vitdet=0).get(backbone.__name__, 1)}
     if model.token_reducer.fixed_count:
         # A layer's output may be restored already, or reduced or restored in the next layer.
         assert all(tokens.patches.shape[1] >= min(counts) for tokens, counts in zip(seen, zip(schedule, schedule[1:])))

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import NORM, OUTPUTS, PATCH, PIXELS
+from mmtr.models.backbones.common.feed_forward import SwiGLU
 from mmtr.models.backbones.common.twins import share
 from mmtr.ops.resize import resize_positions
 from mmtr.registry import MODELS
-from mmtr.settings import SHARE, Flag, Maybe, Number, Whole
+from mmtr.settings import SHARE, Choice, Flag, Maybe, Number, Whole
 
 from .vit import MultiheadAttention, VisionTransformer
 
@@ -42,8 +43,8 @@ def add_layer_scale(layer: nn.Module, init_value: float) -> None:
 class DINOv2(VisionTransformer):
     """DINOv2 (Oquab et al., arXiv 2304.07193), with registers: Darcet et al., arXiv 2309.16588.
 
-    Ti (ours), S, B and L have 192, 384, 768 and 1024 channels, 12 layers (L: 24), and one head per 64 channels.
-    The final norm is applied to every output. Giant, with SwiGLU, is not supported.
+    Ti (ours), S, B, L and giant have 192, 384, 768, 1024 and 1536 channels, 12 layers (L: 24, giant: 40), and one head
+    per 64 channels; the FFN of the giant is ``swiglu``. The final norm is applied to every output.
 
     Args:
         img_size: Size in pixels that the position embedding is for, one number or (height, width); for other sizes it
@@ -55,6 +56,7 @@ class DINOv2(VisionTransformer):
         interpolate_antialias, interpolate_offset: Interpolation of the position embedding, see
             ``mmtr.ops.resize.resize_positions``. None: as in the released models, False and 0.1 without registers,
             True and 0 with them.
+        ffn: ``mlp``, with GELU; or ``swiglu``, gated, of two thirds of the hidden channels, up to a multiple of 8.
         out_indices: Layers whose outputs are returned, counted from 0; -1 is the last.
         norm_cfg: Config of every norm.
         patch_bias, final_norm: As in mmseg's ViT.
@@ -77,6 +79,7 @@ class DINOv2(VisionTransformer):
         layer_scale_init_value: Number(above=0, most=1000) = 1e-5,
         interpolate_antialias: Maybe(Flag()) = None,
         interpolate_offset: Maybe(SHARE) = None,
+        ffn: Choice('mlp', 'swiglu') = 'mlp',
         out_indices: OUTPUTS = -1,
         norm_cfg: Maybe(NORM) = None,
         patch_bias: Flag() = True,
@@ -105,6 +108,12 @@ class DINOv2(VisionTransformer):
         self.antialias = num_registers > 0 if interpolate_antialias is None else interpolate_antialias
         self.offset = (0.0 if num_registers else 0.1) if interpolate_offset is None else interpolate_offset
         for layer in self.layers:
+            if ffn == 'swiglu':
+                channels, hidden = layer.ffn.embed_dims, layer.ffn.feedforward_channels
+                # Up to a multiple of 8, as in the release.
+                gated = SwiGLU(channels, -(-(2 * hidden // 3) // 8) * 8)
+                gated.embed_dims, gated.dropout_layer = channels, layer.ffn.dropout_layer
+                layer.ffn = gated
             add_layer_scale(layer, layer_scale_init_value)
         self.set_token_reduction(token_reduction)
         self.set_peft(peft)

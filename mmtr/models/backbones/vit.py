@@ -86,7 +86,7 @@ class TransformerEncoderLayer(ReducibleLayer, vit.TransformerEncoderLayer):
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """Return the linear layers by name, see ``ReducibleLayer``."""
-        attn, ((fc1, *_), fc2, *_) = self.attn.attn, self.ffn.layers
+        attn, (fc1, fc2) = self.attn.attn, self.ffn.ends()
         return dict(
             qkv=(self.attn.in_projection, attn.in_proj_weight),
             proj=(attn.out_proj, attn.out_proj.weight),

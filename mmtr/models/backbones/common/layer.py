@@ -41,6 +41,11 @@ class FFN(mmcv_transformer.FFN):
         """Run the layers without residual and drop path: (..., C) -> (..., C)."""
         return self.gamma2(self.layers(x))
 
+    def ends(self) -> tuple[nn.Linear, nn.Linear]:
+        """Return the first and the last linear layer."""
+        (first, *_), last, *_ = self.layers
+        return first, last
+
 
 @dataclass
 class Step:

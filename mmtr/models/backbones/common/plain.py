@@ -232,4 +232,5 @@ class OwnBackbone(ReducibleBackbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if hasattr(self, 'pos_embed'):  # not with rotary positions alone
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)

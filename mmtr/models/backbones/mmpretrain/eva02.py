@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.arguments import ATTN_BACKEND
 from mmtr.models.backbones.common.attention import TokenAttention
+from mmtr.models.backbones.common.rotary_layer import RotaryAttentionAt
 from mmtr.models.backbones.common.twins import share
-from mmtr.models.backbones.eva02.layer import RotaryAttentionAt
 from mmtr.ops.rotary import evens_first, rotary_table, spread_over_neighbours
 from mmtr.registry import MODELS
 from mmtr.settings import PROBABILITY, Flag

@@ -29,11 +29,10 @@ from mmtr.models.backbones.common.arguments import (
     which_layers,
 )
 from mmtr.models.backbones.common.plain import OwnBackbone
+from mmtr.models.backbones.common.rotary_layer import RotaryEncoderLayer
 from mmtr.ops.rotary import rotary_table
 from mmtr.registry import MODELS
 from mmtr.settings import PROBABILITY, Flag, Listed, Maybe, OneOrMore, Whole
-
-from .layer import RotaryEncoderLayer
 
 
 @MODELS.register_module()
@@ -132,12 +131,12 @@ class EVA02(OwnBackbone, BaseModule):
                 num_heads,
                 int(embed_dims * mlp_ratio),
                 norm_cfg,
-                ffn_norm,
-                attn_norm,
-                rate,
-                window_size if i in window_layers else None,
-                attn_backend,
-                with_cp,
+                ffn_norm=ffn_norm,
+                attn_norm=attn_norm,
+                drop_path=rate,
+                window=window_size if i in window_layers else None,
+                backend=attn_backend,
+                with_cp=with_cp,
             )
             for i, rate in enumerate(rates)
         )

@@ -1,15 +1,15 @@
-"""The layer of EVA-02: attention with rotary position embedding, and SwiGLU."""
+"""The layer of EVA-02 and DINOv3: attention with rotary position embedding, and an FFN, gated or not."""
 
 from typing import Callable, Optional
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmtr.models.backbones.common.attention import Group, TokenAttention
+from mmtr.models.backbones.common.feed_forward import FeedForward, SwiGLU, scale_of
 from mmtr.models.backbones.common.layer import Projection, ReducibleLayer
 from mmtr.models.backbones.common.windowed_vit import WindowedViTAttention
 from mmtr.ops.rotary import rotate
@@ -28,6 +28,7 @@ class RotaryAttention(BaseModule):
         window: Side, in patches, of the windows within which tokens attend as long as no token is reduced; None:
             global attention.
         backend: Attention backend, see ``mmtr.ops.attention``.
+        layer_scale: Initial value of LayerScale after the output projection; None: there is none.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RotaryAttention(BaseModule):
         drop_path: float = 0.0,
         window: Optional[int] = None,
         backend: str = 'auto',
+        layer_scale: Optional[float] = None,
     ):
         super().__init__()
         self.num_heads, self.window, self.backend = num_heads, window, backend
@@ -47,6 +49,7 @@ class RotaryAttention(BaseModule):
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, embed_dims)[1]
         self.proj = nn.Linear(embed_dims, embed_dims)
+        self.gamma1 = scale_of(embed_dims, layer_scale)
         self.branch_dropout = DropPath(drop_path)
 
     def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -93,8 +96,8 @@ class RotaryAttentionAt(WindowedViTAttention):
         return q, k, v, bias[:, None, None].repeat(batch, 1, 1, 1)
 
     def project(self, x: Tensor) -> Tensor:
-        """Apply the output projection, see ``TokenAttention``."""
-        return self.module.proj(self.module.norm(x))
+        """Apply the output projection, with its norm and LayerScale, see ``TokenAttention``."""
+        return self.module.gamma1(self.module.proj(self.module.norm(x)))
 
     def _turns(self, count, kept):
         """Return the cosines and sines of prefix and patch tokens, each (B or 1, 1, ``count``, D / 2 or D)."""
@@ -108,44 +111,19 @@ class RotaryAttentionAt(WindowedViTAttention):
         return torch.cat([prefix, turns], 2).unsqueeze(2).unbind(0)
 
 
-class SwiGLU(BaseModule):
-    """A gated FFN, fc2(norm(silu(gate) * value)), with gate and value from one projection.
-
-    Args:
-        embed_dims: Number of channels, C.
-        hidden: Number of channels of the gate, and of the value.
-        norm_cfg: Config of the inner norm; None: no norm.
-        drop_path: Drop path probability.
-    """
-
-    def __init__(self, embed_dims: int, hidden: int, norm_cfg: Optional[dict] = None, drop_path: float = 0.0):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dims, 2 * hidden)
-        self.norm = nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, hidden)[1]
-        self.fc2 = nn.Linear(hidden, embed_dims)
-        self.dropout_layer = DropPath(drop_path)
-
-    def forward(self, x: Tensor, identity: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """Add ``branch(x)``, the FFN branch with drop path, to ``identity``: (B, N, C) -> (B, N, C)."""
-        return identity + self.dropout_layer(branch(x))
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Run the FFN without residual and drop path: (..., C) -> (..., C)."""
-        gate, value = self.fc1(x).chunk(2, -1)
-        return self.fc2(self.norm(F.silu(gate) * value))
-
-
 class RotaryEncoderLayer(ReducibleLayer, BaseModule):
-    """A transformer layer of EVA-02, which runs on ``Tokens``.
+    """A transformer layer of EVA-02 or DINOv3, which runs on ``Tokens``.
 
     Args:
-        embed_dims: Number of channels, C.
+        embed_dims: Number of channels.
         num_heads: Number of attention heads.
-        hidden: Number of channels of the FFN's gate.
+        hidden: Number of hidden channels of the FFN.
         norm_cfg: Config of every norm.
+        ffn: Class of the FFN.
         ffn_norm, attn_norm: Whether FFN and attention have an inner norm.
         drop_path: Drop path probability of each branch.
         window, backend: See ``RotaryAttention``.
+        layer_scale: Initial value of LayerScale at the end of each branch; None: there is none.
         with_cp: Whether activation checkpointing recomputes the layer in the backward pass.
     """
 
@@ -155,18 +133,21 @@ class RotaryEncoderLayer(ReducibleLayer, BaseModule):
         num_heads: int,
         hidden: int,
         norm_cfg: dict,
-        ffn_norm: bool,
-        attn_norm: bool,
-        drop_path: float,
-        window: Optional[int],
-        backend: str,
-        with_cp: bool,
+        ffn: type[FeedForward] = SwiGLU,
+        ffn_norm: bool = False,
+        attn_norm: bool = False,
+        drop_path: float = 0.0,
+        window: Optional[int] = None,
+        backend: str = 'auto',
+        layer_scale: Optional[float] = None,
+        with_cp: bool = False,
     ):
         super().__init__()
+        inner = [norm_cfg if normed else None for normed in (attn_norm, ffn_norm)]
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.attn = RotaryAttention(embed_dims, num_heads, norm_cfg if attn_norm else None, drop_path, window, backend)
+        self.attn = RotaryAttention(embed_dims, num_heads, inner[0], drop_path, window, backend, layer_scale)
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = SwiGLU(embed_dims, hidden, norm_cfg if ffn_norm else None, drop_path)
+        self.ffn = ffn(embed_dims, hidden, inner[1], drop_path, layer_scale)
         self.with_cp = with_cp
 
     def linears(self) -> dict[str, tuple[nn.Module, Tensor]]:
