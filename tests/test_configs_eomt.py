@@ -10,7 +10,7 @@ from mmseg.registry import DATASETS as SEGMENTATION
 
 from mmtr.checks.config import check_config
 from mmtr.engine.hooks import MaskAnnealingHook
-from mmtr.registry import HOOKS, MODELS
+from mmtr.registry import HOOKS
 
 from .config_files import ROOT, read, without_weights
 
@@ -49,8 +49,6 @@ WINDOWS = {
 
 @pytest.mark.parametrize('name', RELEASED)
 def test_model_and_data_fit(name, monkeypatch):
-    if 'dinov3' in name and 'DINOv3' not in MODELS:
-        pytest.skip('no DINOv3 yet')
     cfg = read(f'{name}.py')
     # mmseg's ViT reads its drop path rates, which the meta device cannot.
     monkeypatch.setattr(torch, 'linspace', functools.partial(torch.linspace, device='cpu'))

@@ -5,14 +5,16 @@ DINOv3 hold the difference of the encoder from the pretrained one, which is adde
 """
 
 import re
+from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmtr.errors import UserError
 from mmtr.weights.files import read_checkpoint
 
-from . import dinov2
+from . import dinov2, dinov3
 from .vit import SIZES, Notes, depth, need, rename
 
 KIND = 'an EoMT'
@@ -36,6 +38,8 @@ DINOV2 = {
     r'layers\.(\d+)\.attention\.out_proj\.': r'blocks.\1.attn.proj.',
     r'layers\.(\d+)\.attention\.': r'blocks.\1.attn.',
     r'layers\.(\d+)\.layer_scale(\d)\.lambda1': r'blocks.\1.ls\2.gamma',
+    r'layers\.(\d+)\.mlp\.weights_in\.': r'blocks.\1.mlp.w12.',
+    r'layers\.(\d+)\.mlp\.weights_out\.': r'blocks.\1.mlp.w3.',
     r'layers\.': 'blocks.',
 }
 #: Number of layers of the encoder -> number of those with queries, in the released models.
@@ -52,24 +56,31 @@ STUFF = (
 )
 
 
-def read(path: str) -> tuple[dict[str, Tensor]]:
-    """Read (state, ) from the release's ``pytorch_model.bin``, a file of Lightning, or one of Hugging Face.
+def read(path: str, base: Optional[str] = None) -> tuple[dict[str, Tensor], Optional[dict[str, Tensor]]]:
+    """Read (state, state of ``base``) from the release's ``pytorch_model.bin``, or a file of Lightning or Hugging Face.
+
+    Args:
+        base: File of the pretrained DINOv3, see ``convert``.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: A file cannot be read.
     """
     checkpoint = read_checkpoint(path)
     state = checkpoint.get('state_dict', checkpoint)
-    return ({key.replace('._orig_mod', ''): value for key, value in state.items()},)
+    state = {key.replace('._orig_mod', ''): value for key, value in state.items()}
+    return state, None if base is None else dinov3.read(base)[0]
 
 
-def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+def convert(state: dict[str, Tensor], base: Optional[dict[str, Tensor]] = None) -> tuple[dict[str, Tensor], Notes]:
     """Convert the keys to ``backbone.*`` and ``panoptic_head.*``, or ``decode_head.*`` for a semantic model.
 
     A model is semantic if it has 100 queries and the classes of ADE20K or Cityscapes.
 
+    Args:
+        base: The pretrained DINOv3, which the release's files of models on DINOv3 hold the difference from.
+
     Raises:
-        UserError: The weights are not those of an EoMT.
+        UserError: The weights are not those of an EoMT; or ``base`` is needed, not needed, or of another size.
     """
     state = {key.removeprefix('network.'): value for key, value in state.items()}
     layout = 1 if 'q.weight' in state else 2
@@ -80,7 +91,7 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
     classes = len(need(head, f'{names[1]}weight', KIND)) - 1
     head = rename(head, _head_table(head, layout, queries, classes, dim), KIND)
 
-    weights, notes = (_of_release if layout == 1 else _of_hugging_face)(encoder)
+    weights, notes = (_of_release if layout == 1 else _of_hugging_face)(encoder, base)
     layers = notes.settings['backbone.num_layers']
     # Of each query layer the file has the probability of masks, if it has any.
     query_layers = len(state['attn_mask_probs']) if 'attn_mask_probs' in state else QUERY_LAYERS.get(layers, 4)
@@ -126,15 +137,20 @@ def _head_table(state, layout, queries, classes, dim):
     return table
 
 
-def _of_release(state):
-    """(weights, notes) of an encoder of the release: timm's DINOv2, or the difference from a DINOv3."""
+def _of_release(state, base):
+    """(weights, notes) of an encoder of the release: timm's DINOv2, or a DINOv3 of Hugging Face under timm's names."""
     state = {key.removeprefix('encoder.backbone.'): value for key, value in state.items()}
-    state = {key.replace('reg_token', 'register_tokens'): value for key, value in state.items()}
-    return _of_dinov2(state)
+    if 'patch_embed.cls_token' in state:
+        names = {'patch_embed.': 'embeddings.', 'blocks.': 'layer.'}
+        return _of_dinov3({_begun(key, names): value for key, value in state.items()}, base)
+    return _of_dinov2({key.replace('reg_token', 'register_tokens'): value for key, value in state.items()}, base)
 
 
-def _of_hugging_face(state):
+def _of_hugging_face(state, base):
     """(weights, notes) of an encoder of Hugging Face."""
+    if 'embeddings.patch_embeddings.weight' in state:
+        names = {'layers.': 'layer.', 'layernorm.': 'norm.'}
+        return _of_dinov3({_begun(key, names): value for key, value in state.items()}, base)
     state = dict(state)
     for i in range(depth(state, r'layers\.(\d+)\.')):
         for kind in ('weight', 'bias'):
@@ -144,7 +160,13 @@ def _of_hugging_face(state):
                 del state[name]
     positions = 'embeddings.position_embeddings.weight'
     state[positions] = need(state, positions, KIND).unsqueeze(0)
-    return _of_dinov2({_in_dinov2(key): value for key, value in state.items()})
+    return _of_dinov2({_in_dinov2(key): value for key, value in state.items()}, base)
+
+
+def _begun(key, names):
+    """``key`` with another beginning, by ``names``."""
+    old = next((old for old in names if key.startswith(old)), '')
+    return names.get(old, '') + key.removeprefix(old)
 
 
 def _in_dinov2(key):
@@ -153,10 +175,47 @@ def _in_dinov2(key):
     return re.sub(f'^{pattern}', DINOV2.get(pattern, ''), key)
 
 
-def _of_dinov2(state):
+def _of_dinov2(state, base):
     """(weights, notes) of a DINOv2 whose class token has its position in it already."""
+    _refuse_base(base)
+    # Gate and value of the giant's FFN are joined, in timm without a name of their own.
+    first, last = (state.get(f'blocks.0.mlp.fc{i}.weight') for i in (1, 2))
+    if first is not None and last is not None and len(first) == 2 * last.shape[1]:
+        state = {key.replace('mlp.fc1', 'mlp.w12').replace('mlp.fc2', 'mlp.w3'): each for key, each in state.items()}
     need(state, 'register_tokens', KIND)  # without them, timm's table has a place for the class token
     positions = need(state, 'pos_embed', KIND)
     weights, notes = dinov2.convert({**state, 'pos_embed': F.pad(positions, (0, 0, 1, 0))})
     notes.remarks = []
     return weights, notes
+
+
+def _of_dinov3(state, base):
+    """(weights, notes) of a DINOv3 under Hugging Face's names, or of its difference from ``base``."""
+    weights, notes = dinov3.convert(state)
+    notes.remarks = [
+        dinov3.LICENCE,
+        'The size of the images is not in the file: COCO has configs for 640 and 1280 pixels.',
+    ]
+    # The scales of norms are above 0, and changes of them are not.
+    scales = torch.cat([value for key, value in weights.items() if re.search(r'norm\d?\.weight$', key)])
+    if (scales > 0).float().mean() > 0.9:
+        _refuse_base(base)
+        return weights, notes
+    size = (notes.settings['backbone.embed_dims'], notes.settings['backbone.num_layers'])
+    name = f'the pretrained DINOv3 of {size[0]} channels and {size[1]} layers'
+    letter = SIZES.get(size, (None,))[0]
+    if letter:
+        name += f', facebook/dinov3-vit{letter}16-pretrain-lvd1689m'
+    if base is None:
+        raise UserError(f'The file holds the difference of its encoder from {name}: give the file of that too, --base.')
+    pretrained = dinov3.convert(base)[0]
+    if {key: value.shape for key, value in pretrained.items()} != {key: value.shape for key, value in weights.items()}:
+        raise UserError(f'--base is a DINOv3 of another size: the difference is from {name}.')
+    return {key: value + pretrained[key] for key, value in weights.items()}, notes
+
+
+def _refuse_base(base):
+    if base is not None:
+        raise UserError(
+            '--base is for a file that holds the difference from a DINOv3, and this one is whole: leave it out.'
+        )

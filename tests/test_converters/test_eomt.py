@@ -6,11 +6,14 @@ from eomt_layout import CLASSES, GRID, QUERIES, QUERY_LAYERS, EoMT, hugging_face
 from mmdet.datasets import ADE20KPanopticDataset
 from mmengine.config import ConfigDict
 from mmseg.datasets import ADE20KDataset
-from official_layouts import DIM, HEADS, LAYERS, PATCH
+from official_layouts import DIM, HEADS, LAYERS, PATCH, draw, linear_shapes, norm_shapes
 
 from mmtr import UserError
+from mmtr.converters import dinov3
 from mmtr.converters import eomt as source
 from mmtr.registry import MODELS
+
+ENCODER = ('embeddings.', 'layers.', 'layernorm.')
 
 
 def state_of(layout, **kwargs):
@@ -56,6 +59,22 @@ def test_semantic_models(layout):
         masks = torch.nn.functional.interpolate(masks, image.shape[2:], mode='bilinear')
         expected = torch.einsum('bqk,bqhw->bkhw', classes.softmax(-1)[..., :-1], masks.sigmoid())
         torch.testing.assert_close(ours.encode_decode(image, []), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('layout', ['release', 'hf'])
+def test_the_gated_ffn_of_the_giant(layout):
+    state = state_of(layout)[1]
+    for key in [key for key in state if '.mlp.' in key]:
+        value = state.pop(key)
+        if layout == 'hf':
+            key = key.replace('fc1', 'weights_in').replace('fc2', 'weights_out')
+        # Half as many channels, behind gate and value, as there are in gate and value.
+        state[key] = value[:, : 2 * DIM] if value.shape == (DIM, 4 * DIM) else value
+    weights, notes = source.convert(state)
+    assert notes.settings['backbone.ffn'] == 'swiglu'
+    shapes = {key: value.shape for key, value in weights.items() if '.ffn.fc' in key}
+    assert shapes['backbone.layers.0.ffn.fc1.weight'] == (4 * DIM, DIM)
+    assert shapes['backbone.layers.0.ffn.fc2.weight'] == (DIM, 2 * DIM)
 
 
 def test_classes_of_ade20k_have_the_order_of_mmdet():
@@ -113,3 +132,69 @@ def test_what_is_missing_or_unknown_is_named(layout):
     for key in ('network.encoder.backbone.head.weight', 'network.upscale.0.conv3.weight'):
         with pytest.raises(UserError, match='does not have: '):
             source.convert({**state, key: torch.ones(3)})
+
+
+def dinov3_state(layers=2, dim=DIM, seed=0):
+    """A pretrained DINOv3 in Hugging Face's layout."""
+    shapes = {
+        'embeddings.cls_token': (1, 1, dim),
+        'embeddings.register_tokens': (1, 4, dim),
+        'embeddings.mask_token': (1, 1, dim),
+        'embeddings.patch_embeddings.weight': (dim, 3, 16, 16),
+        'embeddings.patch_embeddings.bias': (dim,),
+        **norm_shapes('norm', dim),
+    }
+    for i in range(layers):
+        at = f'layer.{i}'
+        for name in 'qvo':
+            shapes |= linear_shapes(f'{at}.attention.{name}_proj', dim, dim)
+        shapes |= {f'{at}.attention.k_proj.weight': (dim, dim), **norm_shapes(f'{at}.norm1', dim)}
+        shapes |= {f'{at}.layer_scale{n}.lambda1': (dim,) for n in (1, 2)} | norm_shapes(f'{at}.norm2', dim)
+        shapes |= linear_shapes(f'{at}.mlp.up_proj', dim, 4 * dim) | linear_shapes(f'{at}.mlp.down_proj', 4 * dim, dim)
+    return draw(shapes, seed)
+
+
+def on_dinov3(delta=False):
+    """A release's model on DINOv3, whole or as the difference from ``dinov3_state()``; and the same of Hugging Face."""
+    model, base = EoMT(), dinov3_state()
+    change = {key: 0.01 * torch.randn(value.shape) for key, value in base.items() if 'mask_token' not in key}
+    whole = {key: base[key] + value for key, value in change.items()}
+    head = {key: value for key, value in release_state(model).items() if '.encoder.backbone.' not in key}
+    names = {'embeddings.': 'patch_embed.', 'layer.': 'blocks.', 'norm.': 'norm.'}
+    release = {
+        f'network.encoder.backbone.{names[old]}{key.removeprefix(old)}': value
+        for key, value in (change if delta else whole).items()
+        for old in names
+        if key.startswith(old)
+    }
+    hugging_face = {key: value for key, value in hugging_face_state(model).items() if not key.startswith(ENCODER)}
+    names = {'layer.': 'layers.', 'norm.': 'layernorm.', 'embeddings.': 'embeddings.'}
+    hugging_face |= {
+        f'{names[old]}{key.removeprefix(old)}': v for key, v in whole.items() for old in names if key.startswith(old)
+    }
+    return {**head, **release}, hugging_face, base
+
+
+def test_a_difference_from_a_dinov3_and_the_whole_model_give_the_same():
+    whole, hugging_face, base = on_dinov3()
+    (expected, notes), (found, _) = source.convert(hugging_face), source.convert(on_dinov3(delta=True)[0], base)
+    assert any('DINOv3 License' in remark for remark in notes.remarks)
+    assert notes.settings['backbone.embed_dims'] == DIM and 'decode_head.num_classes' not in notes.settings
+    for each in (found, source.convert(whole)[0]):
+        assert each.keys() == expected.keys()
+        assert all(torch.allclose(each[key], value, atol=1e-6) for key, value in expected.items())
+    pretrained = dinov3.convert(base)[0]
+    assert {key.removeprefix('backbone.') for key in expected if key.startswith('backbone.')} == pretrained.keys()
+
+
+def test_a_base_that_is_missing_needless_or_of_another_size_is_refused():
+    whole, hugging_face, base = on_dinov3()
+    delta = on_dinov3(delta=True)[0]
+    with pytest.raises(UserError, match='holds the difference .* of 128 channels and 2 layers: give .* --base'):
+        source.convert(delta)
+    for other in (dinov3_state(layers=3), dinov3_state(dim=64)):
+        with pytest.raises(UserError, match='--base is a DINOv3 of another size: .* 128 channels and 2 layers'):
+            source.convert(delta, other)
+    for state in (whole, hugging_face, state_of('release')[1], state_of('hf')[1]):
+        with pytest.raises(UserError, match='this one is whole: leave it out'):
+            source.convert(state, base)

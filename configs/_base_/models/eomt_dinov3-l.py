@@ -4,6 +4,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='mmtr.DINOv3',
+        patch_size=16,
         embed_dims=1024,
         num_layers=24,
         num_heads=16,
