@@ -14,7 +14,13 @@ from typing import Callable
 
 
 def draw_data_set(
-    description: str, what: str, version: int, counts: tuple[int, int], folders: Callable, write: Callable
+    description: str,
+    what: str,
+    version: int,
+    counts: tuple[int, int],
+    folders: Callable,
+    write: Callable,
+    finish: Callable = lambda root, results: None,
 ) -> None:
     """Run the command line of a script that draws training and validation images into a folder.
 
@@ -27,6 +33,7 @@ def draw_data_set(
         counts: Default numbers of training and validation images.
         folders: Function of a split, ``training`` or ``validation``, that names the folders of its images.
         write: Function (root, (split, number of the split, index, seed)) of a module that draws and writes an image.
+        finish: Function (root, what ``write`` returned of all images) that writes what is left.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--out', type=Path, default=Path('demo/data') / what)
@@ -59,8 +66,8 @@ def draw_data_set(
         print(f'drawing {len(jobs)} {what} into {args.out}', flush=True)
         # Spawn: a fork of a process with threads, of OpenCV or torch, can hang.
         with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context('spawn')) as pool:
-            for _ in pool.map(partial(write, work), jobs, chunksize=16):
-                pass
+            results = list(pool.map(partial(write, work), jobs, chunksize=16))
+        finish(work, results)
         (work / 'stamp.json').write_text(json.dumps(settings))
         work.chmod(0o755)
         shutil.rmtree(args.out, ignore_errors=True)

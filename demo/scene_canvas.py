@@ -75,12 +75,16 @@ LIGHTS = {
 
 
 class Scene:
-    """A picture that is painted from far to near: ``rgb`` (H, W, 3) and ``label`` (H, W), 0 unlabelled."""
+    """A picture that is painted from far to near.
+
+    ``rgb`` is (H, W, 3), ``label`` (H, W) with 0 unlabelled, and ``thing`` (H, W) the ``number`` of the object, 0: land.
+    """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         self.rng, (self.w, self.h) = rng, size
         self.rgb = np.zeros((self.h, self.w, 3), np.float32)
         self.label = np.zeros((self.h, self.w), np.uint8)
+        self.thing, self.number = np.zeros((self.h, self.w), np.int32), 0
         self.tile = sum(
             cv2.resize(rng.random((2**k, 2**k), np.float32), (512, 512), interpolation=cv2.INTER_CUBIC) * 0.62**k
             for k in range(2, 9)
@@ -133,6 +137,7 @@ class Scene:
         mask, patch, fog = mask[part], patch[part], self.far(z)
         self.rgb[y0:y1, x0:x1][mask] = (patch * self.light * (1 - fog) + self.haze * fog)[mask]
         self.label[y0:y1, x0:x1][mask] = LABELS.get(name, 0)
+        self.thing[y0:y1, x0:x1][mask] = self.number
 
     def quad(self, texture: np.ndarray, corners: Sequence, name: Optional[str], z: float) -> None:
         """Paint ``texture`` onto the quadrilateral of four ``corners`` (px), clockwise from the upper left."""

@@ -60,8 +60,17 @@ OPTIM_WRAPPERS = Registry('optim_wrapper', scope='mmtr', parent=root.OPTIM_WRAPP
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optim_wrapper_constructor', scope='mmtr', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['mmtr.engine']
 )
+PARAM_SCHEDULERS = Registry(
+    'parameter scheduler', scope='mmtr', parent=root.PARAM_SCHEDULERS, locations=['mmtr.engine']
+)
 DATASETS = Registry('dataset', scope='mmtr', parent=root.DATASETS, locations=['mmtr.datasets'])
-TRANSFORMS = Registry('transform', scope='mmtr', parent=root.TRANSFORMS, locations=['mmtr.datasets'])
+TRANSFORMS = LateRegistry(
+    'transform',
+    scope='mmtr',
+    parent=root.TRANSFORMS,
+    locations=['mmtr.datasets'],
+    late=dict(AntialiasedResize='mmtr.datasets.resize'),
+)
 METRICS = Registry('metric', scope='mmtr', parent=root.METRICS, locations=['mmtr.evaluation'])
 
 # These have no counterpart in mmengine, so their registries have no parent.

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def rgb2id(color):
-    color = np.asarray(color).astype(np.int64)
+    color = np.asarray(color).astype(np.int32)  # the package's
     return color[..., 0] + 256 * color[..., 1] + 256**2 * color[..., 2]
 
 

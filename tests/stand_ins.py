@@ -70,7 +70,7 @@ def shrink_model(model):
         head.update({key: 2 for key in ('num_heads',) if key in head})
     head = model.get('panoptic_head')
     if head:
-        head.update(in_channels=widths)
+        head.update(in_channels=16 if 'EoMT' in model.type else widths)
         if 'MaskDINO' in model.type:
             head.update(channels=64, num_queries=20)
             head.pixel_decoder.update(feedforward_channels=32)

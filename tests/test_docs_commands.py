@@ -116,12 +116,12 @@ def data(tmp_path_factory):
     stand_ins.scenes = tmp_path_factory.mktemp('scenes')
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / 'demo'))
-        draw = module_of(ROOT / 'demo/draw_scenes.py').write_scene
+        scenes = module_of(ROOT / 'demo/draw_scenes.py')
     for split, number in (('training', 0), ('validation', 1)):
-        for kind in ('images', 'annotations'):
-            (stand_ins.scenes / kind / split).mkdir(parents=True)
+        for folder in scenes.folders(split):
+            (stand_ins.scenes / folder).mkdir(parents=True)
         for i in range(2):
-            draw(stand_ins.scenes, (split, number, i, 0))
+            scenes.write_scene(stand_ins.scenes, (split, number, i, 0))
     return stand_ins
 
 

@@ -20,6 +20,8 @@ from mmtr.weights.files import SUFFIXES, write_checkpoint
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # Sources whose files do not hold the number of attention heads.
 ASKED = [name for name, source in SOURCES.items() if 'num_heads' in inspect.signature(source.convert).parameters]
+# Sources of which some files are complete only with another.
+BASED = [name for name, source in SOURCES.items() if 'base' in inspect.signature(source.read).parameters]
 # Defaults of mmseg's classes and ours.
 DEFAULTS = {
     'backbone.attn_norm': False,
@@ -139,6 +141,9 @@ def main(argv: Optional[list[str]] = None) -> None:
         metavar='N',
         help=f'attention heads ({", ".join(ASKED)}), where the file is of no size that was released',
     )
+    parser.add_argument(
+        '--base', metavar='FILE', help=f'the file that IN ({", ".join(BASED)}) holds the difference from'
+    )
     args = parser.parse_args(argv)
     out = Path(args.output)
     if out.suffix not in SUFFIXES:
@@ -150,7 +155,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     options = {} if args.num_heads is None else dict(num_heads=args.num_heads)
     if options and args.source not in ASKED:
         raise UserError(f'--num-heads is for {", ".join(ASKED)}: {args.source} needs none.')
-    loaded = source.read(args.input)
+    if args.base is not None and args.source not in BASED:
+        raise UserError(f'--base is for {", ".join(BASED)}: {args.source} needs none.')
+    loaded = source.read(args.input, *([] if args.base is None else [args.base]))
     check_layout(loaded[0], args.source, args.input)
     state, notes = source.convert(*loaded, **options)
     write_checkpoint(out, state, notes.meta)

@@ -10,6 +10,7 @@ from . import (
     dar,
     dinov2,
     dinov3,
+    eomt,
     eva02,
     mae,
     maskdino,
@@ -38,4 +39,5 @@ SOURCES = {
     'mae': mae,
     'vitdet': vitdet,
     'sam': sam,
+    'eomt': eomt,
 }

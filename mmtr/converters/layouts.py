@@ -5,6 +5,8 @@ from typing import Optional
 
 # A key -> the sources that read a file with it; of several, the first key counts.
 LAYOUTS = {
+    'network.class_head.weight': ('eomt',),
+    'class_predictor.weight': ('eomt',),
     'cropr.0.cross_attn.queries': ('cropr',),
     'encoder.layers.layer_0.ln_1.weight': ('swag',),
     'encoder.layers.encoder_layer_0.ln_1.weight': ('torchvision_vit',),

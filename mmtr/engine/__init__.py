@@ -5,5 +5,6 @@ from .hooks import token_reduction  # noqa: F401  applies the hook also to model
 from .layer_decay import LayerDecayConstructor
 from .optim_wrapper import CPUAmpOptimWrapper
 from .trainable import TrainableConstructor
+from .two_stage import TwoStagePolyLR
 
-__all__ = ['CPUAmpOptimWrapper', 'LayerDecayConstructor', 'TrainableConstructor']
+__all__ = ['CPUAmpOptimWrapper', 'LayerDecayConstructor', 'TrainableConstructor', 'TwoStagePolyLR']

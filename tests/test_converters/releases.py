@@ -1,5 +1,6 @@
 """A file of each source as it is released, of a tiny model with random weights."""
 
+import eomt_layout
 import numpy as np
 import torch
 import yaml
@@ -43,6 +44,7 @@ def write(source, path):
         swin=lambda: dict(model=official()),
         vitdet=lambda: dict(model=vitdet_state()),
         sam=sam_state,
+        eomt=lambda: eomt_layout.release_state(eomt_layout.EoMT()),
         maskdino=lambda: dict(model={**resnet_state(), **head_state(WIDTHS, encoded=3, extra=1)}),
     )[source]()
     save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)

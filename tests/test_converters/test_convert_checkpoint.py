@@ -11,6 +11,7 @@ from eva02_layout import eva02_state
 from mmengine.runner.checkpoint import CheckpointLoader
 from official_layouts import CLASSES, DIM, HEADS, PATCH, augreg_state, draw, mask_state, variant, vit_shapes
 from safetensors.torch import load_file, save_file
+from test_eomt import on_dinov3
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'convert_checkpoint.py'
 spec = importlib.util.spec_from_file_location('convert_checkpoint', TOOL)
@@ -104,6 +105,26 @@ def test_the_number_of_heads_is_for_those_that_need_it(tmp_path, capsys):
     save_file(draw(vit_shapes()), tmp_path / 'vit.safetensors')
     said = refused(capsys, 'timm_vit', tmp_path / 'vit.safetensors', tmp_path / 'vit.pth', '--num-heads', 4)
     assert said == 'Error: --num-heads is for eva02, cropr, swag, torchvision_vit, mae: timm_vit needs none.\n'
+
+
+def test_a_base_is_for_those_that_need_it(tmp_path, capsys):
+    delta, _, base = on_dinov3(delta=True)
+    torch.save(delta, tmp_path / 'pytorch_model.bin')
+    save_file(base, tmp_path / 'model.safetensors')
+    said = refused(capsys, 'eomt', tmp_path / 'pytorch_model.bin', tmp_path / 'out.pth')
+    assert said.endswith('128 channels and 2 layers: give the file of that too, --base.\n')
+    convert('eomt', tmp_path / 'pytorch_model.bin', tmp_path / 'out.pth', '--base', tmp_path / 'model.safetensors')
+    assert 'DINOv3 License' in capsys.readouterr().out
+    written = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+    assert torch.allclose(
+        written['backbone.cls_token'],
+        base['embeddings.cls_token'] + delta['network.encoder.backbone.patch_embed.cls_token'],
+    )
+    save_file(draw(vit_shapes()), tmp_path / 'vit.safetensors')
+    said = refused(
+        capsys, 'timm_vit', tmp_path / 'vit.safetensors', tmp_path / 'vit.pth', '--base', tmp_path / 'out.pth'
+    )
+    assert said == 'Error: --base is for eomt: timm_vit needs none.\n'
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(release, tmp_path, capsys):

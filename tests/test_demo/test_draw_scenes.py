@@ -5,7 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config.fromfile(ROOT / 'configs/_base_/datasets/demo_scenes.py')
@@ -57,6 +59,32 @@ def test_classes_and_config_have_the_same_names(monkeypatch):
 
     assert CLASSES == tuple(CONFIG.metainfo.classes)
     assert len(CONFIG.metainfo.palette) == len(CLASSES)
+
+
+def test_panoptic_maps_tell_objects_of_the_label_map_apart(scenes):
+    cfg = Config.fromfile(ROOT / 'configs/eomt_dinov2-ti_scenes-panoptic.py').train_dataloader.dataset
+    cfg.pipeline = [step for step in cfg.pipeline if step.type.startswith(('Load', 'Pack'))]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        data = DATASETS.build({**cfg, 'type': 'mmdet.CocoPanopticDataset', 'data_root': str(scenes)})
+    things, seen = data.metainfo['thing_classes'], set()
+    assert len(data) == 6
+    for i in range(len(data)):
+        sample = data[i]['data_samples']
+        labels = cv2.imread(str(scenes / f'annotations/training/{Path(sample.img_path).stem}.png'), -1)
+        found = sample.gt_sem_seg.sem_seg[0].numpy()
+        names = np.array([*data.metainfo['classes'], *['none'] * (256 - len(data.metainfo['classes']))])
+        # Objects of a few pixels are left out.
+        known = found != 255
+        assert (names[found][known] == np.array(['none', *CONFIG.metainfo.classes])[labels][known]).all()
+        assert known.mean() > (labels > 0).mean() - 0.01
+        masks = sample.gt_instances.masks.masks
+        assert masks.sum(0).max(initial=0) <= 1 and (masks.sum((1, 2)) >= 32).all()
+        for mask, label in zip(masks, sample.gt_instances.labels):
+            assert (found[mask > 0] == int(label)).all()
+        seen |= {things[label] for label in sample.gt_instances.labels}
+        per_class = np.bincount(sample.gt_instances.labels, minlength=5)
+        seen |= {'several'} if per_class.max() > 1 else set()
+    assert seen == {*things, 'several'}
 
 
 def test_every_patch_has_texture(scenes):

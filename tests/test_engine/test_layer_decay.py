@@ -63,11 +63,50 @@ def test_registers_are_part_of_the_embedding():
     assert found[id(segmentor.backbone.layers[2].ffn.gamma2.weight)] == (0.5, 0.0)
 
 
+@pytest.mark.parametrize('full', [1, 2])
+def test_eomts_way_of_counting(full):
+    """(The release's formula.) Layer i of L: rate^(L - 1 - i), the last ones whole, the embedding as layer 0."""
+    segmentor = model()
+    segmentor.backbone = DINOv2(img_size=28, embed_dims=8, num_layers=4, num_heads=2, num_registers=4)
+    groups = build(segmentor, decay_rate=0.5, num_full_layers=full, decay_vectors=True).param_groups
+    rates = {id(p): group['lr'] for group in groups for p in group['params']}
+    inside = {id(p) for group in groups if group['in_backbone'] for p in group['params']}
+    assert {group['weight_decay'] for group in groups} == {0.05}
+    for name, parameter in segmentor.named_parameters():
+        part = name.split('.')
+        if part[1] == 'layers':
+            index = int(part[2])
+            expected = 1.0 if index >= 4 - full else 0.5 ** (4 - 1 - index)
+        else:
+            expected = 1.0 if part[0] == 'decode_head' or part[1] == 'ln1' else 0.5**3
+        assert rates[id(parameter)] == expected, name
+        assert (id(parameter) in inside) == name.startswith('backbone.'), name
+
+
+def test_what_a_method_adds_to_the_backbone_learns_like_a_head():
+    segmentor = model()
+    reduction = dict(type='Cropr', r=1, layers=(0, 1), num_classes=2)
+    segmentor.backbone = DINOv2(img_size=28, embed_dims=8, num_layers=4, num_heads=2, token_reduction=reduction)
+    for group in build(segmentor, decay_rate=0.5).param_groups:
+        for parameter in group['params']:
+            if any(parameter is each for each in segmentor.backbone.token_reducer.parameters()):
+                assert group['lr'] == 1.0 and not group['in_backbone']
+
+
 @pytest.mark.parametrize(
-    'paramwise', [dict(), dict(decay_rate=0), dict(decay_rate='0.9'), dict(decay_rate=0.9, num_layers=12)], ids=str
+    'paramwise, words',
+    [
+        (dict(), 'must be dict'),
+        (dict(decay_rate=0.9, num_layers=12), 'must be dict'),
+        (dict(decay_rate=0), 'decay_rate=0 must be a number above 0'),
+        (dict(decay_rate='0.9'), "decay_rate='0.9' must be"),
+        (dict(decay_rate=0.9, num_full_layers=4), 'at most the 3 layers'),
+        (dict(decay_rate=0.9, decay_vectors=1), 'decay_vectors=1 must be True or False'),
+    ],
+    ids=str,
 )
-def test_a_rate_that_cannot_work_is_refused(paramwise):
-    with pytest.raises(UserError, match='paramwise_cfg=.* must be dict'):
+def test_a_rate_that_cannot_work_is_refused(paramwise, words):
+    with pytest.raises(UserError, match=f'paramwise_cfg.*{words}'):
         build(model(), **paramwise)
 
 

@@ -1,3 +1,4 @@
+from .annealing import MaskAnnealingHook
 from .checkpoint import CheckpointHook
 from .coverage import CheckpointCoverageHook
 from .curriculum import PruningCurriculumHook
@@ -13,6 +14,7 @@ __all__ = [
     'CheckpointHook',
     'IterationSeedHook',
     'LabelCheckHook',
+    'MaskAnnealingHook',
     'PEFTCheckpointHook',
     'PruningCurriculumHook',
     'ResumeCheckHook',

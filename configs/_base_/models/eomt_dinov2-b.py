@@ -1,0 +1,4 @@
+_base_ = './eomt_dinov2-l.py'
+model = dict(
+    backbone=dict(embed_dims=768, num_layers=12, num_heads=12), panoptic_head=dict(in_channels=768, num_query_layers=3)
+)

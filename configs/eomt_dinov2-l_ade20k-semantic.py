@@ -1,0 +1,2 @@
+_base_ = ['./_base_/models/eomt_dinov2-l_semantic.py', './_base_/eomt/ade20k-semantic.py', './_base_/eomt/schedule.py']
+model = _base_.eomt

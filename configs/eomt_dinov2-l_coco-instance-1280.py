@@ -1,0 +1,2 @@
+_base_ = ['./_base_/models/eomt_dinov2-l.py', './_base_/eomt/coco-instance-1280.py', './_base_/eomt/schedule.py']
+model = _base_.eomt
