@@ -73,12 +73,14 @@ $(VENV)/mmtr: setup.py requirements/runtime.txt requirements/$(STACK)-pins.txt $
 	$(call step,Installing mmtr) \
 	$(PIP) --no-build-isolation $(PINS) -r requirements/runtime.txt -e . && touch $@ && time_taken
 
-# mmpretrain is optional: it gets a folder of its own, and only the tests that ask for it see it.
+# mmpretrain is optional, and transformers a reference of tests: each gets a folder of its own, which only those tests see
+# that ask for it.
 $(VENV)/test-tools: requirements/tests.txt requirements/tune.txt requirements/binary.txt \
-		requirements/cls.txt $(VENV)/operators $(VENV)/mmtr
+		requirements/cls.txt requirements/hf.txt $(VENV)/operators $(VENV)/mmtr
 	$(call step,Installing the test tools) \
 	$(PIP) $(PINS) -r requirements/tests.txt && $(PIP) --no-deps -r requirements/binary.txt && \
-	$(PIP) --no-deps --upgrade --target $(VENV)/mmpretrain -r requirements/cls.txt && touch $@ && time_taken
+	$(PIP) --no-deps --upgrade --target $(VENV)/mmpretrain -r requirements/cls.txt && \
+	$(PIP) --upgrade --target $(VENV)/hf -r requirements/hf.txt && touch $@ && time_taken
 
 # The site, in site/: an environment of its own, since sources are read and not imported. Warnings are errors.
 docs: .venv-docs/installed

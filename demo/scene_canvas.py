@@ -77,7 +77,7 @@ LIGHTS = {
 class Scene:
     """A picture that is painted from far to near.
 
-    ``rgb`` is (H, W, 3), ``label`` (H, W) with 0 unlabelled, and ``thing`` (H, W) the ``number`` of the object, 0: land.
+    ``rgb`` is (H, W, 3), ``label`` (H, W) with 0 unlabelled, and ``thing`` (H, W) the number of the object, 0: land.
     """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):

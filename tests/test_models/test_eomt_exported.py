@@ -7,7 +7,8 @@ import torch
 
 from mmtr.export import onnx as export
 
-from .test_eomt import SIDE, eomt, images, predictions, segmentor
+from .test_eomt import SIDE, eomt, images, predictions
+from .test_eomt_segmentor import segmentor
 
 REDUCED = [
     ({}, None),

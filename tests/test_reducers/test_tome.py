@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmtr import UserError
+from mmtr.models.backbones.common.attention import TokenAttention
 from mmtr.ops.attention import attention
 from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.reducers.base import attend
@@ -29,7 +30,7 @@ def some_tokens(batch=2, grid=GRID, prefix=1):
     return Tokens(torch.randn(batch, prefix + grid[0] * grid[1], CHANNELS, generator=generator), grid, prefix)
 
 
-class Attention:
+class Attention(TokenAttention):
     """Attention without weights."""
 
     def qkv(self, x, kept=None):

@@ -1,0 +1,2 @@
+_base_ = './dinov3-b_simple_cityscapes.py'
+model = dict(backbone=dict(token_reduction=dict(type='TokenAdapter', ratio=(0.3, 0.3), score='max', restore='copy')))

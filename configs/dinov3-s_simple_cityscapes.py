@@ -1,0 +1,2 @@
+_base_ = './dinov3-b_simple_cityscapes.py'
+model = _base_.dinov3_s

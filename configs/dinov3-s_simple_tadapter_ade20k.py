@@ -1,0 +1,2 @@
+_base_ = './dinov3-s_simple_ade20k.py'
+model = dict(backbone=dict(token_reduction=dict(type='TokenAdapter', ratio=(0.3, 0.3), score='max', restore='copy')))

@@ -1,0 +1,2 @@
+_base_ = ['./_base_/models/segmenter_dinov3-b.py', './_base_/segmenter/ade20k.py']
+model = _base_.segmenter

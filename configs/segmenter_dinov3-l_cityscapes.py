@@ -1,0 +1,2 @@
+_base_ = ['./_base_/models/segmenter_dinov3-l.py', './_base_/segmenter/cityscapes.py']
+model = _base_.segmenter
