@@ -38,9 +38,9 @@ class Upscale(nn.Module):
 class QueryHead(Declared):
     """Base class of a ``Mask2FormerHead`` whose queries run in the last layers of the backbone (EoMT, Sec. 3).
 
-    In training, the queries of a layer see the patches that their masks cover, each query with the probability
-    ``mask_probs`` of the layer, which ``mmtr.MaskAnnealingHook`` sets; there is then a prediction before each of these
-    layers too. With a probability of 0, and in inference, there are no masks, and the last prediction alone.
+    In training, there is a prediction before each of these layers, too, and the queries of a layer see what their masks
+    cover, each query with the probability ``mask_probs`` of the layer: ``mmtr.MaskAnnealingHook`` lets it fall from 1;
+    without that hook it is 0. In inference there are no masks, and the last prediction alone.
 
     Args:
         in_channels: Number of channels of the backbone, C.
@@ -111,8 +111,8 @@ class QueryHead(Declared):
             batch_data_samples: Unused; mmdet and mmseg pass it.
 
         Returns:
-            Class logits (B, Q, K + 1) and mask logits (B, Q, h, w), a list of each: with masks, a prediction before
-            each layer with queries, then that of the last layer; without, that alone.
+            Class logits (B, Q, K + 1) and mask logits (B, Q, h, w), a list of each: in training, a prediction before
+            each layer with queries, then that of the last layer; in inference, that alone.
 
         Raises:
             UserError: The outputs are feature maps.
@@ -127,7 +127,7 @@ class QueryHead(Declared):
         outputs, tokens = [], x.join(self.query.weight)
         for k in range(self.num_query_layers):
             visible = None
-            if any(probs):
+            if self.training:
                 outputs.append(self._predict(*x.read(tokens)))
                 visible = self._visible(outputs[-1][1], tokens.grid, probs[k])
             tokens = x.run(k, tokens, visible)
