@@ -69,7 +69,7 @@ class PixelClassifier(_FromPixels):
 class PixelQueries(_FromPixels):
     """An ``mmtr.EoMT``, whose fusion head is left to who runs the file; see ``_FromPixels``."""
 
-    outputs, unit = ('masks', 'labels', 'scores'), 'query'
+    outputs, unit = ('masks', 'labels', 'scores'), 'mask'
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run pixels (B, C, H, W), uint8, through the queries.
