@@ -125,7 +125,9 @@ def count_flops(model: nn.Module, inputs: Union[Tensor, tuple[Tensor, ...]]) -> 
     replica = copy.deepcopy(model, tensors)
     replica.eval()  # its own statement: eval() of mmseg's VisionTransformer returns None
     # A traced model must return tensors.
-    replica.register_forward_hook(lambda module, args, out: out.tensors() if isinstance(out, (ReducedOutputs, OpenOutputs)) else None)
+    replica.register_forward_hook(
+        lambda module, args, out: out.tensors() if isinstance(out, (ReducedOutputs, OpenOutputs)) else None
+    )
     analysis = FlopCountAnalysis(replica, inputs)
     analysis.set_op_handle(**_HANDLERS, **dict.fromkeys(_NEGLIGIBLE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

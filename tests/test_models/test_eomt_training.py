@@ -12,7 +12,7 @@ PLAIN, REDUCED = None, dict(type='TokenAdapter', layers=(1, 3), ratio=0.4)
 pytestmark = pytest.mark.slow
 
 
-def run(cfg, tmp_path, tool, side, iterations, **head):
+def run(cfg, tmp_path, tool, side, patch, iterations, **head):
     """Train an EoMT in the place of a run's model, and test it again; losses and the results of the test."""
     cfg.model = dict(
         type='mmtr.EoMT',
@@ -22,7 +22,7 @@ def run(cfg, tmp_path, tool, side, iterations, **head):
         backbone=dict(
             type='mmtr.DINOv2',
             img_size=side,
-            patch_size=8,
+            patch_size=patch,
             num_registers=1,
             embed_dims=96,
             num_layers=6,
@@ -34,7 +34,7 @@ def run(cfg, tmp_path, tool, side, iterations, **head):
             type='mmtr.EoMTHead',
             in_channels=96,
             num_query_layers=2,
-            num_upscale=1,
+            num_upscale=patch // 8,
             num_points=512,
             **{**dict(num_things_classes=2, num_stuff_classes=0, num_queries=20), **head},
         ),
@@ -68,7 +68,7 @@ def test_drawn_scenes_are_learned(coco, tmp_path, tool, task, metric, least, red
     cfg = run_cfg(coco, tmp_path / 'work', task, iterations)
     stuff = 2 * (task == 'panoptic')
     cfg.model.test_cfg = dict(instance_on=not stuff, panoptic_on=bool(stuff), object_mask_thr=0.5, iou_thr=0.5)
-    losses, tested, again = run(cfg, tmp_path, tool, 64, iterations, num_stuff_classes=stuff, reduction=reduction)
+    losses, tested, again = run(cfg, tmp_path, tool, 64, 8, iterations, num_stuff_classes=stuff, reduction=reduction)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert tested[metric] > least and again[metric] == pytest.approx(tested[metric])
 
@@ -76,14 +76,13 @@ def test_drawn_scenes_are_learned(coco, tmp_path, tool, task, metric, least, red
 @pytest.mark.skipif(not NUCLEI.exists(), reason='../shared is not there')
 @pytest.mark.parametrize('reduction', [PLAIN, REDUCED], ids=['plain', 'reduced'])
 def test_a_few_images_of_nuclei_are_learned(nuclei, tmp_path, tool, reduction):  # noqa: F811
-    iterations = 150
+    iterations = 200
     cfg = run_cfg(nuclei, tmp_path / 'work', 'instances', iterations)
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[loader].dataset.metainfo = dict(classes=('nucleus',))
-    cfg.train_dataloader.batch_size = 2
     cfg.model.test_cfg = dict(instance_on=True, panoptic_on=False)
     head = dict(num_things_classes=1, num_queries=40, reduction=reduction)
-    losses, tested, again = run(cfg, tmp_path, tool, 256, iterations, **head)
+    losses, tested, again = run(cfg, tmp_path, tool, 256, 16, iterations, **head)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    assert tested['coco/segm_mAP'] > 0.1
+    assert tested['coco/segm_mAP'] > 0.3
     assert again['coco/segm_mAP'] == pytest.approx(tested['coco/segm_mAP'])
