@@ -84,5 +84,5 @@ def test_a_few_images_of_nuclei_are_learned(nuclei, tmp_path, tool, reduction): 
     head = dict(num_things_classes=1, num_queries=40, reduction=reduction)
     losses, tested, again = run(cfg, tmp_path, tool, 256, 16, iterations, **head)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    assert tested['coco/segm_mAP'] > 0.3
+    assert tested['coco/segm_mAP'] > 0.15
     assert again['coco/segm_mAP'] == pytest.approx(tested['coco/segm_mAP'])
