@@ -34,7 +34,9 @@ def test_config_is_consistent(path):
     cfg = Config.fromfile(path)
     register_all_modules()
     backbone, head = cfg.model.backbone, cfg.model.decode_head
-    assert backbone.type in ('mmtr.VisionTransformer', 'mmtr.EVA02') and cfg.custom_imports.imports == ['mmtr']
+    assert backbone.type in ('mmtr.VisionTransformer', 'mmtr.EVA02', 'mmtr.DINOv3') and cfg.custom_imports.imports == [
+        'mmtr'
+    ]
     assert cfg.model.type == 'mmtr.EncoderDecoder'
     assert head.in_channels == head.channels == backbone.embed_dims
     assert tuple(cfg.model.data_preprocessor.size) == tuple(backbone.img_size) == tuple(cfg.crop_size)

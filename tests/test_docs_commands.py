@@ -51,6 +51,7 @@ OWN_TESTS = {
 #: The config that a fragment, whose page speaks of any, is added to.
 BASES = {
     'analysis.md': 'segmenter_vit_demo',
+    'eomt.md': 'eomt_dinov2-l_coco-panoptic-640',
     'maskdino.md': 'maskdino_r50_coco-instance',
     'get_started.md': 'segmenter_vit-t_ade20k',
     'peft.md': 'dinov2-b_dar_duts',

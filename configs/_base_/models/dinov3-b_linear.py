@@ -13,7 +13,14 @@ model = dict(
         seg_pad_val=255,
     ),
     backbone=dict(
-        type='mmtr.DINOv3', img_size=(512, 512), embed_dims=768, num_layers=12, num_heads=12, ffn='mlp', hidden=3072
+        type='mmtr.DINOv3',
+        img_size=(512, 512),
+        patch_size=16,
+        embed_dims=768,
+        num_layers=12,
+        num_heads=12,
+        ffn='mlp',
+        hidden=3072,
     ),
     decode_head=dict(
         type='mmtr.LinearHead',

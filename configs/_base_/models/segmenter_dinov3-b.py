@@ -7,6 +7,7 @@ model = dict(
         _delete_=True,
         type='mmtr.DINOv3',
         img_size=(512, 512),
+        patch_size=16,
         embed_dims=768,
         num_layers=12,
         num_heads=12,
