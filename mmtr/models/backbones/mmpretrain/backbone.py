@@ -32,6 +32,8 @@ from .layer import reducible
 
 #: What each ``out_type`` is made of, see ``BackboneInfo``.
 OUT_TYPES = dict(cls_token='class_token', avg_featmap='mean', avg_all='mean', featmap='patches', raw='patches')
+#: Keys of the dict ``arch`` of every plain ViT.
+WIDTHS = dict(embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16))
 
 
 class Arch(Setting):
@@ -64,9 +66,7 @@ def arguments(stock: type, **others: Setting) -> dict[str, Setting]:
     """Return what the arguments of a stock class may be."""
     return dict(
         STOCK,
-        arch=Arch(
-            stock.arch_zoo, embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16)
-        ),
+        arch=Arch(stock.arch_zoo, **WIDTHS),
         patch_size=Pair(PATCH, '(height, width)'),
         out_indices=OUTPUTS,
         out_type=Choice(*OUT_TYPES),
