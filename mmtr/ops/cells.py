@@ -41,7 +41,7 @@ def cell_matching(metric: Tensor, grid: tuple[int, int], share: float, cell: int
     best, nearest = similarity(metric[:, sources], metric[:, targets], 'cosine').max(2)
     order = best.argsort(dim=1, descending=True, stable=True)
     chosen, staying = order.tensor_split([merging(grid, share, cell)], 1)
-    kept = torch.cat([sources[staying], targets.expand(len(metric), -1)], 1)
+    kept = torch.cat([sources[staying], targets.expand(metric.shape[0], -1)], 1)
     return Matching(kept, sources[chosen], nearest.gather(1, chosen) + staying.shape[1])
 
 

@@ -33,7 +33,7 @@ class Cells:
         if self.left(grid) == grid[0] * grid[1]:
             return None
         if self.share is None:
-            return whole_cells(len(x), grid, self.cell, x.device)
+            return whole_cells(x.shape[0], grid, self.cell, x.device)
         return cell_matching(x, grid, self.share, self.cell)
 
     def left(self, grid: tuple[int, int]) -> int:

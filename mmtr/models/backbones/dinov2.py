@@ -130,4 +130,4 @@ class DINOv2(VisionTransformer):
         x = super()._add_positions(x, grid)
         if not self.num_registers:
             return x
-        return torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
+        return torch.cat([x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]], 1)

@@ -166,7 +166,7 @@ class MMPretrainBackbone(ReducibleBackbone):
         x, size = tokens.patches, tokens.size
         if self.out_type == 'avg_all':
             x = tokens.x
-            size = None if size is None else torch.cat([size.new_ones(len(size), tokens.num_prefix), size], 1)
+            size = None if size is None else torch.cat([size.new_ones(size.shape[0], tokens.num_prefix), size], 1)
         return self.ln2(x.mean(1) if size is None else fuse_tokens(x, size).squeeze(1))
 
     def _with_fitted_positions(self, state, path):
