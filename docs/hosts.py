@@ -47,7 +47,6 @@ WITHOUT = dict(
     SVT="no: another class than mmseg's",
     T2T_ViT='no: no host yet for its tokens-to-token stages',
     TNT='no: a second transformer within each patch',
-    ViTSAM='no: no host yet for its decomposed positions',
     XCiT='no: attends to channels, not to tokens',
 )
 #: Backbones that are no transformers.
@@ -95,16 +94,24 @@ def what_works(library: str, kind: str) -> str:
     own = own_backbone(stock) if stock else None
     if own is not None:
         apart = 'SegFormerPlusPlus'
+        without = [] if getattr(own, 'with_cls_token', True) else needing_class_token()
+        without += [] if own.merges_apart else [apart]
         if issubclass(own, StagedBackbone):
             which = f'grid methods and {apart}' if own.merges_apart else 'grid methods'
         else:
-            which = 'all methods' if own.merges_apart else f'all methods but {apart}'
+            which = ' but '.join(['all methods', *[' and '.join(without)] * bool(without)])
         return f'{which}, as `mmtr.{own.__name__}`'
     if kind in OTHERS:
         return ''
     if kind not in WITHOUT:
         raise SystemExit(f'{kind} of {library} is new: say in docs/hosts.py what it is.')
     return WITHOUT[kind]
+
+
+def needing_class_token() -> list[str]:
+    """Return the names of the methods that read the class token."""
+    TOKEN_REDUCERS.import_from_location()
+    return [name for name, method in sorted(TOKEN_REDUCERS.module_dict.items()) if method.needs_class_token]
 
 
 def table(library: str) -> str:

@@ -16,6 +16,7 @@ ON_MMPRETRAIN = dict(
     },
     BEiTViT='mmtr.models.backbones.mmpretrain.beit',
     ViTEVA02='mmtr.models.backbones.mmpretrain.eva02',
+    ViTSAM='mmtr.models.backbones.mmpretrain.sam',
     SwinTransformerV2='mmtr.models.backbones.mmpretrain.swin_v2',
     ImageClassifier='mmtr.models.classifiers.image_classifier',
 )

@@ -34,7 +34,7 @@ for name, each in dict(stock=None, applied=reduction).items():
     scores[name] = mmpretrain.ImageClassificationInferencer(model)('photo.jpg')[0]['pred_scores']
 pickle.dump(scores, open('found.pkl', 'wb'))
 """
-LONG = ('test_outputs', 'test_tools')
+LONG = ('test_compiled', 'test_outputs', 'test_tools')
 pytestmark = pytest.mark.skipif(
     not PACKAGES.is_dir() and find_spec('mmpretrain') is None,
     reason=f'mmpretrain is not in {PACKAGES}, where `make test` puts it',

@@ -27,6 +27,8 @@ from mmtr.reducers import TokenReducer
 from .pixels import PixelQueries, PixelSegmentor, of_pixels
 
 PAGE = 'docs/deploy.md'
+#: Largest number of values of a constant, such as a shape, from which others are computed before the file is written.
+SMALL = 16
 
 
 def check_packages() -> None:
@@ -77,6 +79,7 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
             on the image, or it uses an operator that ONNX lacks.
     """
     check_packages()
+    from onnxscript import optimizer
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     whole = of_pixels(model)
@@ -91,18 +94,26 @@ def export_onnx(model: nn.Module, path: str, shape: tuple[int, int]) -> None:
         # The output of a fused kernel has other strides than the exporter's translation of it.
         with _quiet(), sdpa_kernel(SDPBackend.MATH):
             # The exporter would take a batch of 1 for a constant, so the example has 2 images.
-            torch.onnx.export(
+            program = torch.onnx.export(
                 whole,
                 (pixels,),
-                str(path),
                 dynamo=True,
                 dynamic_shapes=dict(image={0: torch.export.Dim('batch')}),
                 input_names=['image'],
                 output_names=list(whole.outputs),
-                external_data=False,
                 verbose=False,
+                optimize=False,
                 custom_translation_table=_translations(),
             )
+            # Larger constants are left to onnxruntime: here onnx's reference implementation would compute them, which
+            # is slow, and whose Resize is wrong from 10 rows to 14, and at some other scales.
+            optimizer.optimize_ir(program.model, num_iterations=1, input_size_limit=SMALL)
+            if isinstance(program.model.graph.inputs[0].shape[0], int):
+                raise UserError(
+                    'The model cannot be exported: it uses the number of images as a constant, as len(x) of a tensor '
+                    'does in place of x.shape[0], so that the file would take batches of 2 alone.'
+                )
+            program.save(str(path), external_data=False)
     except torch.onnx.OnnxExporterError as error:
         operator = re.search(r'target=torch\.ops\.([\w.]+)', str(error))
         if operator is None:

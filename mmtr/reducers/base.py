@@ -77,8 +77,8 @@ class TokenReducer(BackbonePart):
         super().__init__(backbone)
         if self.needs_class_token and backbone.num_prefix == 0:
             raise UserError(
-                f'token_reduction.type={type(self).__name__!r} reads the class token, and this '
-                'backbone has none: build it with with_cls_token=True, or choose another method.'
+                f'token_reduction.type={type(self).__name__!r} reads the class token, and this backbone has none: '
+                'choose another method, or set with_cls_token=True of the backbone, if it has that setting.'
             )
         self.untrained = self.trained
 

@@ -33,13 +33,21 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-def segmentor(token_reduction=None, swin=False, **head):
-    """A segmentor with random weights."""
-    backbone = dict(type='mmtr.VisionTransformer', img_size=(64, 96), num_layers=2, num_heads=4, final_norm=True)
-    if swin:
-        backbone = dict(
-            type='mmtr.SwinTransformer', depths=(2,), num_heads=(4,), strides=(4,), out_indices=(0,), window_size=6
-        )
+PLAIN = dict(img_size=(64, 96), embed_dims=32, num_layers=2, num_heads=4)
+VIT = dict(PLAIN, type='mmtr.VisionTransformer', final_norm=True)
+SWIN = dict(
+    type='mmtr.SwinTransformer',
+    embed_dims=32,
+    depths=(2,),
+    num_heads=(4,),
+    strides=(4,),
+    out_indices=(0,),
+    window_size=6,
+)
+
+
+def segmentor(token_reduction=None, backbone=VIT, **head):
+    """A segmentor with random weights, on a backbone with 32 channels."""
     torch.manual_seed(0)
     model = build_model(
         Config(
@@ -49,7 +57,7 @@ def segmentor(token_reduction=None, swin=False, **head):
                     data_preprocessor=dict(
                         type='SegDataPreProcessor', mean=[120.0, 110.0, 100.0], std=[60.0, 61.0, 62.0], bgr_to_rgb=True
                     ),
-                    backbone=dict(embed_dims=32, token_reduction=token_reduction, **backbone),
+                    backbone=dict(token_reduction=token_reduction, **backbone),
                     decode_head=dict(
                         dict(
                             type='FCNHead',
@@ -113,7 +121,7 @@ def test_onnx_says_what_pytorch_says(token_reduction, tmp_path):
     ids=str,
 )
 def test_a_swin_in_onnx_says_what_it_says_in_pytorch(token_reduction, tmp_path):
-    model = segmentor(token_reduction, swin=True)
+    model = segmentor(token_reduction, SWIN)
     export.export_onnx(model, tmp_path / 'a.onnx', SHAPE)
     session = export.session(tmp_path / 'a.onnx')
     for found in export.compare_with_onnx(model, session.run, images()):

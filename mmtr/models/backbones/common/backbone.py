@@ -157,8 +157,8 @@ class TunableBackbone(Declared):
         differing += sorted(name for name in state if name not in own and not self.not_in_files(name))
         differing += sorted(name for name in state if name in own and state[name].shape != own[name])
         if differing:
-            fitting = prefix_in(self, whole)
-            remedy = '' if fitting in (None, f'{prefix}.') else f'; it fits with {start_from(path, fitting)}'
+            fitting, given = prefix_in(self, whole), f'{prefix}.' if prefix else ''
+            remedy = '' if fitting in (None, given) else f'; it fits with {start_from(path, fitting)}'
             raise UserError(
                 f"Checkpoint '{path}' is not of this {type(self).__name__}: it differs in {len(differing)} weights "
                 f'({some(differing, 3)}){remedy}.'

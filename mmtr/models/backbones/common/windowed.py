@@ -52,13 +52,13 @@ class WindowedAttention(TokenAttention):
         if self.layout.padded:
             nothing = torch.zeros_like(self.module.qkv.weight[:1])
             q, k, v = (
-                torch.cat([t, pad.expand(len(t), -1, -1, -1)], 2)
+                torch.cat([t, pad.expand(t.shape[0], -1, -1, -1)], 2)
                 for t, pad in zip((q, k, v), self._projected(nothing.unsqueeze(0)))
             )
         parts = zip(*(gather_pieces(t.transpose(1, 2), positions) for t in (q, k, v)))
         biases = self._biases()
         if bias is not None:
-            bias = bias.expand(len(q), *bias.shape[1:])
+            bias = bias.expand(q.shape[0], *bias.shape[1:])
             given = [bias_within(bias, each) for each in positions]
             biases = [each if own is None else own + each for own, each in zip(biases, given)]
         return [(*(t.transpose(1, 2) for t in part), each) for part, each in zip(parts, biases)]

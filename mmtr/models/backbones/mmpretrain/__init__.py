@@ -8,6 +8,7 @@ for _stock, _module, _twin in (
     ('deit.DistilledVisionTransformer', 'backbone', 'DistilledVisionTransformer'),
     ('beit.BEiTViT', 'beit', 'BEiTViT'),
     ('vit_eva02.ViTEVA02', 'eva02', 'ViTEVA02'),
+    ('vit_sam.ViTSAM', 'sam', 'ViTSAM'),
     ('swin_transformer_v2.SwinTransformerV2', 'swin_v2', 'SwinTransformerV2'),
 ):
     twin_of(f'mmpretrain.models.backbones.{_stock}')(late_twin(f'{__name__}.{_module}', _twin))

@@ -32,6 +32,8 @@ from .layer import reducible
 
 #: What each ``out_type`` is made of, see ``BackboneInfo``.
 OUT_TYPES = dict(cls_token='class_token', avg_featmap='mean', avg_all='mean', featmap='patches', raw='patches')
+#: Keys of the dict ``arch`` of every plain ViT.
+WIDTHS = dict(embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16))
 
 
 class Arch(Setting):
@@ -64,9 +66,7 @@ def arguments(stock: type, **others: Setting) -> dict[str, Setting]:
     """Return what the arguments of a stock class may be."""
     return dict(
         STOCK,
-        arch=Arch(
-            stock.arch_zoo, embed_dims=CHANNELS, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=Whole(1, 2**16)
-        ),
+        arch=Arch(stock.arch_zoo, **WIDTHS),
         patch_size=Pair(PATCH, '(height, width)'),
         out_indices=OUTPUTS,
         out_type=Choice(*OUT_TYPES),
@@ -166,7 +166,7 @@ class MMPretrainBackbone(ReducibleBackbone):
         x, size = tokens.patches, tokens.size
         if self.out_type == 'avg_all':
             x = tokens.x
-            size = None if size is None else torch.cat([size.new_ones(len(size), tokens.num_prefix), size], 1)
+            size = None if size is None else torch.cat([size.new_ones(size.shape[0], tokens.num_prefix), size], 1)
         return self.ln2(x.mean(1) if size is None else fuse_tokens(x, size).squeeze(1))
 
     def _with_fitted_positions(self, state, path):

@@ -98,7 +98,7 @@ class CosineAttentionAt(WindowAttentionAt):
                 (torch.arange(n, device=index.device) for n in padded), window, self.module.window_size
             )
         )
-        filled = torch.stack(torch.meshgrid(*even, indexing='ij'), 2).repeat(len(index), 1, 1, 1)
+        filled = torch.stack(torch.meshgrid(*even, indexing='ij'), 2).repeat(index.shape[0], 1, 1, 1)
         filled[:, :height, :width] = places.unflatten(1, (height, width))
         shift = tuple(side // 2 * self.shifted for side in window)
         return make_layout(padded, window, shift, device=index.device).positions, filled.flatten(1, 2)

@@ -96,6 +96,8 @@ class DecomposedAttentionAt(WindowedViTAttention):
 
     def _with_positions(self, q, k, grid, index=None):
         tables = (self.module.rel_pos_h, self.module.rel_pos_w)
+        if tables[0] is None:  # SAM's without relative positions
+            return q, k
         return with_positions(q, k, tuple(map(resize_differences, tables, grid)), grid, index)
 
 
