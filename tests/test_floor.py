@@ -30,7 +30,7 @@ LATER = {
     'torch.export.Dim': 'mmtr/export/onnx.py',
     **{
         f'torch.onnx.export({name}=)': 'mmtr/export/onnx.py'
-        for name in ('dynamo', 'dynamic_shapes', 'external_data', 'custom_translation_table')
+        for name in ('dynamo', 'dynamic_shapes', 'optimize', 'custom_translation_table')
     },
 }
 
