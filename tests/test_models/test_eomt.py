@@ -40,7 +40,7 @@ def eomt(head=None, test_cfg=None, data_preprocessor=None, mean=(0.0,) * 3, std=
     return drawn(
         dict(
             type='mmtr.EoMT',
-            data_preprocessor=data_preprocessor or dict(type='mmdet.DetDataPreprocessor'),
+            data_preprocessor=data_preprocessor or dict(type='mmdet.DetDataPreprocessor', pad_size_divisor=SIDE),
             backbone=vit(**backbone),
             panoptic_head=dict(type='mmtr.EoMTHead', **classes, **{**HEAD, **(head or {})}),
             test_cfg=test_cfg,

@@ -36,6 +36,14 @@ def test_logits_of_a_segmentor_are_sums_over_queries():
     torch.testing.assert_close(own, total / count, atol=1e-5, rtol=1e-5)
 
 
+def test_masks_of_a_crop_that_is_no_multiple_of_a_patch_stay_where_they_are():
+    model, x = segmentor(), torch.randn(1, 3, 90, 70)
+    whole = F.pad(x, (0, 10, 0, 6))
+    with torch.no_grad():
+        cut, padded = (model.encode_decode(each, [{}]) for each in (x, whole))
+    torch.testing.assert_close(cut, padded[..., :90, :70])
+
+
 @pytest.mark.parametrize(
     'settings, said',
     [
@@ -49,6 +57,14 @@ def test_logits_of_a_segmentor_are_sums_over_queries():
         (dict(head=dict(num_query=3)), "no setting 'num_query', the nearest is 'num_queries'"),
         (dict(out_indices=(3, 7)), r'out_indices=\[3, 7\] must be the last layer alone'),
         (dict(test_cfg=dict(semantic_on=True)), "test_cfg has 'semantic_on': choose from panoptic_on, instance_on"),
+        (
+            dict(img_size=90),
+            r'backbone.img_size=\(90, 90\) must be a multiple of the patches of 16 pixels, such as \(80, 80\)',
+        ),
+        (
+            dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor')),
+            'data_preprocessor.pad_size_divisor=1 must be a multiple of the patches of 16 pixels, such as 96',
+        ),
         (
             dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor', mean=[1.0] * 3, std=[1.0] * 3)),
             'an EoMT normalises images itself',

@@ -101,7 +101,7 @@ class EoMT(ReductionLosses, MaskFormer):
 
     Raises:
         UserError: See ``ReductionLosses``; or the backbone cannot leave layers to a head; or the data preprocessor
-            normalises images.
+            normalises images, or does not pad them to whole patches.
     """
 
     def __init__(
@@ -124,6 +124,13 @@ class EoMT(ReductionLosses, MaskFormer):
             raise UserError(
                 'data_preprocessor has mean and std, but an EoMT normalises images itself, after they are padded: give '
                 'mean and std to the model, and none to data_preprocessor.'
+            )
+        patch = self.backbone.patch_size
+        divisor = getattr(self.data_preprocessor, 'pad_size_divisor', patch)
+        if divisor % patch:
+            raise UserError(
+                f'data_preprocessor.pad_size_divisor={divisor} must be a multiple of the patches of {patch} pixels, '
+                f'such as {self.backbone.img_size[0]}, the size of training images: masks are of whole patches.'
             )
         for name, values in (('mean', mean), ('std', std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)

@@ -84,5 +84,6 @@ class EoMTSegHead(QueryHead, SegMask2FormerHead):
 
     def predict(self, x: OpenOutputs, batch_img_metas: list[dict], test_cfg: dict) -> Tensor:
         """Return the sum over queries of class probability times mask probability: (B, K, height, width)."""
-        # mmseg's takes the size of a crop from pad_shape, which is that of the whole image.
-        return super().predict(x, [dict(img_shape=tuple(x.size))], test_cfg)
+        # mmseg's takes the size of a crop from pad_shape, which is that of the whole image. Masks are of whole patches.
+        height, width = x.size
+        return super().predict(x, [dict(img_shape=x.padded_size)], test_cfg)[..., :height, :width]

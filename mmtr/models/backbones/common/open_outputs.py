@@ -27,6 +27,12 @@ class OpenOutputs:
         self.backbone, self.tokens, self.size = backbone, tokens, size
         self._reducer = backbone.token_reducer if backbone.reduces_with_queries else NOTHING
 
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """The (height, width) of the images in whole patches, to which the patch embedding pads them."""
+        patch = self.backbone.patch_embed.projection.kernel_size
+        return tuple(n * side for n, side in zip(self.tokens.grid, patch))
+
     def join(self, queries: Tensor) -> Tokens:
         """Put queries (Q, C) behind class token and registers: reducers read the class token in the first place."""
         tokens = self.tokens

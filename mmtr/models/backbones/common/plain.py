@@ -85,6 +85,12 @@ class ReducibleBackbone(TunableBackbone):
                 f'backbone.out_indices={list(self.out_indices)} must be the last layer alone, [{last[0]}], without '
                 'class token: the head with queries reads nothing else.'
             )
+        if any(side % self.patch_size for side in self.img_size):
+            fitting = tuple(side // self.patch_size * self.patch_size for side in self.img_size)
+            raise UserError(
+                f'backbone.img_size={tuple(self.img_size)} must be a multiple of the patches of {self.patch_size} '
+                f'pixels, such as {fitting}: a patch at the border would be padded, and masks would not fit the images.'
+            )
         self.query_layers, self.reduces_with_queries = count, reduces
         if self.token_reduction is not None:
             self.set_token_reduction(self.token_reduction)
