@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 
 from mmtr.converters import dinov3, eomt
 from mmtr.models.backbones import DINOv3
+from mmtr.models.backbones.common.layer import run_layer
 from mmtr.registry import MODELS
 
 #: Where the Makefile puts transformers.
@@ -36,8 +37,8 @@ def references(tmp_path_factory):
     return lambda name: torch.load(folder / f'{name}.pth')
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+def close(found, expected, atol=1e-4):
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
 def settings_of(notes, part):
@@ -52,7 +53,16 @@ def test_dinov3_gives_the_features_of_transformers(references, gated):
     model.load_state_dict(weights, strict=True)
     with torch.no_grad():
         (out,) = model(found['x'])
-    close(out, found['tokens'][:, 5:].transpose(1, 2).unflatten(2, (6, 10)))
+        close(out, found['tokens'][:, 5:].transpose(1, 2).unflatten(2, (6, 10)), 1e-5)
+
+        # Tokens of each image that stay behind layer 0.
+        kept, tokens = found['kept'], model.double()._embed(found['x'].double())
+        for i, layer in enumerate(model.layers):
+            if i == 1:
+                x = torch.cat([tokens.prefix, tokens.patches.take_along_dim(kept.unsqueeze(2), 1)], 1)
+                tokens = tokens.replace(x=x, index=kept)
+            tokens = run_layer(layer, tokens, model.token_reducer, i)
+        close(model.norm(tokens.x), found['pruned'], 1e-5)
 
 
 @pytest.mark.parametrize('kind', ['DINOv2', 'DINOv3'])

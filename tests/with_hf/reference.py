@@ -47,9 +47,24 @@ def dinov3(gated):
         hidden_act='silu' if gated else 'gelu',
     )
     model, x = drawn(DINOv3ViTModel(config)), torch.randn(2, 3, 96, 160)
+    kept = torch.stack([torch.randperm(60)[:23] for _ in x])
+    found = dict(state=model.state_dict(), x=x, kept=kept)
     with torch.no_grad():
-        tokens = model(x).last_hidden_state
-    return dict(state=model.state_dict(), x=x, tokens=tokens)
+        found['tokens'] = model(x).last_hidden_state
+        # Few tokens round more.
+        found['pruned'] = torch.stack([_pruned(model.double(), *each) for each in zip(x.double(), kept)])
+    return found
+
+
+def _pruned(model, image, kept):
+    """All tokens of an image of which only the patches ``kept`` are in the layers after the first."""
+    tokens, turns = model.embeddings(image[None]), model.rope_embeddings(image[None])
+    for i, layer in enumerate(model.model.layer):
+        if i == 1:
+            tokens = torch.cat([tokens[:, :5], tokens[:, 5:][:, kept]], 1)
+            turns = tuple(each[kept] for each in turns)
+        tokens = layer(tokens, position_embeddings=turns)
+    return model.norm(tokens)[0]
 
 
 def eomt(on_dinov3):

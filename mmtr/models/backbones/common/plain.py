@@ -203,8 +203,8 @@ class ReducibleBackbone(TunableBackbone):
         return self._with_fitted_positions(state, path)
 
     def _with_fitted_positions(self, state, path):
-        positions = state.get('pos_embed')
-        if positions is not None and positions.shape != self.pos_embed.shape:
+        positions, own = state.get('pos_embed'), getattr(self, 'pos_embed', None)
+        if positions is not None and own is not None and positions.shape != own.shape:
             side = math.isqrt(positions.shape[1] - 1)
             if side * side != positions.shape[1] - 1:
                 raise UserError(
