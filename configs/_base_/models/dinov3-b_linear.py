@@ -21,6 +21,7 @@ model = dict(
         num_heads=12,
         ffn='mlp',
         hidden=3072,
+        num_registers=4,
     ),
     decode_head=dict(
         type='mmtr.LinearHead',

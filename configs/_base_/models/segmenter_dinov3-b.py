@@ -13,6 +13,7 @@ model = dict(
         num_heads=12,
         ffn='mlp',
         hidden=3072,
+        num_registers=4,
         drop_path_rate=0.1,
     ),
 )
