@@ -38,7 +38,18 @@ pickle.dump(scores, open('found.pkl', 'wb'))
 HOSTS = 'cls_vit or beitvit or viteva02 or vitsam or swintransformerv2'
 #: Why these skip a method, which they refuse.
 NOT_FOR = ('its bias needs the positions of queries and keys', 'has no class token')
-LONG = ('test_compiled', 'test_outputs', 'test_tools')
+LONG = (
+    'test_backbones',
+    'test_compiled',
+    'test_configs',
+    'test_converted',
+    'test_outputs',
+    'test_page',
+    'test_positions',
+    'test_sam',
+    'test_swin_v2',
+    'test_tools',
+)
 pytestmark = pytest.mark.skipif(
     not PACKAGES.is_dir() and find_spec('mmpretrain') is None,
     reason=f'mmpretrain is not in {PACKAGES}, where `make test` puts it',
