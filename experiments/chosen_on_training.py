@@ -1,11 +1,12 @@
 """Choose each method's setting on training images, and report its accuracy on validation images.
 
-python experiments/chosen_on_training.py CONFIG CHECKPOINT REDUCTIONS.py SPEEDS.json [--images N]
+python experiments/chosen_on_training.py CONFIG CHECKPOINT REDUCTIONS.py SPEEDS.json [--by gflops] [--against METHOD]
 
-REDUCTIONS.py is a file of tools/compare.py, and SPEEDS.json its result, from which the speed-up of the encoder is read.
-For each speed the script chooses the setting of a method with the best mIoU on N training images (evenly spaced, from
-the config's training folders, without augmentation). It prints the mIoU on the config's test data, the difference from
-the plain model, and its 95 % interval by a paired bootstrap over the images. Results of models are kept in
+REDUCTIONS.py is a file of tools/compare.py, and SPEEDS.json its result, from which the speed-up of the encoder is read,
+or how many times fewer multiply-adds the encoder computes. For each speed the script chooses the setting of a method
+with the best mIoU on some training images (evenly spaced, from the config's training folders, without augmentation). It
+prints the mIoU on the config's test data, the difference from the plain model, and from the setting that is chosen of
+each METHOD for the same speed, with 95 % intervals by a paired bootstrap over the images. Results of models are kept in
 work_dirs/chosen_on_training.
 """
 
@@ -31,6 +32,8 @@ from mmtr.analysis.compare import build_evaluator
 from mmtr.apis import apply_token_reduction
 from mmtr.inference.model import build_model, load_weights
 
+#: Columns of SPEEDS.json by which settings are matched, and their names in the table.
+BY = dict(encoder_ms='encoder', gflops='GFLOPs')
 FASTER = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 KEPT = Path('work_dirs/chosen_on_training')
 
@@ -82,6 +85,8 @@ def main() -> None:
     for name in ('config', 'checkpoint', 'reductions', 'speeds'):
         parser.add_argument(name)
     parser.add_argument('--images', type=int, default=120, help='training images')
+    parser.add_argument('--by', choices=BY, default='encoder_ms', help='what settings are matched by')
+    parser.add_argument('--against', nargs='*', default=[], metavar='METHOD', help='methods to compare with, too')
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     init_default_scope('mmseg')
@@ -89,7 +94,7 @@ def main() -> None:
     model = build_model(cfg)
     load_weights(model, args.checkpoint)
     results = json.loads(Path(args.speeds).read_text())['results']
-    faster = {name: results['plain']['encoder_ms'] / r['encoder_ms'] for name, r in results.items()}
+    faster = {name: results['plain'][args.by] / r[args.by] for name, r in results.items()}
     reductions = {'plain': None, **Config.fromfile(args.reductions).reductions}
     loaders = {split: loader_of(cfg, split, args.images) for split in ('training', 'validation')}
 
@@ -101,22 +106,36 @@ def main() -> None:
     training = {name: miou(measured('training', name)) for name in reductions}
     plain = measured('validation', 'plain')
     print(f'plain: {training["plain"]:.2f} on training, {miou(plain):.2f} on validation images\n')
-    print('| method | encoder | chosen | training | validation | from plain (95 %) |\n|---|---:|---|---:|---:|---:|')
     methods = {}
     for name in reductions:
         if name != 'plain':
             methods.setdefault(name.split(' (')[0].rstrip('0123456789. '), []).append(name)
-    for method, names in methods.items():
+
+    def chosen(method, least):
+        return max((name for name in methods[method] if faster.get(name, 0) >= least), key=training.get, default=None)
+
+    heads = [
+        'method',
+        BY[args.by],
+        'chosen',
+        'training',
+        'validation',
+        *(f'from {each}' for each in ('plain', *args.against)),
+    ]
+    print(f'| {" | ".join(heads)} |\n|---|---:|---|---:|---:|{"---:|" * (1 + len(args.against))}')
+    for method in methods:
         before = None
         for least in FASTER:
-            fast = [name for name in names if faster.get(name, 0) >= least]
-            best = max(fast, key=training.get, default=None)
+            best = chosen(method, least)
             if best not in (None, before):
                 found = measured('validation', best)
-                difference, low, high = interval(found, plain)
+                others = [None if each == method else chosen(each, least) for each in args.against]
+                differences = [interval(found, plain)]
+                differences += [each and interval(found, measured('validation', each)) for each in others]
+                cells = ['{:+.2f} ({:+.2f} to {:+.2f})'.format(*each) if each else '' for each in differences]
                 print(
                     f'| {method} | {faster[best]:.2f}x | {best.removeprefix(method).strip()} | {training[best]:.2f} | '
-                    f'{miou(found):.2f} | {difference:+.2f} ({low:+.2f} to {high:+.2f}) |',
+                    f'{miou(found):.2f} | {" | ".join(cells)} |',
                     flush=True,
                 )
             before = best

@@ -183,6 +183,8 @@ def shrink(cfg, data):
         steps = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
         cfg.train_cfg.update({steps: 1, 'val_interval': 1})
         cfg.train_cfg.pop('dynamic_intervals', None)
+        if any('TwoStage' in str(each.get('type')) for each in every_dict([cfg.get('param_scheduler')])):
+            cfg.param_scheduler = None  # its warm-ups are longer than a step
     cfg.shrunk = True
     return cfg
 

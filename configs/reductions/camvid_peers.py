@@ -1,4 +1,4 @@
-# CubistMerge and MPM beside Token Adapter and GridPool as set here, on 12 layers, for CamVid.
+# CubistMerge, MPM, SegFormer++ and ToMe with PiToMe's matching beside Token Adapter and GridPool, for CamVid.
 def _spans(name, ratios=(0.2, 0.3, 0.4, 0.5), starts=(5, 2), **settings):
     return {
         f'{name} ({start}, 12) {ratio}': dict(layers=(start, 12), ratio=ratio, **settings)
@@ -19,5 +19,17 @@ reductions = {
         f'MPM{how} {layers}': dict(type='MPM', layers=layers, restore=restore)
         for how, restore in (('', 'residual'), (', copy', 'copy'))
         for layers in ((5,), (2, 5), (2, 5, 8))
+    },
+    **{
+        f'SegFormerPlusPlus ({preset}{"" if share is None else f", {share}"})': dict(
+            type='SegFormerPlusPlus', preset=preset, share=share
+        )
+        for preset, share in (('hq', None), ('hq', 0.5), ('fast', None), ('2x2', None))
+    },
+    **{
+        f'ToMe {matching}{how} {r}': dict(type='ToMe', mode='progressive', matching=matching, r=r, restore=restore)
+        for matching, strengths in (('energy', (10, 20, 30, 40, 50, 60)), ('alternate', (20, 30, 40, 50, 60)))
+        for how, restore in (('', 'residual'), (', copy', 'copy'))[: 1 + (matching == 'energy')]
+        for r in strengths
     },
 }

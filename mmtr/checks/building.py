@@ -111,10 +111,12 @@ def _unknown(cfg, built):
     known = set()
     while registry is not None:
         known |= set(registry.module_dict)
-        registry = registry.parent
-    hint = nearest(name, known)
+        root, registry = registry, registry.parent
+    hint, elsewhere = nearest(name, known), [other for other, each in root.children.items() if name in each.module_dict]
     if not cfg.get('default_scope') and not scope:
         hint = "; the config has no default_scope, such as 'mmseg' or 'mmdet'."
+    elif elsewhere:
+        hint = f"; {elsewhere[0]} has one: type='{elsewhere[0]}.{name}'."
     elif hint == '.':
         hint = '; a class of your own is registered, and imported by custom_imports=dict(imports=[...]).'
     return f'{path}.type={kind!r} is unknown in {built["registry"].scope}{hint}'

@@ -74,9 +74,9 @@ def read_checkpoint(path: Union[str, Path], map_location: Any = None) -> dict:
 
 
 def _remedy(path, code):
-    """How to leave out the arguments that training scripts store beside the weights; '' for any other code."""
+    """How to leave out the arguments that training scripts store beside the weights, or any other code."""
     if code != 'argparse.Namespace':
-        return ''
+        return '; if you trust it, save its weights alone, with the program that wrote it'
     names = [json.dumps(str(each)) for each in (path, path.with_name(f'{path.stem}_without_args{path.suffix}'))]
     script = 'import torch; c = torch.load({}, "cpu", weights_only=False); del c["args"]; torch.save(c, {})'
     return (

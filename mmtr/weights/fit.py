@@ -138,9 +138,9 @@ class PretrainedWatch:
         allow_partial: True: warn instead of raising. False: the error names --allow-partial; None: it does not.
 
     Raises:
-        UserError: When it is built: no weight in a file has the ``prefix`` of the ``init_cfg``. While weights are
-            loaded: no weight fits, or layers of a backbone stay random; names the prefix that would fit. In
-            ``close``: a file was not read.
+        UserError: When it is built: an ``init_cfg`` names no file, or no weight of its file has its ``prefix``. While
+            weights are loaded: no weight fits, or layers of a backbone stay random; names the prefix that would fit.
+            In ``close``: a file was not read.
     """
 
     def __init__(self, model: nn.Module, name: str = 'model', allow_partial: Optional[bool] = None):
@@ -148,6 +148,11 @@ class PretrainedWatch:
         for path, module in model.named_modules():
             for cfg in () if getattr(module, 'is_init', False) else _pretrained(module):
                 where = f'{name}.{path}'.rstrip('.')
+                if cfg.get('checkpoint') == '':
+                    raise UserError(
+                        f"{where}.init_cfg.checkpoint='' names no file: give the pretrained weights that it starts "
+                        f'from, or {where}.init_cfg=None to start from random ones.'
+                    )
                 if cfg.get('prefix'):
                     self._check_prefix(module, where, cfg)
                 self.unread[where] = module, cfg

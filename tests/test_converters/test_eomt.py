@@ -37,7 +37,8 @@ def test_classes_and_masks_are_those_of_the_release(layout):
     cfg = cfg_of(notes, backbone=dict(type='mmtr.DINOv2'), panoptic_head=dict(type='mmtr.EoMTHead'))
     assert cfg.panoptic_head.num_query_layers == QUERY_LAYERS and cfg.panoptic_head.num_queries == QUERIES
     assert (cfg.panoptic_head.num_things_classes, cfg.panoptic_head.num_stuff_classes) == (CLASSES, 0)
-    ours = MODELS.build(dict(type='mmtr.EoMT', data_preprocessor=dict(type='mmdet.DetDataPreprocessor'), **cfg)).eval()
+    padded = dict(type='mmdet.DetDataPreprocessor', pad_size_divisor=PATCH)
+    ours = MODELS.build(dict(type='mmtr.EoMT', data_preprocessor=padded, **cfg)).eval()
     ours.load_state_dict(weights, strict=True)
     image = torch.rand(2, 3, *(PATCH * side for side in GRID)) * 255
     with torch.no_grad():

@@ -74,7 +74,7 @@ def test_a_plain_pickle_of_arrays_is_read_as_data(protocol, tmp_path):
     (read,) = vitdet.read(str(tmp_path / 'model.pkl'))
     assert read.keys() == state.keys() and all(torch.equal(value, read[key]) for key, value in state.items())
     (tmp_path / 'code.pkl').write_bytes(pickle.dumps(dict(model=dict(a=Path('x'))), protocol))
-    with pytest.raises(UserError, match="is refused, nothing in it was run: it holds 'pathlib"):
+    with pytest.raises(UserError, match="is refused, nothing in it was run: it holds 'pathlib.*save its weights"):
         vitdet.read(str(tmp_path / 'code.pkl'))
 
 

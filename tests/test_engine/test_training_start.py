@@ -104,6 +104,12 @@ def test_a_whole_model_for_a_backbone_is_refused_and_the_prefix_named_works(cfg,
         start(cfg)
 
 
+def test_a_file_without_a_name_is_refused_and_the_setting_named(cfg, start):
+    cfg.model.backbone.init_cfg = pretrained('')
+    with pytest.raises(UserError, match="^model.backbone.init_cfg.checkpoint='' names no file: give the pretrained"):
+        start(cfg)
+
+
 @pytest.mark.parametrize('kind, words', [('mmtr.EVA02', 'it differs in '), ('mmtr.DINOv2', 'it differs in ')])
 def test_backbones_that_must_be_filled_name_the_prefix_too(cfg, start, tmp_path, kind, words):
     cfg.model.backbone = dict(type=kind, patch_size=16, **SIZES)

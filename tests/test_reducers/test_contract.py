@@ -1,6 +1,7 @@
 """The nine promises of DESIGN section 3, for every registered reducer: registering one is enough to be tested."""
 
 import copy
+import functools
 import inspect
 from importlib.util import find_spec
 
@@ -14,7 +15,7 @@ from mmtr.models import backbones
 from mmtr.models.backbones import EVA02, DINOv2, VisionTransformer, ViTDet
 from mmtr.models.backbones.common.plain import ReducibleBackbone
 from mmtr.reducers.auxiliary import auxiliary_outputs
-from mmtr.registry import MODELS, TOKEN_REDUCERS
+from mmtr.registry import TOKEN_REDUCERS
 
 from . import hosts
 
@@ -97,8 +98,8 @@ def host_without_own_settings(host):
     def build(cfg, patch_size=16, with_cls_token=True, with_cp=False, **kwargs):
         if 'with_cls_token' not in taken and not with_cls_token:
             pytest.skip('it always has a class token')
-        if not host.merges_apart and (cfg or {}).get('type') == 'SegFormerPlusPlus':
-            pytest.skip('its bias needs the positions of queries and keys')
+        if not host.merges_apart:
+            hosts.knowing_positions(cfg)
         own = dict(with_cls_token=with_cls_token, init_values=1.0, layer_scale_init_value=1.0)
         model = small(host, cfg, patch_size, **{key: own[key] for key in own if key in taken}, **kwargs)
         for layer in model.layers:
@@ -118,22 +119,17 @@ def dinov2(cfg, patch_size=16, with_cls_token=True, **kwargs):
     return small(DINOv2, cfg, patch_size, with_cls_token=with_cls_token, **registers, **kwargs)
 
 
-def cls_vit(cfg, patch_size=16, with_cls_token=True, with_cp=False, out_type='featmap'):
-    """mmpretrain's ViT, with the outputs of the others; drawn so that its class token looks at more than one side."""
-    torch.manual_seed(3)
-    model = MODELS.get('ClsVisionTransformer')(
-        arch=dict(embed_dims=32, num_layers=4, num_heads=4, feedforward_channels=128),
-        img_size=(64, 96),
-        patch_size=patch_size,
-        layer_scale_init_value=1.0,
-        out_indices=(1, 3),
-        out_type=out_type,
-        with_cls_token=with_cls_token,
-        token_reduction=cfg,
-    )
-    for layer in model.layers:
-        layer.with_cp = with_cp
-    return filled(model)
+def with_weights(host):
+    """Function that builds a small model of a host of mmpretrain, and fills it."""
+
+    @functools.wraps(host)
+    def build(cfg, patch_size=16, with_cls_token=True, with_cp=False, **kwargs):
+        model = host(cfg, patch_size, with_cls_token, **kwargs)
+        for layer in model.layers:
+            layer.with_cp = with_cp
+        return filled(model)
+
+    return build
 
 
 #: Plain ViTs that need no settings of their own are among the backbones by their name in ``__all__``.
@@ -143,7 +139,8 @@ OTHERS = [
     if issubclass(host, ReducibleBackbone) and host not in (VisionTransformer, EVA02, DINOv2, ViTDet)
 ]
 #: mmpretrain is no part of the environment that tests run in; tests/test_mmpretrain.py runs these in one that has it.
-BACKBONES = (vit, eva02, dinov2, vitdet, *OTHERS, *[cls_vit] * (find_spec('mmpretrain') is not None))
+ON_MMPRETRAIN = [with_weights(host) for host in hosts.ON_MMPRETRAIN] if find_spec('mmpretrain') else []
+BACKBONES = (vit, eva02, dinov2, vitdet, *OTHERS, *ON_MMPRETRAIN)
 DEVICE = 'cpu'
 
 
@@ -164,10 +161,7 @@ def filled(model):
 
 def branch_ends(layer):
     """The linear layers that attention and FFN end with."""
-    return (
-        layer.attn.proj if hasattr(layer.attn, 'proj') else layer.attn.attn.out_proj,
-        layer.ffn.fc2 if hasattr(layer.ffn, 'fc2') else layer.ffn.layers[1],
-    )
+    return [layer.linears()[name][0] for name in ('proj', 'fc2')]
 
 
 def images(batch=2, height=80, width=112, seed=1):
@@ -234,7 +228,8 @@ def test_prefix_tokens_are_never_reduced(cfg, backbone):
     with torch.no_grad():
         model(images())
     schedule = model.token_reducer.token_schedule((5, 7), 4)
-    assert {tokens.num_prefix for tokens in seen} == {dict(dinov2=4, dinov3=5, vitdet=0).get(backbone.__name__, 1)}
+    prefix = dict(dinov2=4, dinov3=5, vitdet=0, vitsam=0).get(backbone.__name__, 1)
+    assert {tokens.num_prefix for tokens in seen} == {prefix}
     if model.token_reducer.fixed_count:
         # A layer's output may be restored already, or reduced or restored in the next layer.
         assert all(tokens.patches.shape[1] >= min(counts) for tokens, counts in zip(seen, zip(schedule, schedule[1:])))

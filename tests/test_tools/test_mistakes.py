@@ -58,6 +58,10 @@ MISTAKES = {
         "model.decode_head.type='HeadOfMine' is unknown in mmseg; a class of your own is registered, and imported by "
         'custom_imports=',
     ),
+    'a class of another library': (
+        "model = dict(decode_head=dict(type='RPNHead'))",
+        "model.decode_head.type='RPNHead' is unknown in mmseg; mmdet has one: type='mmdet.RPNHead'.",
+    ),
     'no default scope': ('default_scope = None', "the config has no default_scope, such as 'mmseg'"),
     'a setting that is required': (
         'param_scheduler = [dict(type="StepLR", by_epoch=False)]',
