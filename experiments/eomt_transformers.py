@@ -7,7 +7,6 @@ import argparse
 
 import torch
 from mmengine.config import ConfigDict
-from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from mmtr.analysis.speed import interleave, machine
 from mmtr.converters import eomt
@@ -24,6 +23,9 @@ def settings_of(notes, part):
 
 def main():
     """Run the command line."""
+    # Here, so that the command can be read where transformers is not installed.
+    from transformers import EomtConfig, EomtForUniversalSegmentation
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--size', type=int, default=640)
