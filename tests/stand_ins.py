@@ -179,6 +179,7 @@ def shrink(cfg, data):
             {key: value for key, value in cfg.optim_wrapper.items() if key not in ('dtype', 'loss_scale')},
             type='OptimWrapper',
         )
+        cfg.model.train_cfg.rpn.allowed_border = -1  # a crop of a shrunk image may be smaller than every anchor
     if cfg.get('train_cfg'):
         steps = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
         cfg.train_cfg.update({steps: 1, 'val_interval': 1})
