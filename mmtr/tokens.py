@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Optional
+from typing import Callable, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,14 @@ class Tokens:
         sums = torch.zeros_like(at_home).scatter_add(2, slots.expand_as(self.visible), visible[..., :-1])
         return torch.where(counts > 0, sums / counts.clamp(min=1), at_home)
 
-    def reduced(self, x: Tensor, step: Undo, index: Tensor, size: Optional[Tensor], restore: str) -> 'Tokens':
+    def reduced(
+        self,
+        x: Tensor,
+        step: Undo,
+        index: Tensor,
+        size: Optional[Tensor],
+        restore: Union[str, Callable[[Tensor, Tensor], Tensor]],
+    ) -> 'Tokens':
         """Replace the N patch tokens by M reduced ones, and note how to undo that.
 
         Args:
@@ -109,9 +116,11 @@ class Tokens:
             index: (B, M) raster positions of the reduced tokens.
             size: (B, M) number of patches that each one represents; None: one each.
             restore: What a patch gets when tokens are restored: ``residual``, its own value plus the change of its
-                representative; otherwise a copy of the representative.
+                representative; or this and what a function adds, see ``Change``; otherwise a copy of the representative.
         """
-        undo = way_back(self.undo, step, self.patches, x, self.gives_back and restore == 'residual')
+        code = restore if callable(restore) else None
+        change = self.gives_back and (restore == 'residual' or code is not None)
+        undo = way_back(self.undo, step, self.patches, x, change, code)
         return self.replace(x=torch.cat([self.prefix, x], 1), index=index, size=size, undo=undo)
 
     def restored(self) -> 'Tokens':

@@ -1,7 +1,8 @@
 """Undo steps: how the tokens from before a reduction get values again from the tokens after it."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -178,10 +179,12 @@ class Change(Undo):
     Args:
         way: Undo steps that map values of the reduced tokens to all tokens.
         residual: (B, N, C) old value of each token minus what ``way`` mapped to it right after the reduction.
+        code: What is added to each token: a function of ``residual`` and of what ``way`` maps to the token. None: nothing.
     """
 
     way: Undo
     residual: Tensor
+    code: Optional[Callable[[Tensor, Tensor], Tensor]] = None
 
     @property
     def merges(self) -> bool:
@@ -195,14 +198,23 @@ class Change(Undo):
 
     def expand(self, x: Tensor) -> Tensor:
         """Map values of the tokens after the reduction to those before it, see ``Undo``."""
-        return self.way.expand(x) + self.residual
+        changed = self.way.expand(x)
+        whole = changed + self.residual
+        return whole if self.code is None else whole + self.code(self.residual, changed)
 
     def trace(self, index: Tensor) -> Tensor:
         """Map each token before the reduction to its representative, see ``Undo``."""
         return self.way.trace(index)
 
 
-def way_back(undo: Optional[Undo], step: Undo, before: Tensor, after: Tensor, change: bool) -> Undo:
+def way_back(
+    undo: Optional[Undo],
+    step: Undo,
+    before: Tensor,
+    after: Tensor,
+    change: bool,
+    code: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
+) -> Undo:
     """Combine the undo steps so far with that of a further reduction; the result holds at most one ``Change``.
 
     Args:
@@ -211,10 +223,13 @@ def way_back(undo: Optional[Undo], step: Undo, before: Tensor, after: Tensor, ch
         before: (B, N, C) patch tokens before it.
         after: (B, M, C) patch tokens after it.
         change: Whether patches keep their value and get the change of their representative (residual), or a copy.
+        code: See ``Change``.
     """
     way = undo.way if isinstance(undo, Change) else undo
     way = step if way is None else way.then(step)
     if not change:
         return way
+    if isinstance(undo, Change):  # a code is added at the end alone
+        undo = dataclasses.replace(undo, code=None)
     whole = before if undo is None else undo.expand(before)
-    return Change(way, whole - way.expand(after))
+    return Change(way, whole - way.expand(after), code)

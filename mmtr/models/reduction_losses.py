@@ -84,6 +84,16 @@ class ReductionLosses:
         """Compute the losses of the stock class, and those of the token reducers."""
         with auxiliary_outputs() as outputs:
             losses = super().loss(inputs, data_samples)
+        return {**losses, **self.losses_of_reducers(outputs, data_samples)}
+
+    def losses_of_reducers(self, outputs: dict, data_samples: list) -> dict[str, Tensor]:
+        """Compute the losses of the token reducers.
+
+        Args:
+            outputs: What ``auxiliary_outputs`` collected in the forward pass.
+            data_samples: Data samples of the batch.
+        """
+        losses = {}
         for path, reducer in self._reducers().items():
             if hasattr(reducer, 'task'):
                 reducer.task.follow(self._head())

@@ -10,6 +10,7 @@ from mmtr.undo import Merged
 
 from .base import BackboneInfo, TokenReducer, default_span
 from .giving_back import RESTORE
+from .residual_code import restoration
 
 
 @TOKEN_REDUCERS.register_module()
@@ -29,7 +30,7 @@ class CubistMerge(TokenReducer):
         merge: Value of merged tokens: ``max``, in each channel the value of largest magnitude, as in the paper;
             ``average``, the mean of the patches.
         restore: Value of a restored patch: ``residual``, its own value plus the change of the token that it merged
-            into; ``copy``, a copy of that token, as in the paper.
+            into; ``copy``, a copy of that token, as in the paper; ``learned``, see ``ResidualCode``.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone.
@@ -49,7 +50,7 @@ class CubistMerge(TokenReducer):
     ):
         super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
-        self.metric, self.merge, self.restoration = metric, merge, restore
+        self.metric, self.merge, self.restoration = metric, merge, restoration(restore, backbone)
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

@@ -12,6 +12,7 @@ from mmtr.undo import Assigned, Forgotten
 
 from .base import BackboneInfo, TokenReducer, default_start
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
+from .residual_code import restoration
 
 
 @TOKEN_REDUCERS.register_module()
@@ -64,7 +65,7 @@ class Expediting(TokenReducer):
     ):
         super().__init__(backbone)
         check_after_head(backbone, restore, restore_at)
-        self.restoration, self.restore_at = restore, restore_at
+        self.restoration, self.restore_at = restoration(restore, backbone), restore_at
         self.layer = default_start(backbone.depth) if layer is None else layer
         self.grid = grid
         if backbone.in_windows:
@@ -72,7 +73,7 @@ class Expediting(TokenReducer):
             self.grid = tuple(n / whole for n, whole in zip(self._clusters(backbone.grid), backbone.grid))
         self.n_iters, self.window, self.k = n_iters, window, k
         self.temperature, self.recon_temperature = temperature, recon_temperature
-        self.normalize = normalize or ('l1' if restore == 'residual' else 'l2')
+        self.normalize = normalize or ('l2' if restore == 'copy' else 'l1')
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

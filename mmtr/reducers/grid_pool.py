@@ -14,6 +14,7 @@ from mmtr.undo import Undo
 
 from .base import BackboneInfo, TokenReducer, default_span
 from .giving_back import RESTORE
+from .residual_code import restoration
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class GridPool(TokenReducer):
         layers: Span (a, b), counted from 0: tokens are pooled before layer a and upsampled after layer b - 1. None:
             from 10/24 of the depth to its end.
         restore: Value of a restored patch: ``residual``, its own value plus the upsampled change of the pooled tokens;
-            ``copy``, the upsampled tokens.
+            ``copy``, the upsampled tokens; ``learned``, see ``ResidualCode``.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone.
@@ -66,7 +67,7 @@ class GridPool(TokenReducer):
     ):
         super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
-        self.restoration = restore
+        self.restoration = restoration(restore, backbone)
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

@@ -11,6 +11,7 @@ from mmtr.tokens import Tokens
 from mmtr.undo import Merged
 
 from .base import BackboneInfo, TokenReducer
+from .residual_code import restoration
 
 
 class MergingReducer(TokenReducer):
@@ -28,7 +29,7 @@ class MergingReducer(TokenReducer):
 
     def __init__(self, backbone: BackboneInfo, restore: str):
         super().__init__(backbone)
-        self.restoration = restore
+        self.restoration = restoration(restore, backbone)
 
     @staticmethod
     def valid(tokens: Tokens) -> Tensor:

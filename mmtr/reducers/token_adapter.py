@@ -29,6 +29,7 @@ from mmtr.tokens import NOTHING, Tokens
 from mmtr.undo import Undo
 
 from .base import BackboneInfo, TokenReducer, default_span
+from .residual_code import restoration
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class TokenAdapter(TokenReducer):
             all whose similarity is at least ``tau``.
         tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
         restore: Value of a restored patch: ``residual``, its own value plus the change of the reduced tokens that it
-            is matched with; ``copy``, the mean of these, as in the paper; ``none``: the smaller grid is not restored,
+            is matched with; ``copy``, the mean of these, as in the paper; ``learned``, see ``ResidualCode``; ``none``: the smaller grid is not restored,
             for a head that takes any size.
         seed: Seed of ``score='random'``.
 
@@ -107,7 +108,7 @@ class TokenAdapter(TokenReducer):
         reference: Choice(*REFERENCES) = 'reduced_merged',
         mode: Choice('max', 'threshold') = 'max',
         tau: Number(least=-1e6) = 0.995,
-        restore: Choice('copy', 'residual', 'none') = 'residual',
+        restore: Choice('copy', 'residual', 'learned', 'none') = 'residual',
         seed: SEED = 0,
     ):
         super().__init__(backbone)
@@ -144,7 +145,7 @@ class TokenAdapter(TokenReducer):
         self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
         self.tau = tau if mode == 'threshold' else None
         self.seed = seed
-        self.restores, self.restoration = restore != 'none', restore
+        self.restores, self.restoration = restore != 'none', restoration(restore, backbone)
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

@@ -15,6 +15,7 @@ from mmtr.tokens import Tokens
 
 from .base import BackboneInfo, TokenReducer
 from .giving_back import RESTORE
+from .residual_code import ResidualCode, restoration
 from .noted_matching import merged_as_noted
 from .tome_schedule import Merging, merged_in_each
 
@@ -95,7 +96,7 @@ class Progressive(Mode):
         depth: Number of layers, by which the margin of PiToMe's energy falls; None: the matching is ToMe's.
     """
 
-    restoration: str
+    restoration: Union[str, ResidualCode]
     depth: Optional[int]
 
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
@@ -153,7 +154,7 @@ class ToMe(TokenReducer):
         proportional_attention: Whether log(size) is added to the attention logits of merged tokens (Eq. 1). None:
             if progressive, but not with ``energy``, whose released code does not.
         restore: Value of a restored patch, if progressive: ``residual``, its own value plus the change of the token
-            that it merged into; ``copy``, a copy of that token. None: ``residual``. In ``sublayer`` mode, branches
+            that it merged into; ``copy``, a copy of that token; ``learned``, see ``ResidualCode``. None: ``residual``. In ``sublayer`` mode, branches
             are unmerged before they are added, which is a change already.
 
     Raises:
@@ -192,7 +193,11 @@ class ToMe(TokenReducer):
         self.proportional = proportional
         shared = layers, self.r, proportional
         energy_of = backbone.depth if energy else None
-        self.mode = Progressive(*shared, restore or 'residual', energy_of) if progressive else Sublayer(*shared)
+        if progressive:
+            self.restoration = restoration(restore or 'residual', backbone)
+            self.mode = Progressive(*shared, self.restoration, energy_of)
+        else:
+            self.mode = Sublayer(*shared)
 
     @property
     def caution(self) -> str:

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmtr import UserError
 from mmtr.inference.model import build_model, load_weights
 from mmtr.models.backbones import VisionTransformer
-from mmtr.models.segmentors.distillation import Distillation
+from mmtr.models.distillation import Distillation
 from mmtr.weights.files import read_checkpoint
 
 from ..conftest import TOOLS

@@ -2,6 +2,7 @@ from .annealing import MaskAnnealingHook
 from .checkpoint import CheckpointHook
 from .coverage import CheckpointCoverageHook
 from .curriculum import PruningCurriculumHook
+from .healing import HealingHook
 from .labels import LabelCheckHook
 from .peft import PEFTCheckpointHook
 from .resume import ResumeCheckHook
@@ -12,6 +13,7 @@ from .token_reduction import TokenReductionHook
 __all__ = [
     'CheckpointCoverageHook',
     'CheckpointHook',
+    'HealingHook',
     'IterationSeedHook',
     'LabelCheckHook',
     'MaskAnnealingHook',
