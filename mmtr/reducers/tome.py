@@ -62,7 +62,7 @@ class Sublayer(Mode):
         out = attn.merging(matching).attend(q, k, v, self.bias(size, tokens.num_prefix), matching.kept)
         return unmerge_patches(out, tokens.num_prefix, matching), dict(matching=matching)
 
-    def between(self, tokens: Tokens) -> Tokens:
+    def between(self, tokens: Tokens, restoration: Union[str, ResidualCode]) -> Tokens:
         """Change nothing."""
         return tokens
 
@@ -92,11 +92,9 @@ class Progressive(Mode):
     """Tokens merge between attention and FFN, by the similarity of their keys, and stay merged (the paper).
 
     Args:
-        restoration: Value of a restored patch, see ``ToMe``.
         depth: Number of layers, by which the margin of PiToMe's energy falls; None: the matching is ToMe's.
     """
 
-    restoration: Union[str, ResidualCode]
     depth: Optional[int]
 
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
@@ -111,9 +109,9 @@ class Progressive(Mode):
             return out, dict(matching=soft_matching(keys, count, tokens.num_prefix))
         return out, dict(matching=energy_matching(keys, count, 0.75 * (1 - i / self.depth)))
 
-    def between(self, tokens: Tokens) -> Tokens:
+    def between(self, tokens: Tokens, restoration: Union[str, ResidualCode]) -> Tokens:
         """Merge tokens into their size-weighted mean."""
-        return merged_as_noted(tokens, self.restoration).forget('matching')
+        return merged_as_noted(tokens, restoration).forget('matching')
 
     def ffn(self, i: int, ffn: Callable[[Tensor], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
         """Run the FFN."""
@@ -193,11 +191,8 @@ class ToMe(TokenReducer):
         self.proportional = proportional
         shared = layers, self.r, proportional
         energy_of = backbone.depth if energy else None
-        if progressive:
-            self.restoration = restoration(restore or 'residual', backbone)
-            self.mode = Progressive(*shared, self.restoration, energy_of)
-        else:
-            self.mode = Sublayer(*shared)
+        self.restoration = restoration(restore or 'residual', backbone)
+        self.mode = Progressive(*shared, energy_of) if progressive else Sublayer(*shared)
 
     @property
     def caution(self) -> str:
@@ -226,7 +221,7 @@ class ToMe(TokenReducer):
 
     def between(self, i: int, tokens: Tokens) -> Tokens:
         """Merge tokens for good, if progressive."""
-        return self.mode.between(tokens)
+        return self.mode.between(tokens, self.restoration)
 
     def ffn(self, i: int, ffn: Callable[[Tensor], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
         """Run the FFN, on merged tokens in ``sublayer`` mode."""

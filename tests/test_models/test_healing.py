@@ -165,7 +165,10 @@ def test_heads_are_in_eval_mode_and_the_backbone_is_not():
     'change, words',
     [
         (dict(load_from=None), 'there is none: set load_from'),
-        (dict(model=dict(backbone=dict(token_reduction=None))), 'this one has none: set model.backbone.token_reduction'),
+        (
+            dict(model=dict(backbone=dict(token_reduction=None))),
+            'this one has none: set model.backbone.token_reduction',
+        ),
         (
             dict(model=dict(backbone=dict(token_reduction=dict(type='Cropr', num_classes=4, _delete_=True)))),
             'Cropr learns from labels: set labels=True',
@@ -174,7 +177,9 @@ def test_heads_are_in_eval_mode_and_the_backbone_is_not():
             dict(
                 model=dict(
                     type='mmtr.EncoderDecoder',
-                    backbone=dict(token_reduction=dict(type='Expediting', restore='copy', restore_at='after_head', _delete_=True)),
+                    backbone=dict(
+                        token_reduction=dict(type='Expediting', restore='copy', restore_at='after_head', _delete_=True)
+                    ),
                 )
             ),
             "restore_at='after_head': set features=0",
@@ -192,7 +197,10 @@ def test_a_teacher_of_another_model_is_refused(healed, make_runner, tmp_path):
     torch.save(dict(state_dict={**state, 'decode_head.cls_emb': torch.zeros(1, 7, 32)}), tmp_path / 'classes.pth')
     moved = {name: value + 0.1 if name.endswith('cls_token') else value for name, value in state.items()}
     torch.save(dict(state_dict=moved), tmp_path / 'moved.pth')
-    for name, words in (('classes', 'is not of the model that is healed: 1 of another shape'), ('moved', 'in 1 weights')):
+    for name, words in (
+        ('classes', 'is not of the model that is healed: 1 of another shape'),
+        ('moved', 'in 1 weights'),
+    ):
         healed.custom_hooks[0].teacher = str(tmp_path / f'{name}.pth')
         with pytest.raises(UserError, match=words):
             make_runner(healed).train()

@@ -40,7 +40,7 @@ MORE = dict(
         dict(layer=0, grid=(3, 4), n_iters=1, window=3, temperature=1.0, k=1),
         dict(layer=3, grid=(0.3, 1.0), window=9, normalize='l1', recon_temperature=0.01),
     ],
-    GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy')],
+    GridPool=[dict(ratio=(0.2, 0.6), layers=(0, 2)), dict(restore='copy'), dict(restore='learned')],
     MPM=[dict(layers=(0, 1, 3), restore='copy')],
     Random=[
         dict(every=3, layer=0, restore='copy'),
@@ -53,6 +53,7 @@ MORE = dict(
         dict(mode='progressive'),
         dict(mode='progressive', r=(0.25, -1), restore='residual'),
         dict(mode='progressive', r=[0, 9, 3, 1], matching='energy'),
+        dict(mode='progressive', r=0.2, restore='learned'),
     ],
     TokenAdapter=[
         dict(per_layer=(1, 0), mode='threshold'),

@@ -129,4 +129,3 @@ class HealingHook(Declared, Hook):
                 f"HealingHook.teacher='{self._start}' differs from what the model starts from in {len(other)} weights, "
                 f'such as {other[0]}: a model can only be healed to agree with itself, so leave teacher out.'
             )
-

@@ -13,6 +13,7 @@ from mmtr.models.backbones.common.open_outputs import OpenOutputs
 from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs
 from mmtr.reducers.auxiliary import auxiliary_outputs
 
+from .predictions import predictions
 from .taught import Taught, outputs_of
 
 
@@ -67,20 +68,14 @@ class Healing(Taught):
 
     def _run(self, model, inputs, data_samples, proposals=None, outputs=None):
         """Return the maps of the backbone, the raw outputs of the heads, and the proposals that they are for."""
-        dense, rpn = [], getattr(model, 'rpn_head', None)
-        predict = getattr(rpn, 'predict', None)
-
-        def propose(x, *args, **kwargs):
-            nonlocal proposals
-            dense.append(rpn(x))
-            proposals = predict(x, *args, **kwargs) if proposals is None else proposals
-            return proposals
-
-        with heads_in_eval(model), replaced(rpn, 'predict', propose), outputs_of(model.backbone) as own:
-            found = model(inputs, data_samples, mode='tensor') if self.logits else model.extract_feat(inputs)
-        # ``extract_feat`` may have run before, in the loss.
+        with heads_in_eval(model), outputs_of(model.backbone) as own:
+            if self.logits:
+                found, proposals = predictions(model, inputs, data_samples, proposals)
+            else:
+                found = model.extract_feat(inputs)
+        # The backbone may have run before, in the loss.
         maps = [*(outputs or []), *own][0]
-        return self._maps(maps) if self.features else (), [*dense, found] if dense else found, proposals
+        return self._maps(maps) if self.features else (), found, proposals
 
     def _maps(self, outputs):
         if isinstance(outputs, (OpenOutputs, ReducedOutputs)):
