@@ -116,7 +116,7 @@ class Tokens:
             index: (B, M) raster positions of the reduced tokens.
             size: (B, M) number of patches that each one represents; None: one each.
             restore: What a patch gets when tokens are restored: ``residual``, its own value plus the change of its
-                representative; or this and what a function adds, see ``Change``; otherwise a copy of the representative.
+                representative; or this and what a function adds, see ``Change``; otherwise a copy of it.
         """
         code = restore if callable(restore) else None
         change = self.gives_back and (restore == 'residual' or code is not None)

@@ -179,7 +179,7 @@ class Change(Undo):
     Args:
         way: Undo steps that map values of the reduced tokens to all tokens.
         residual: (B, N, C) old value of each token minus what ``way`` mapped to it right after the reduction.
-        code: What is added to each token: a function of ``residual`` and of what ``way`` maps to the token. None: nothing.
+        code: What is added to each token: a function of ``residual`` and of what ``way`` maps to it. None: nothing.
     """
 
     way: Undo

@@ -7,10 +7,11 @@ from .base import BackboneInfo
 
 #: Value of a restored patch: ``copy``, E(y), as in the papers; ``residual``, x + E(y - m), its own value plus the
 #: change of its representative. x is the patch token before the reduction, m the reduced tokens right after it, y the
-#: reduced tokens when they are restored, and E the ``expand`` of ``Tokens.undo``. ``learned``: ``residual``, plus what a
-#: trained ``ResidualCode`` makes of x - E(m).
+#: reduced tokens when they are restored, and E the ``expand`` of ``Tokens.undo``. ``learned``: ``residual``, plus what
+#: a trained ``ResidualCode`` makes of x - E(m).
 RESTORE = Choice('copy', 'residual', 'learned')
-#: Value of a restored patch that was dropped: ``copy`` or ``residual`` as in ``RESTORE``, or ``last``, the last value of its token.
+#: Value of a restored patch that was dropped: ``copy`` or ``residual`` as in ``RESTORE``, or ``last``, the last value
+#: of its token.
 RESTORE_DROPPED = Choice('last', 'copy', 'residual')
 #: Where tokens are restored: before the backbone's final norm; or after norm and head, which then run on the reduced
 #: tokens, so that logits are restored.

@@ -8,7 +8,7 @@ from .backbone_info import BackboneInfo
 
 
 class ResidualCode(nn.Module):
-    """Adds to a restored patch what its residual would have become in the layers: D(sigmoid(G y) * E z), D = 0 at first.
+    """Adds to a restored patch what its residual would have become in the layers: D(sigmoid(G y) * E z), at first 0.
 
     z is the residual, a patch token minus its representative when it was merged, and y the representative when tokens
     are restored. ``restore='residual'`` gives back z as it was, y + z; here it is given back as y + z + D(...), with a
@@ -44,5 +44,5 @@ class ResidualCode(nn.Module):
 
 
 def restoration(restore: str, backbone: BackboneInfo) -> Union[str, ResidualCode]:
-    """Return what ``Tokens.reduced`` restores by: a ``ResidualCode`` for ``learned``, and any other ``restore`` itself."""
+    """Return what ``Tokens.reduced`` restores by: a ``ResidualCode`` for ``learned``, any other ``restore`` itself."""
     return ResidualCode(backbone.embed_dims) if restore == 'learned' else restore

@@ -84,8 +84,8 @@ class TokenAdapter(TokenReducer):
             all whose similarity is at least ``tau``.
         tau: Threshold of ``mode='threshold'``, in the units of ``metric`` (distances negated).
         restore: Value of a restored patch: ``residual``, its own value plus the change of the reduced tokens that it
-            is matched with; ``copy``, the mean of these, as in the paper; ``learned``, see ``ResidualCode``; ``none``: the smaller grid is not restored,
-            for a head that takes any size.
+            is matched with; ``copy``, the mean of these, as in the paper; ``learned``, see ``ResidualCode``; ``none``:
+            the smaller grid is not restored, for a head that takes any size.
         seed: Seed of ``score='random'``.
 
     Raises:

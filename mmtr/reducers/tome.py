@@ -15,8 +15,8 @@ from mmtr.tokens import Tokens
 
 from .base import BackboneInfo, TokenReducer
 from .giving_back import RESTORE
-from .residual_code import ResidualCode, restoration
 from .noted_matching import merged_as_noted
+from .residual_code import ResidualCode, restoration
 from .tome_schedule import Merging, merged_in_each
 
 
@@ -152,8 +152,8 @@ class ToMe(TokenReducer):
         proportional_attention: Whether log(size) is added to the attention logits of merged tokens (Eq. 1). None:
             if progressive, but not with ``energy``, whose released code does not.
         restore: Value of a restored patch, if progressive: ``residual``, its own value plus the change of the token
-            that it merged into; ``copy``, a copy of that token; ``learned``, see ``ResidualCode``. None: ``residual``. In ``sublayer`` mode, branches
-            are unmerged before they are added, which is a change already.
+            that it merged into; ``copy``, a copy of that token; ``learned``, see ``ResidualCode``. None: ``residual``.
+            In ``sublayer`` mode, branches are unmerged before they are added, which is a change already.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone.

@@ -1,4 +1,4 @@
-"""The learned code of what merging loses: nothing at first, then what its equation says, in every method that merges."""
+"""The learned code of what merging loses: nothing at first, then what its equation says, in all that merges."""
 
 import pytest
 import torch
