@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, Optional
@@ -14,7 +12,7 @@ from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.plain import ReducibleBackbone
-from mmtr.reducers import BackboneInfo, TokenReducer, build_token_reducer
+from mmtr.reducers import BackboneInfo, build_token_reducer
 from mmtr.registry import TOKEN_REDUCERS
 
 from .speed import machine
@@ -89,8 +87,8 @@ class Sweep:
         found, (height, width) = self.machine, self.settings['shape']
         compiled = ', compiled' if self.settings['compiled'] else ''
         return (
-            f'{found.get("gpu") or found.get("cpu")}, {found.get("threads")} threads, {height}x{width} pixels, batch of '
-            f'{self.settings["batch_size"]}, {self.settings["dtype"]}{compiled}'
+            f'{found.get("gpu") or found.get("cpu")}, {found.get("threads")} threads, {height}x{width} pixels, '
+            f'batch of {self.settings["batch_size"]}, {self.settings["dtype"]}{compiled}'
         )
 
     def mismatch(self, backbone: nn.Module, **settings: Any) -> str:
@@ -226,7 +224,7 @@ def _error(x, cost, y):
 
 
 def variant(reduction: dict) -> str:
-    """Name a method with those of its settings, defaults included, that are words or flags: they choose what it does."""
+    """Name a method with those of its settings, defaults included, that are words or flags, which say what it does."""
     method = TOKEN_REDUCERS.get(reduction['type'])
     defaults = {name: each.default for name, each in inspect.signature(method.__init__).parameters.items()}
     given = {**defaults, **reduction}
@@ -247,49 +245,3 @@ def per_event(own: dict, reduction: Optional[dict]) -> Optional[list[float]]:
     method = name.partition(',')[0]
     alike = [each['per_event'] for key, each in own.items() if key.partition(',')[0] == method]
     return np.mean(alike, 0).tolist() if alike else None
-
-
-def gaining(sweep: Sweep, method: str, least: float) -> str:
-    """Name the mildest setting of a sweep that was measured to gain a factor ``least``; of ``method`` if there is one."""
-    found = [
-        (name.partition(',')[0] != method, sweep.plain_ms / each['ms'], each['token_reduction'])
-        for name, variants in sweep.own.items()
-        for each in variants['measured']
-    ]
-    good = sorted((each for each in found if each[1] >= least), key=lambda each: each[:2])
-    if not good:
-        return 'no setting that was measured there gains more'
-    _, speed_up, reduction = good[0]
-    return f'{reduction} was {speed_up:.2f}x as fast there'
-
-
-def cautions(model: nn.Module, path: Optional[str] = None, least: float = 1.05) -> Iterable[str]:
-    """Yield a sentence for each reduction in ``model`` that is predicted to gain less than a factor ``least``.
-
-    Args:
-        model: A model or backbone.
-        path: File of a sweep; None: that of the environment variable ``MMTR_SWEEP``, and without one nothing is said.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    path = path or os.environ.get('MMTR_SWEEP')
-    if not path:
-        return
-    sweep = read_sweep(path, 'MMTR_SWEEP')
-    for backbone in model.modules():
-        if getattr(backbone, 'token_reduction', None) is None or not isinstance(backbone, nn.Module):
-            continue
-        other = sweep.mismatch(backbone)
-        if other:
-            yield f"MMTR_SWEEP='{path}' predicts nothing of this model: it was measured with {other}."
-            continue
-        reducer: TokenReducer = backbone.token_reducer
-        if reducer.restores_late:
-            continue
-        found = sweep.predict(backbone.token_reduction, reducer.backbone)
-        if found.speed_up < least:
-            yield (
-                f'{reducer.name} is predicted to be {"at most " if found.bound else ""}{found.speed_up:.2f}x as fast '
-                f'as no reduction here ({sweep.place}); {gaining(sweep, reducer.name, least)}.'
-            )
