@@ -9,8 +9,8 @@ from mmtr.analysis.speed import machine
 LAYER_MS = {1: 1.0, 4: 2.0, 5: 4.0, 16: 9.0, 24: 12.0, 35: 20.0}
 
 
-def made_up(backbone, shape, layer_ms=None, **changes):
-    """Sweep of ``backbone``, whose attention takes 0.4 of a layer, with 0.5 ms more while no token was reduced."""
+def made_up(model, shape, layer_ms=None, **changes):
+    """Sweep of the backbone ``model``: attention takes 0.4 of a layer, which takes 0.5 ms more before a reduction."""
     layer_ms = LAYER_MS if layer_ms is None else layer_ms
 
     def point(ms):
@@ -19,9 +19,9 @@ def made_up(backbone, shape, layer_ms=None, **changes):
     untouched = point(max(layer_ms.values()) + 0.5)
     fields = dict(
         machine=machine('cpu'),
-        backbone=identity(backbone),
+        backbone=identity(model),
         settings=dict(shape=list(shape), batch_size=1, dtype='float32', compiled=False, device='cpu'),
-        plain_ms=3 + len(backbone.layers) * untouched['layer_ms'],
+        plain_ms=3 + len(model.layers) * untouched['layer_ms'],
         outside_ms=3.0,
         head_ms=2.0,
         untouched=untouched,

@@ -199,7 +199,7 @@ def events(attention: list[int], ffn: list[int], whole: int) -> list[float]:
     return [float(len(drops)), sum(a for a, _ in drops), sum(a * b for a, b in drops), fewer]
 
 
-def fit(counted: list[list[float]], excess: list[float]) -> list[float]:
+def fit(counted: list[list[float]], excess: list[float], ms: list[float]) -> list[float]:
     """Fit the cost of each of ``EVENTS``, none below 0, to settings of one method by least squares.
 
     At most half as many events as settings get a cost, so that noise is averaged.
@@ -207,14 +207,16 @@ def fit(counted: list[list[float]], excess: list[float]) -> list[float]:
     Args:
         counted: Of each setting, its ``events``.
         excess: Of each setting, ms beyond its layers.
+        ms: Of each setting, all of its time; errors count in shares of it.
     """
-    x, y = np.array(counted, float), np.array(excess, float)
+    whole = np.array(ms, float)
+    x, y = np.array(counted, float) / whole[:, None], np.array(excess, float) / whole
     best = np.zeros(x.shape[1])
     for size in range(1, max(len(y) // 2, 1) + 1):
         for used in map(list, combinations(range(x.shape[1]), min(size, x.shape[1]))):
             tried = np.zeros(x.shape[1])
             tried[used] = np.linalg.lstsq(x[:, used], y, rcond=None)[0]
-            if (tried >= 0).all() and _error(x, tried, y) < _error(x, best, y) - 1e-9:
+            if (tried >= 0).all() and _error(x, tried, y) < _error(x, best, y) - 1e-12:
                 best = tried
     return best.tolist()
 

@@ -90,11 +90,11 @@ def check_plain(backbone: nn.Module) -> None:
 def token_counts(whole: int, num_prefix: int) -> list[int]:
     """Choose the numbers of patch tokens at which a layer is measured.
 
-    They are evenly spaced up to ``whole``; near each quarter also one with which the sequence is a multiple of 64 long,
+    They are evenly spaced up to ``whole``; below each quarter also one with which the sequence is a multiple of 64 long,
     as kernels like it, and one more than that.
     """
     even = {max(round(whole * k / POINTS), 1) for k in range(1, POINTS + 1)}
-    aligned = {round(whole * k / 4 / 64) * 64 - num_prefix for k in range(1, 5)}
+    aligned = {whole * k // 4 // 64 * 64 - num_prefix for k in range(1, 5)}
     near = {n for each in aligned for n in (each, each + 1)}
     return sorted(n for n in {1, max(whole // 32, 1), *even, *near} if 1 <= n <= whole)
 
@@ -222,14 +222,15 @@ def measure_sweep(
     own = {}
     for key, reductions in chosen.items():
         # Without an entry in ``own``, what is predicted is the time of the layers alone.
-        excess = [ms[key, k] - found.predict(reduction, info).ms for k, reduction in enumerate(reductions)]
+        taken = [ms[key, k] for k in range(len(reductions))]
+        excess = [each - found.predict(reduction, info).ms for each, reduction in zip(taken, reductions)]
         built = [reducers[key, k] for k in range(len(reductions))]
         counted = [
             events(each.token_schedule(grid, info.depth), each.ffn_schedule(grid, info.depth), whole) for each in built
         ]
         own[key] = dict(
-            per_event=fit(counted, excess),
-            measured=[dict(token_reduction=reduction, ms=ms[key, k]) for k, reduction in enumerate(reductions)],
+            per_event=fit(counted, excess, taken),
+            measured=[dict(token_reduction=reduction, ms=each) for each, reduction in zip(taken, reductions)],
         )
     found.own.update(own)
     return found
