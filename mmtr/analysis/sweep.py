@@ -90,8 +90,8 @@ def check_plain(backbone: nn.Module) -> None:
 def token_counts(whole: int, num_prefix: int) -> list[int]:
     """Choose the numbers of patch tokens at which a layer is measured.
 
-    They are evenly spaced up to ``whole``; below each quarter also one with which the sequence is a multiple of 64 long,
-    as kernels like it, and one more than that.
+    They are evenly spaced up to ``whole``; below each quarter also one with which the sequence is a multiple of 64
+    long, as kernels like it, and one more than that.
     """
     even = {max(round(whole * k / POINTS), 1) for k in range(1, POINTS + 1)}
     aligned = {whole * k // 4 // 64 * 64 - num_prefix for k in range(1, 5)}

@@ -10,9 +10,10 @@ from mmengine.logging import MMLogger
 from mmtr.analysis.gain import warn_of_small_gains
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.prediction import events, fit, per_event, read_sweep, variant
-from mmtr.analysis.sweep import settings_to_measure, token_counts
+from mmtr.analysis.sweep import Cut, settings_to_measure, token_counts, without_layers
 from mmtr.errors import UserError
-from mmtr.models.backbones import VisionTransformer
+from mmtr.models.backbones import EVA02, BEiT, DINOv2, DINOv3, VisionTransformer
+from mmtr.reducers.observer import reducer_of
 from tests.made_up_sweep import LAYER_MS, made_up, write
 
 SHAPE = (80, 112)  # 5x7 patches
@@ -63,6 +64,24 @@ def test_prediction_is_the_sum_over_the_tokens_that_layers_compute(backbone, red
             ms += 0.5 + 2 * before / 35 + 3 * before * after / 35**2
     own = {variant(reduction): dict(per_event=COST, measured=[])}
     assert made_up(backbone, SHAPE, own=own).predict(reduction, backbone.shape).ms == pytest.approx(ms)
+
+
+@pytest.mark.parametrize('host', [DINOv2, DINOv3, EVA02, BEiT])
+def test_layers_of_every_host_are_measured_at_any_number_of_tokens(host):
+    model = host(img_size=(64, 96), patch_size=16, embed_dims=32, num_layers=2, num_heads=2).eval()
+    seen, image = [], torch.randn(1, 3, 64, 96)
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out.shape[1] - model.num_prefix))
+    with torch.no_grad():
+        plain = model(image)[0]
+        with reducer_of(model, Cut(model.shape, 5, True)):
+            cut = model(image)[0]
+        with without_layers(model):
+            assert model(image)[0].shape == cut.shape == plain.shape
+            embedded = model(image)[0]
+    assert seen == [24, 24, 5, 5]
+    # What layers did to the tokens is not given back.
+    torch.testing.assert_close(cut, embedded)
 
 
 def test_nothing_reduced_takes_what_plain_takes(backbone):

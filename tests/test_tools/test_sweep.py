@@ -1,17 +1,19 @@
 """tools/benchmark.py --sweep: what it writes, and what reads it."""
 
 import json
-import logging
 
 import pytest
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
 from mmtr.analysis import sweep as measuring
 from mmtr.analysis.prediction import read_sweep
+from mmtr.analysis.sweep import check_plain
 from mmtr.apis import apply_token_reduction
 from mmtr.cli.sweeping import predictor
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model
+from tests.conftest import TOOLS
 from tests.made_up_sweep import made_up, write
 
 
@@ -40,7 +42,7 @@ def test_a_sweep_is_measured_written_and_read_back(bench, few, config, backbone,
     status, error = bench(config, '--shape', 64, 96, '--sweep', out, '--batch-size', 2)
     assert status == 0, error
     sweep = read_sweep(str(out))
-    assert json.loads(out.read_text())['command'].startswith('benchmark')
+    assert json.loads(out.read_text())['command'].startswith(str(TOOLS / 'benchmark.py'))
     assert sweep.settings == dict(shape=[64, 96], batch_size=2, dtype='float32', compiled=False, device='cpu')
     assert sweep.backbone == dict(
         type='VisionTransformer',
@@ -57,7 +59,7 @@ def test_a_sweep_is_measured_written_and_read_back(bench, few, config, backbone,
     assert [point['tokens'] for point in sweep.curve] == [1, 8, 16, 24]
     assert sweep.head_ms is not None and sweep.plain_ms > 0 and sweep.outside_ms > 0
     methods = {name.partition(',')[0] for name in sweep.own}
-    assert {'TokenAdapter', 'GridPool', 'ToMe', 'EViT', 'Expediting', 'Random', 'Cropr'} <= methods
+    assert {'TokenAdapter', 'GridPool', 'ToMe', 'EViT', 'Expediting', 'Random'} <= methods
     assert sweep.mismatch(backbone, dtype='float32') == ''
     assert sweep.predict(dict(type='GridPool', layers=(0, 2)), backbone.shape).ms > 0
 
@@ -70,9 +72,22 @@ def test_only_a_plain_vit_is_swept(bench, config, tmp_path):
 
     assert 'Error: --sweep measures one plain model, and 2 are given' in refused(config, config)
     assert '--json' in refused(config, '--json', tmp_path / 'out.json')
-    small = '@model.backbone.embed_dims=16@model.decode_head.in_channels=16@model.backbone.type=mmtr.EVA02'
-    windowed = f'{small}@model.backbone.window_size=2@model.backbone.window_layers=[0]@model.backbone.final_norm=None'
-    assert 'has windows' in refused(f'{config}{windowed}@model.backbone.with_cls_token=False')
+    model = MODELS.build(
+        dict(
+            type='mmtr.EVA02',
+            img_size=(64, 64),
+            embed_dims=32,
+            num_layers=2,
+            num_heads=2,
+            with_cls_token=False,
+            window_size=2,
+            window_layers=(0,),
+        )
+    )
+    with pytest.raises(UserError, match='--sweep measures layers that attend to all tokens, and EVA02 has windows'):
+        check_plain(model)
+    with pytest.raises(UserError, match='whose layers are alike, and SwinTransformer has stages: give a ViT'):
+        check_plain(MODELS.build(dict(type='mmtr.SwinTransformer', embed_dims=12, depths=(1, 1, 1, 1))))
 
 
 def test_a_sweep_of_something_else_stops_a_search(backbone, tmp_path):
@@ -91,11 +106,10 @@ def test_a_sweep_of_something_else_stops_a_search(backbone, tmp_path):
         predictor(path, backbone, shapes, 'cpu', 1.0)
 
 
-def test_a_test_says_that_a_hook_gains_nothing(tool, config, weights, backbone, tmp_path, monkeypatch, caplog):
+def test_a_test_says_that_a_hook_gains_nothing(tool, config, weights, backbone, tmp_path, monkeypatch):
     sweep = write(tmp_path / 'sweep.json', made_up(backbone, (64, 64), {1: 10.0, 16: 10.0}))
     monkeypatch.setenv('MMTR_SWEEP', str(sweep))
-    with caplog.at_level(logging.WARNING):
-        status, error = tool('test', config, weights, '--token-reduction', 'GridPool')
+    status, error = tool('test', config, weights, '--token-reduction', 'GridPool')
     log = ' '.join(path.read_text() for path in tmp_path.rglob('*.log'))
     assert status == 0, error
     assert 'GridPool is predicted to be at most 1.0' in log and 'no setting that was measured there gains more' in log
