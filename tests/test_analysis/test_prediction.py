@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from mmtr.analysis.gain import warn_of_small_gains
 from mmtr.analysis.layers import analyze_layers
 from mmtr.analysis.prediction import events, fit, per_event, read_sweep, variant
-from mmtr.analysis.sweep import Cut, settings_to_measure, token_counts, without_layers
+from mmtr.analysis.sweep import Cut, idle_layers, layers_of, settings_to_measure, token_counts
 from mmtr.errors import UserError
 from mmtr.models.backbones import EVA02, BEiT, DINOv2, DINOv3, VisionTransformer
 from mmtr.reducers.observer import reducer_of
@@ -76,7 +76,7 @@ def test_layers_of_every_host_are_measured_at_any_number_of_tokens(host):
         plain = model(image)[0]
         with reducer_of(model, Cut(model.shape, 5, True)):
             cut = model(image)[0]
-        with without_layers(model):
+        with layers_of(model, idle_layers(model)):
             assert model(image)[0].shape == cut.shape == plain.shape
             embedded = model(image)[0]
     assert seen == [24, 24, 5, 5]
