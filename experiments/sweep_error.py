@@ -72,7 +72,7 @@ def main() -> None:
     timings = interleave({k: forward(r) for k, r in enumerate([None, *SETTINGS])}, args.repeats)
     rows, errors = [('method', 'settings', 'predicted', 'measured', 'error')], []
     for k, reduction in enumerate(SETTINGS, 1):
-        predicted = sweep.predict(reduction, backbone.shape).speed_up
+        predicted = sweep.predict(reduction, backbone.build_reducer(reduction)).speed_up
         measured = timings[0].median / timings[k].median
         errors.append(predicted / measured - 1)
         words = ', '.join(f'{key} {value}' for key, value in reduction.items() if key != 'type')

@@ -55,7 +55,7 @@ def _cautions(model):
         reducer = backbone.token_reducer
         if reducer.restores_late:
             continue
-        found = sweep.predict(backbone.token_reduction, reducer.backbone)
+        found = sweep.predict(backbone.token_reduction, reducer)
         if found.speed_up < LEAST:
             yield (
                 f'{reducer.name} is predicted to be {"at most " if found.bound else ""}{found.speed_up:.2f}x as fast '

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.plain import ReducibleBackbone
-from mmtr.reducers import BackboneInfo, build_token_reducer
+from mmtr.reducers import TokenReducer
 from mmtr.registry import TOKEN_REDUCERS
 
 from .speed import machine
@@ -113,22 +113,20 @@ class Sweep:
                     return f'{name}={found.get(name)!r}, and here it is {wanted.get(name)!r}'
         return ''
 
-    def predict(self, reduction: Optional[dict], info: BackboneInfo) -> Prediction:
-        """Predict the speed of a value of the config key ``token_reduction``; builds its reducer and nothing else.
+    def predict(self, reduction: Optional[dict], reducer: TokenReducer) -> Prediction:
+        """Predict the speed of a value of the config key ``token_reduction``, and the reducer that was built of it.
 
         Raises:
-            UserError: The reduction does not fit the backbone, or gives tokens back after the head, whose time by
-                tokens is not known.
+            UserError: It gives tokens back after the head, whose time by tokens is not known.
         """
-        reducer = build_token_reducer(reduction, info)
         if reducer.restores_late:
             raise UserError(
                 "token_reduction.restore_at='after_head' changes what the head takes, which a sweep does not predict: "
                 "set restore_at='before_norm', or measure it with tools/benchmark.py."
             )
-        patch, grid = self.backbone['patch_size'], self.settings['shape']
+        patch, grid, depth = self.backbone['patch_size'], self.settings['shape'], reducer.backbone.depth
         grid = tuple(-(-n // side) for n, side in zip(grid, patch))
-        attention, ffn = (count(grid, info.depth) for count in (reducer.token_schedule, reducer.ffn_schedule))
+        attention, ffn = (count(grid, depth) for count in (reducer.token_schedule, reducer.ffn_schedule))
         whole = grid[0] * grid[1]
         # A layer is its attention, with the tokens that this sees, and its FFN, with those that are left for that.
         layers = sum(
@@ -137,7 +135,7 @@ class Sweep:
         )
         cost = per_event(self.own, reduction) if reducer.fixed_count else None
         own = 0.0 if cost is None else float(np.dot(cost, events(attention, ffn, whole)))
-        plain = self.outside_ms + info.depth * self.untouched['layer_ms']
+        plain = self.outside_ms + depth * self.untouched['layer_ms']
         ms = self.outside_ms + layers + own
         return Prediction(ms, plain / ms, reduction is not None and cost is None)
 
@@ -180,6 +178,8 @@ def identity(backbone: nn.Module) -> dict:
         patch_size=list(backbone.patch_embed.projection.kernel_size),
         out_indices=len(backbone.out_indices),
         attn_backend=next(module.backend for module in layer.attn.modules() if hasattr(module, 'backend')),
+        windows=any(getattr(layer.attn, 'window', None) for layer in backbone.layers),
+        query_layers=backbone.query_layers,
         peft=None if backbone.peft is None else type(backbone.peft).__name__,
     )
 
@@ -227,7 +227,7 @@ def _error(x, cost, y):
 
 def variant(reduction: dict) -> str:
     """Name a method with those of its settings, defaults included, that are words or flags, which say what it does."""
-    method = TOKEN_REDUCERS.get(reduction['type'])
+    method = reduction['type'] if isinstance(reduction['type'], type) else TOKEN_REDUCERS.get(reduction['type'])
     defaults = {name: each.default for name, each in inspect.signature(method.__init__).parameters.items()}
     given = {**defaults, **reduction}
     words = [f'{name}={given[name]}' for name in defaults if isinstance(given[name], (str, bool))]

@@ -229,9 +229,8 @@ def measure_sweep(
     own = {}
     for key, reductions in chosen.items():
         # Without an entry in ``own``, what is predicted is the time of the layers alone.
-        taken = [ms[key, k] for k in range(len(reductions))]
-        excess = [each - found.predict(reduction, info).ms for each, reduction in zip(taken, reductions)]
-        built = [reducers[key, k] for k in range(len(reductions))]
+        taken, built = ([each[key, k] for k in range(len(reductions))] for each in (ms, reducers))
+        excess = [each - found.predict(*pair).ms for each, *pair in zip(taken, reductions, built)]
         counted = [
             events(each.token_schedule(grid, info.depth), each.ffn_schedule(grid, info.depth), whole) for each in built
         ]

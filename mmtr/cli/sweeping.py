@@ -107,7 +107,7 @@ def predictor(
         )
 
     def predict(reduction: dict) -> float:
-        found = sweep.predict(reduction, backbone.token_reducer.backbone)
+        found = sweep.predict(reduction, backbone.build_reducer(reduction))
         return 1 / (1 - encoder_share + encoder_share / found.speed_up)
 
     return predict

@@ -35,6 +35,11 @@ def backbone():
     return VisionTransformer(img_size=SHAPE, embed_dims=32, num_layers=4, num_heads=2, mlp_ratio=2).eval()
 
 
+def predicted(backbone, reduction, **changes):
+    """Prediction for a reduction by the made-up sweep."""
+    return made_up(backbone, SHAPE, **changes).predict(reduction, backbone.build_reducer(reduction))
+
+
 def interpolated(count):
     """ms of a layer by hand."""
     if count >= 35:
@@ -54,7 +59,7 @@ def test_prediction_is_the_sum_over_the_tokens_that_layers_compute(backbone, red
     for attention, ffn in zip(seen['attention_tokens'], seen['ffn_tokens']):
         ms += 0.4 * interpolated(attention) + 0.6 * interpolated(ffn)
     own = {variant(reduction): dict(per_event=[0, 0, 0, 0], measured=[])}
-    found = made_up(backbone, SHAPE, own=own).predict(reduction, backbone.shape)
+    found = predicted(backbone, reduction, own=own)
     assert found.ms == pytest.approx(ms) and found.speed_up == pytest.approx((3 + 4 * 20.5) / ms) and not found.bound
     # What the method itself takes comes on top: it reduces before some of the eight sublayers.
     counts = [35, *(n for pair in zip(seen['attention_tokens'], seen['ffn_tokens']) for n in pair)]
@@ -63,7 +68,7 @@ def test_prediction_is_the_sum_over_the_tokens_that_layers_compute(backbone, red
         if after < before:
             ms += 0.5 + 2 * before / 35 + 3 * before * after / 35**2
     own = {variant(reduction): dict(per_event=COST, measured=[])}
-    assert made_up(backbone, SHAPE, own=own).predict(reduction, backbone.shape).ms == pytest.approx(ms)
+    assert predicted(backbone, reduction, own=own).ms == pytest.approx(ms)
 
 
 @pytest.mark.parametrize('host', [DINOv2, DINOv3, EVA02, BEiT])
@@ -85,15 +90,14 @@ def test_layers_of_every_host_are_measured_at_any_number_of_tokens(host):
 
 
 def test_nothing_reduced_takes_what_plain_takes(backbone):
-    sweep = made_up(backbone, SHAPE)
     for reduction in (None, dict(type='Random', r=0)):
-        assert sweep.predict(reduction, backbone.shape).ms == sweep.plain_ms == 85
+        assert predicted(backbone, reduction).ms == made_up(backbone, SHAPE).plain_ms == 85
 
 
 def test_what_depends_on_the_image_is_predicted_at_its_best(backbone):
-    found = made_up(backbone, SHAPE).predict(dict(type='MPM', layers=(0,)), backbone.shape)
+    found = predicted(backbone, dict(type='MPM', layers=(0,)))
     assert found.bound and found.ms == pytest.approx(3 + 4 * interpolated(18))
-    assert made_up(backbone, SHAPE).predict(dict(type='GridPool'), backbone.shape).bound  # its own cost is not known
+    assert predicted(backbone, dict(type='GridPool')).bound  # its own cost is not known
 
 
 def test_costs_are_found_again_and_none_is_negative():
@@ -167,7 +171,7 @@ def test_a_damaged_file_is_one_sentence(backbone, tmp_path, damage):
 def test_after_the_head_is_not_predicted(backbone):
     late = dict(type='Expediting', restore='copy', restore_at='after_head')
     with pytest.raises(UserError, match='which a sweep does not predict'):
-        made_up(backbone, SHAPE).predict(late, backbone.shape)
+        predicted(backbone, late)
 
 
 def test_a_setting_that_gains_nothing_here_says_so_if_there_is_a_sweep(backbone, tmp_path, monkeypatch):

@@ -54,6 +54,8 @@ def test_a_sweep_is_measured_written_and_read_back(bench, few, config, backbone,
         patch_size=[16, 16],
         out_indices=1,
         attn_backend='auto',
+        windows=False,
+        query_layers=0,
         peft=None,
     )
     assert [point['tokens'] for point in sweep.curve] == [1, 8, 16, 24]
@@ -61,7 +63,8 @@ def test_a_sweep_is_measured_written_and_read_back(bench, few, config, backbone,
     methods = {name.partition(',')[0] for name in sweep.own}
     assert {'TokenAdapter', 'GridPool', 'ToMe', 'EViT', 'Expediting', 'Random'} <= methods
     assert sweep.mismatch(backbone, dtype='float32') == ''
-    assert sweep.predict(dict(type='GridPool', layers=(0, 2)), backbone.shape).ms > 0
+    reduction = dict(type='GridPool', layers=(0, 2))
+    assert sweep.predict(reduction, backbone.build_reducer(reduction)).ms > 0
 
 
 def test_only_a_plain_vit_is_swept(bench, config, tmp_path):
