@@ -6,13 +6,9 @@ Example: tools/benchmark.py plain.py plain.py@model.backbone.token_reduction.typ
 import argparse
 import copy
 import json
-import os
-import platform
 import re
 import shlex
-import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +18,17 @@ from torch import Tensor, nn
 
 from mmtr.analysis.flops import count_flops, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.cli.measuring import add_machine, check_file, positive, use_machine
+from mmtr.cli.measuring import (
+    add_machine,
+    autocast,
+    check_compiler,
+    check_dtype,
+    check_file,
+    positive,
+    random_images,
+    use_machine,
+)
+from mmtr.cli.sweeping import check_one, write_sweep
 from mmtr.config.files import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.config.options import parse_settings
 from mmtr.errors import UserError, command
@@ -60,6 +66,12 @@ def parse_args() -> argparse.Namespace:
         '--compile', action='store_true', help='each model a second time, through torch.compile; compiling is not timed'
     )
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
+    parser.add_argument(
+        '--sweep',
+        metavar='F',
+        help='instead, measure a layer of one plain ViT by the number of its tokens, and what the methods themselves '
+        'take, and write that there: tools predict from it what a reduction gains on this machine',
+    )
     add_options(parser)
     add_token_reduction(parser, 'each config is measured as it is and once more with')
     parser.add_argument('--json', metavar='F', help='write all results there, single durations included')
@@ -151,13 +163,6 @@ def calibrate(args: argparse.Namespace, model: nn.Module, own_weights: list[str]
             model.backbone.token_reducer.calibrate(lambda: model.backbone(images))
 
 
-def autocast(args: argparse.Namespace) -> AbstractContextManager:
-    """Context in which models compute in ``--dtype``."""
-    if args.dtype == 'float32':  # torch 2.1 has no autocast to float32, not even a disabled one
-        return nullcontext()
-    return torch.autocast(torch.device(args.device).type, getattr(torch, args.dtype))
-
-
 def measure(
     args: argparse.Namespace, names: list[str], models: list[nn.Module], kept: list[list[str]]
 ) -> list[dict[str, Any]]:
@@ -172,8 +177,7 @@ def measure(
             f'The models take images of {" and ".join(map(str, channels))} channels: compare those of one '
             'kind of images.'
         )
-    shape = (args.batch_size, *channels, *args.shape)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
+    images = random_images(args, channels[0])
     for model, own_weights in zip(models, kept):
         calibrate(args, model, own_weights, images)
 
@@ -251,22 +255,21 @@ def main() -> None:
     """Measure, print and write."""
     args = parse_args()
     use_machine(args)
-    if args.json:
-        check_file(args.json, '--json')
-    if args.compile and not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'clang++'))):
-        raise UserError('--compile needs a C++ compiler, and there is neither g++ nor clang++ here: install one.')
-    if args.compile and not torch._dynamo.is_dynamo_supported():
-        raise UserError(f'--compile: torch {torch.__version__} compiles nothing in Python {platform.python_version()}.')
-    try:
-        with autocast(args):
-            pass
-    except RuntimeError as error:  # torch 2.1 has no float16 on a CPU
-        raise UserError(f'--dtype {args.dtype}, --device {args.device}: {error}.') from error
+    for option in ('json', 'sweep'):
+        if vars(args)[option]:
+            check_file(vars(args)[option], f'--{option}')
+    if args.compile:
+        check_compiler()
+    check_dtype(args)
     specs, configs = read_configs(args)
+    if args.sweep:
+        check_one(args, specs)
     for cfg, spec in zip(configs, specs):
         check_shape(args.shape, cfg, spec)
     names = names_of(specs)
     models, kept = build_all(args, specs, configs)
+    if args.sweep:
+        return write_sweep(args, models[0])
     if args.compile:
         # Models share code, and torch runs code uncompiled, in silence, beyond this number of compilations. The setting
         # has its name of torch 2.1, which later releases accept too.

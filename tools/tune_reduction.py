@@ -7,6 +7,7 @@ measured again on images that the search did not see, and written as a config if
 """
 
 import argparse
+import hashlib
 import os
 import shlex
 import sys
@@ -19,8 +20,9 @@ from mmtr.analysis.compare import progress_bar
 from mmtr.analysis.journal import made_with
 from mmtr.analysis.judging import SPEED_OF, Judge, Outcome
 from mmtr.analysis.speed import machine
-from mmtr.analysis.tuning import Target, finished, fronts, import_optuna, open_study, ranked, search
+from mmtr.analysis.tuning import CLOSE, Target, finished, fronts, import_optuna, open_study, ranked, search, skipped
 from mmtr.cli import measuring
+from mmtr.cli.sweeping import predictor
 from mmtr.config.files import inherited, with_reduction
 from mmtr.errors import UserError, command
 from mmtr.files import write_text
@@ -69,6 +71,12 @@ def parse_args() -> argparse.Namespace:
         help='of the images and the search. Measured times are the only other thing that two runs differ by',
     )
     parser.add_argument(
+        '--sweep',
+        metavar='F',
+        help=f'file of tools/benchmark.py --sweep: settings predicted to reach less than {CLOSE} of --target-speedup '
+        'are not measured',
+    )
+    parser.add_argument(
         '--speed-of',
         choices=SPEED_OF,
         default='model',
@@ -88,6 +96,8 @@ def check_settings(args: argparse.Namespace) -> None:
         raise UserError(f'--target-speedup {args.target_speedup} must be above 0, and above 1 to be faster.')
     if args.max_drop is not None and not args.max_drop >= 0:
         raise UserError(f'--max-drop {args.max_drop} must be at least 0.')
+    if args.sweep and args.target_speedup is None:
+        raise UserError(f'--sweep {args.sweep} predicts speed, of which --max-drop needs none: give --target-speedup.')
     if args.seed < 0:
         raise UserError(f'--seed {args.seed} must be at least 0.')
 
@@ -142,11 +152,14 @@ def table(args: argparse.Namespace, study: Any, count: int) -> str:
                 settings,
             )
         )
+    of = f'{len(finished(study))} settings'
+    if skipped(study):
+        of += f' (and {len(skipped(study))} that were skipped, since they are predicted to be too slow)'
     if len(rows) == 1:
-        return f'No setting of {len(finished(study))} is faster than plain.'
+        return f'No setting of {of} is faster than plain.'
     return (
         f'{aligned_rows(rows, words=(0, 1, 5))}\n'
-        f'Of {len(finished(study))} settings, on the {count} images of the search: no other is both more accurate '
+        f'Of {of}, on the {count} images of the search: no other is both more accurate '
         'and faster than one of the front, and none but the front than a runner-up.'
     )
 
@@ -168,6 +181,12 @@ def verified(args: argparse.Namespace, study: Any, target: Target, judge: Judge)
             return reduction, outcome
         if tried is None or target.shortfall(outcome) < target.shortfall(tried[1]):
             tried = reduction, outcome, f'on {count} images that the search had not seen'
+    if tried is None:
+        nearest = max(skipped(study), key=lambda trial: trial.user_attrs['predicted']).user_attrs
+        raise UserError(
+            f'No setting is predicted to reach {target}, so none was measured; the nearest, {nearest["reduction"]}, is '
+            f'predicted to be {nearest["predicted"]:.2f}x as fast as plain: give a lower target, or more methods.'
+        )
     reduction, outcome, where = tried
     raise UserError(
         f'No setting reached {target} in {args.trials} trials, so nothing was written; the nearest, '
@@ -209,6 +228,9 @@ def main() -> None:
             f'--max-drop {args.max_drop} lets any setting pass: {judge.metric} of the plain model is '
             f'{judge.plain_accuracy:.3f}, so give a drop on that scale.'
         )
+    predict = None
+    if args.sweep:
+        predict = predictor(args.sweep, model.backbone, judge.shapes, args.device, judge.encoder_share)
     made = made_with(
         cfg,
         args.checkpoint,
@@ -220,6 +242,7 @@ def main() -> None:
         number_of_images=args.num_images,
         speed=args.speed_of,
         seed=args.seed,
+        sweep=args.sweep and hashlib.sha256(Path(args.sweep).read_bytes()).hexdigest(),
     )
     study = open_study(f'{args.out}.trials', made)
     try:
@@ -233,6 +256,7 @@ def main() -> None:
                 args.trials,
                 args.seed,
                 bar.update,
+                predict,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

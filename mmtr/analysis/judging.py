@@ -84,6 +84,8 @@ class Judge:
     Attributes:
         metric: The metric that is measured.
         plain_accuracy: The metric of the plain model, on the images to search on.
+        shapes: Shapes (B, channels, H, W) of all batches of images that the backbone gets.
+        encoder_share: Share of the plain model's measured time that is the backbone's, 0 to 1.
 
     Raises:
         UserError: There are too few images, or no such metric; or the metric needs labels, and there are none.
@@ -122,7 +124,11 @@ class Judge:
                 wanted,
                 seed,
             )
-        metrics = self._results(dict(plain=None), self.images.search)['plain']['metrics']
+        self.shapes = set()
+        seen = model.backbone.register_forward_pre_hook(lambda module, args: self.shapes.add(tuple(args[0].shape)))
+        plain = self._results(dict(plain=None), self.images.search)['plain']
+        seen.remove()
+        metrics, self.encoder_share = plain['metrics'], plain['encoder_ms'] / plain[self.key]
         self.metric = main_of(metrics) if metric is None else metric
         if not isinstance(metrics.get(self.metric), float):
             raise UserError(

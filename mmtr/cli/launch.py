@@ -19,6 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 import mmtr.registry  # noqa: F401  makes type='mmtr.Name' known to any config
+from mmtr.analysis.gain import warn_of_small_gains
 from mmtr.checks.building import in_words_of
 from mmtr.checks.config import check_config
 from mmtr.checks.data import check_data
@@ -143,6 +144,11 @@ class RecordingRunner(Runner):
             self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename)))
         else:
             super().dump_config()
+
+    def load_or_resume(self) -> None:
+        """Warn of a reduction that gains nothing here, now that hooks have put it into the model; then load weights."""
+        warn_of_small_gains(self.model)
+        super().load_or_resume()
 
 
 def _record(cfg):

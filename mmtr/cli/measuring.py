@@ -3,13 +3,16 @@
 import argparse
 import logging
 import os
+import platform
+import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from mmtr.apis import apply_token_reduction
 from mmtr.checks.data import check_data
@@ -44,6 +47,36 @@ def use_machine(args: argparse.Namespace) -> None:
         raise UserError(f'--device {args.device} cannot be used: this machine has {", ".join(devices)}.') from error
     if args.threads:
         torch.set_num_threads(args.threads)
+
+
+def autocast(args: argparse.Namespace) -> AbstractContextManager:
+    """Context in which models compute in ``--dtype``."""
+    if args.dtype == 'float32':  # torch 2.1 has no autocast to float32, not even a disabled one
+        return nullcontext()
+    return torch.autocast(torch.device(args.device).type, getattr(torch, args.dtype))
+
+
+def check_dtype(args: argparse.Namespace) -> None:
+    """Raise a ``UserError`` if ``--device`` cannot compute in ``--dtype``."""
+    try:
+        with autocast(args):
+            pass
+    except RuntimeError as error:  # torch 2.1 has no float16 on a CPU
+        raise UserError(f'--dtype {args.dtype}, --device {args.device}: {error}.') from error
+
+
+def check_compiler() -> None:
+    """Raise a ``UserError`` if torch cannot compile here."""
+    if not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'clang++'))):
+        raise UserError('--compile needs a C++ compiler, and there is neither g++ nor clang++ here: install one.')
+    if not torch._dynamo.is_dynamo_supported():
+        raise UserError(f'--compile: torch {torch.__version__} compiles nothing in Python {platform.python_version()}.')
+
+
+def random_images(args: argparse.Namespace, channels: int) -> Tensor:
+    """Draw the images of a measurement, always the same: ``--batch-size`` of ``--shape``."""
+    shape = (args.batch_size, channels, *args.shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
+from mmtr.analysis.gain import warn_of_small_gains
 from mmtr.checks.building import in_words_of
 from mmtr.checks.data import datasets_in, loads_annotations
 from mmtr.checks.heads import check_head_keys, check_heads
@@ -61,8 +62,8 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
     """Build the model of a config in eval mode, and apply its ``TokenReductionHook`` if it has one.
 
     Raises:
-        UserError: The model needs operators that mmcv-lite lacks, or a setting is wrong; see ``in_words_of`` and
-            ``check_heads``.
+        UserError: The model needs operators that mmcv-lite lacks, or a setting is wrong; see ``in_words_of``,
+            ``check_heads`` and ``warn_of_small_gains``.
     """
     with (
         in_words_of(cfg),
@@ -77,6 +78,7 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
         check_heads(check_operators(model))
     for hook in hooks_of(cfg):
         hook.put_into(model)
+    warn_of_small_gains(model)
     model.to(device).eval()
     return model
 

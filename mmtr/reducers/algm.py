@@ -120,3 +120,7 @@ class ALGM(MergingReducer):
                 n -= merging // 2 if n > 1 else 0
             schedule.append(n)
         return schedule
+
+    def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer; if released, it follows the merging."""
+        return self.token_schedule(grid, depth + 1)[1:] if self.released else self.token_schedule(grid, depth)

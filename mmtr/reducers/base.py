@@ -199,6 +199,10 @@ class TokenReducer(BackbonePart):
         """
         return [rows * columns for rows, columns in self.grid_schedule(grid, depth)]
 
+    def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer, see ``token_schedule``; here those of its attention."""
+        return self.token_schedule(grid, depth)
+
     def grid_schedule(self, grid: tuple[int, int], depth: int) -> list[tuple[int, int]]:
         """Return the (rows, columns) of the token grid in each layer, for methods that keep a grid."""
         return [grid] * depth

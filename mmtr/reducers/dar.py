@@ -102,6 +102,10 @@ class DAR(TokenReducer):
             for hook in hooks:
                 hook.remove()
 
+    def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the fewest patch tokens in the FFN of each layer: none need be selected, or all are."""
+        return [grid[0] * grid[1] if self.logit_threshold == -math.inf else 0] * depth
+
     def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """Map selected patches to the group unique, others to normal; each represents itself."""
         if 'selected' not in tokens.memo:

@@ -100,3 +100,7 @@ class EViT(TokenReducer):
             if self._reduces(i):
                 count = self._kept(count) + self.fuse
         return schedule
+
+    def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer, which follows the reduction."""
+        return self.token_schedule(grid, depth + 1)[1:]

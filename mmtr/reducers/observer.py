@@ -30,6 +30,7 @@ class Observer(TokenReducer):
             'give_back',
             'losses',
             'token_schedule',
+            'ffn_schedule',
             'grid_schedule',
             'token_map',
         ):

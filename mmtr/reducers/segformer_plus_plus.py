@@ -137,6 +137,10 @@ class SegFormerPlusPlus(TokenReducer):
         """Count the queries of patches in each layer, all of ``grid``; a backbone of stages asks for each stage."""
         return [grid[0] * grid[1] if queries is None else queries.left(grid) for queries, _ in self.ways[:depth]]
 
+    def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer: all."""
+        return [grid[0] * grid[1]] * depth
+
 
 def _merged(x, prefix, matching):
     return x if matching is None else merge_patches(x, prefix, matching)[0]

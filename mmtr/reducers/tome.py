@@ -77,6 +77,10 @@ class Sublayer(Mode):
         """Count the patch tokens in each layer, of ``n`` patches."""
         return [n - self.count(i, n) for i in range(depth)]
 
+    def ffn_schedule(self, n: int, depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer: those of its attention."""
+        return self.token_schedule(n, depth)
+
     def pictured(self, tokens: Tokens) -> Tokens:
         """Return the tokens as they merge for the layer's attention."""
         return merged_as_noted(tokens, 'copy')
@@ -124,6 +128,10 @@ class Progressive(Mode):
             schedule.append(n)
             n -= self.count(i, n)
         return schedule
+
+    def ffn_schedule(self, n: int, depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer, which follows the merging."""
+        return self.token_schedule(n, depth + 1)[1:]
 
     def pictured(self, tokens: Tokens) -> Tokens:
         """Return the tokens as they are."""
@@ -234,6 +242,10 @@ class ToMe(TokenReducer):
     def token_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
         """Count the patch tokens in each layer, see ``TokenReducer``."""
         return self.mode.token_schedule(grid[0] * grid[1], depth)
+
+    def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:
+        """Count the patch tokens in the FFN of each layer; if progressive, it follows the merging."""
+        return self.mode.ffn_schedule(grid[0] * grid[1], depth)
 
     def token_map(self, tokens: Tokens) -> Optional[tuple[Tensor, Tensor]]:
         """Map each patch to its group and representative; in ``sublayer`` mode as they merge for attention."""

@@ -68,6 +68,8 @@ def test_every_reducer_is_measured_and_left_alone(cfg):
     )
     if own.fixed_count:
         assert found['layers']['attention_tokens'] == own.token_schedule((5, 7), 4)
+        assert found['layers']['ffn_tokens'] == own.ffn_schedule((5, 7), 4)
+    assert all(n >= fewest for n, fewest in zip(found['layers']['ffn_tokens'], own.ffn_schedule((5, 7), 4)))
     assert model.token_reducer is own
     assert not any('attend' in vars(layer.attn) for layer in model.layers)
     with torch.no_grad():

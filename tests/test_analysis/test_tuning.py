@@ -7,7 +7,7 @@ import pytest
 
 from mmtr.analysis import tuning
 from mmtr.analysis.judging import Images, Outcome
-from mmtr.analysis.tuning import Target, finished, fronts, open_study, ranked, search
+from mmtr.analysis.tuning import SKIPPED, Target, finished, fronts, open_study, ranked, search, skipped
 from mmtr.errors import UserError
 from mmtr.reducers import BackboneInfo
 
@@ -40,6 +40,37 @@ def test_the_best_setting_is_near_the_optimum():
     assert outcome.drop < 4.2
     # Optuna knows the target too.
     assert study.best_trial.user_attrs['reduction'] == reduction
+
+
+def predicted(reduction):
+    """A prediction that errs by 5 %."""
+    return 1.05 * measure(reduction).speed_up
+
+
+def test_what_is_predicted_to_be_too_slow_is_not_measured():
+    target, asked = Target(speed_up=1.5), []
+
+    def counted(reduction):
+        asked.append(reduction)
+        return measure(reduction)
+
+    def searched(trials, study):
+        search(study, counted, target, METHODS, BACKBONE, trials, 0, predict=predicted)
+        return [(trial.user_attrs['reduction'], trial.state.name) for trial in study.trials]
+
+    study = open_study(None, MADE)
+    whole = searched(20, study)
+    assert len(asked) == len(finished(study)) == 20 and skipped(study)
+    assert all(predicted(reduction) >= 0.93 * 1.5 for reduction in asked)
+    assert all(predicted(trial.user_attrs['reduction']) < 0.93 * 1.5 for trial in skipped(study))
+    # Trials went where the plain search has fewer, and an interrupted search finds the same.
+    assert next(ranked(study, target))[1].drop < 4.2
+    study = open_study(None, MADE)
+    searched(7, study)
+    assert searched(20, study) == whole
+    study = open_study(None, MADE)
+    search(study, counted, Target(speed_up=100), METHODS, BACKBONE, 2, 0, predict=predicted)
+    assert finished(study) == [] and len(skipped(study)) == 2 * SKIPPED
 
 
 def test_the_fastest_setting_within_a_drop():

@@ -10,8 +10,10 @@ from mmengine.config import Config
 
 import mmtr.analysis.judging
 from mmtr.analysis.judging import Judge
+from mmtr.apis import apply_token_reduction
 from mmtr.inference.model import build_model
 from tests.conftest import TOOLS, draw_scenes
+from tests.made_up_sweep import made_up, write
 
 pytest.importorskip('optuna')
 ROOT = TOOLS.parent
@@ -192,9 +194,50 @@ def test_it_goes_on_after_ctrl_c_and_with_more_trials(tune, tiny, tmp_path, monk
     assert status == 2 and 'with another seed: remove it' in error
 
 
+def trials_in(path):
+    """Values of a user attribute, in the order of the trials, by its name."""
+    found = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        for name, value in line.get('user_attr', {}).items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.mark.slow
+def test_what_a_sweep_predicts_to_be_too_slow_is_not_measured(tune, tiny, tmp_path):
+    backbone = apply_token_reduction(build_model(Config.fromfile(tiny[0])), None).backbone
+    # As the clock: 0.1 ms for each token that leaves a layer.
+    layer_ms = {n: 0.1 * n for n in (1, 16)}
+    plain = dict(layer_ms=1.6, attention_ms=0.64)
+    sweep = made_up(backbone, (64, 64), layer_ms, outside_ms=0.0, plain_ms=3.2, untouched=plain)
+    found = {}
+    for name, more in dict(all=[], some=['--sweep', write(tmp_path / 'sweep.json', sweep)]).items():
+        args = [*tiny, '--out', tmp_path / f'{name}.py', '--target-speedup', 1.5, '--method', 'Random']
+        status, printed, error = tune(*args, '--num-images', 1, '--trials', 4, *more)
+        assert status == 0, error
+        found[name] = trials_in(tmp_path / f'{name}.py.trials')
+    skipped = found['some']['predicted']
+    assert f'Of 4 settings (and {len(skipped)} that were skipped, since they are predicted' in printed
+    assert skipped and max(skipped) < 0.93 * 1.5
+    speeds = {name: [each['plain_ms'] / each['ms'] for each in tried['outcome']] for name, tried in found.items()}
+    assert len(speeds['some']) == len(speeds['all']) == 4
+    assert min(speeds['some']) >= 0.93 * 1.5 > min(speeds['all'])
+    # The same command goes on, and skips and measures nothing twice.
+    (tmp_path / 'some.py').unlink()
+    assert tune(*args, '--num-images', 1, '--trials', 5, *more)[0] == 0
+    again = trials_in(tmp_path / 'some.py.trials')
+    assert len(again['outcome']) == 5 and again['predicted'][: len(skipped)] == skipped
+    args[args.index(1.5)] = 50
+    args[args.index(tmp_path / 'some.py')] = tmp_path / 'none.py'
+    status, _, error = tune(*args, '--num-images', 1, '--trials', 1, *more)
+    assert status == 2 and 'No setting is predicted to reach a speed-up of 50, so none was measured' in error
+
+
 @pytest.mark.parametrize(
     'args, sentence',
     [
+        (['--max-drop', '1', '--sweep', 'sweep.json'], '--sweep sweep.json predicts speed, of which --max-drop needs'),
+        (['--target-speedup', '2', '--sweep', 'nowhere.json'], "--sweep 'nowhere.json' cannot be read"),
         (['--max-drop', '-1'], '--max-drop -1.0 must be at least 0'),
         (['--target-speedup', '0'], '--target-speedup 0.0 must be above 0'),
         (['--max-drop', '1', '--method', 'Magic'], "token_reduction.type='Magic' is unknown"),
