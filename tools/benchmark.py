@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmtr.analysis.flops import count_flops, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.cli.measuring import add_machine, check_file, positive, use_machine
+from mmtr.cli.measuring import SDPA_KERNELS, add_machine, check_file, only_sdpa, positive, use_machine
 from mmtr.config.files import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.config.options import parse_settings
 from mmtr.errors import UserError, command
@@ -59,6 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compile', action='store_true', help='each model a second time, through torch.compile; compiling is not timed'
     )
+    parser.add_argument('--sdpa', choices=SDPA_KERNELS, help="kernel of torch's attention; by default torch chooses")
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     add_options(parser)
     add_token_reduction(parser, 'each config is measured as it is and once more with')
@@ -262,6 +263,7 @@ def main() -> None:
             pass
     except RuntimeError as error:  # torch 2.1 has no float16 on a CPU
         raise UserError(f'--dtype {args.dtype}, --device {args.device}: {error}.') from error
+    only_sdpa(args)
     specs, configs = read_configs(args)
     for cfg, spec in zip(configs, specs):
         check_shape(args.shape, cfg, spec)

@@ -1,0 +1,110 @@
+"""docs/results/gpu.sh: every command that it would run is one that its tool takes, and it goes on where it stopped."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mmtr.config.files import load_config
+from mmtr.inference.model import build_model
+from tests.documented_commands import module_of
+
+ROOT = Path(__file__).parents[2]
+#: The leader of the healing work writes it.
+AWAITED = {'configs/segmenter_vit-t_heal_camvid.py'}
+
+
+def gpu(folder, **env):
+    """Run the script; gives its exit status and what it printed."""
+    env = {**os.environ, **{key: str(value) for key, value in env.items()}}
+    done = subprocess.run([ROOT / 'docs/results/gpu.sh', str(folder)], env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def planned(folder, **env):
+    """The commands that it would run, in words; and the seconds that all are estimated to take."""
+    # A Python that can import anything, so that xformers is planned for.
+    status, printed = gpu(folder, PLAN=1, PYTHON='true', CAMVID='data', CHECKPOINT='a.pth', **env)
+    assert status == 0 and not folder.exists()
+    lines = printed.splitlines()
+    return [shlex.split(line) for line in lines if not line.startswith('#')], int(lines[-1].split()[3])
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    return module_of(ROOT / 'tools/benchmark.py')
+
+
+@pytest.mark.parametrize(
+    'env, read',
+    [({}, False), *(pytest.param(env, True, marks=pytest.mark.slow) for env in ({}, dict(TINY=1)))],
+    ids=str,
+)
+def test_every_step_has_its_configs_and_options(tmp_path, monkeypatch, benchmark, env, read):
+    commands, seconds = planned(tmp_path / 'out', **env)
+    assert seconds < 1500
+    monkeypatch.chdir(ROOT)
+    specs = set()
+    for words in commands:
+        if 'experiments/benchmark_matrix.py' in words:
+            runs = words[3 : words.index('--')]
+            options = words[words.index('--') + 1 :]
+            for run in runs:
+                dtype, batch, repeats = run.split(':')
+                made = ['--dtype', dtype, '--batch-size', batch, '--repeats', repeats]
+                monkeypatch.setattr(sys, 'argv', ['benchmark', *options, *made])
+                specs.update(benchmark.parse_args().configs)
+        elif 'pytest' in words:
+            assert all((ROOT / word).is_file() for word in words if word.startswith('tests/'))
+        elif 'train' in words[2]:
+            assert (ROOT / words[3]).is_file()
+        else:
+            assert words == ['bash', '-c', 'matched']
+    assert any('attn_backend=xformers' in spec for spec in specs) != bool(env)
+    for spec in specs:
+        assert '::' in spec or Path(spec.partition('@')[0]).is_file(), spec
+        if read:
+            benchmark.read_config(spec, {})
+
+
+def test_steps_and_estimates_are_chosen(tmp_path):
+    every, seconds = planned(tmp_path / 'out')
+    some, less = planned(tmp_path / 'out', ONLY='matched|.*_compiled')
+    assert 1 < len(some) < len(every) and less < seconds
+    trainings = [words for words in every if 'train' in words[2] and words[0] == 'bash']
+    awaited = sum(not (ROOT / config).exists() for config in AWAITED)
+    assert len(trainings) == 3 - awaited
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_stopped(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for kind, end, high in (('img', 'jpg', 256), ('ann', 'png', 11)):
+            (tmp_path / f'camvid/{kind}_dir/{split}').mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(0, high, (64, 96, 3) if kind == 'img' else (64, 96), np.uint8)
+                cv2.imwrite(str(tmp_path / f'camvid/{kind}_dir/{split}/{i}.{end}'), pixels)
+    checkpoint, out, config = tmp_path / 'a.pth', tmp_path / 'out', 'configs/segmenter_vit-t_cropr_camvid.py'
+    env = dict(
+        **dict(TINY=1, PYTHON=sys.executable, WORK=tmp_path / 'work', SEEDS='0', TRAININGS=config, OUT=tmp_path),
+        **dict(CAMVID=tmp_path / 'camvid', CHECKPOINT=checkpoint, ONLY='matched|methods.*|train.*'),
+    )
+    status, printed = gpu(out, **env)
+    assert status == 1 and 'Failed: train_segmenter_vit-t_cropr_camvid' in printed, printed
+    assert 'a.pth' in (out / 'failed.txt').read_text()
+    matched = [line.split('\t') for line in (out / 'matched.txt').read_text().splitlines()]
+    assert len(matched) > 10 and all(0.2 < float(share) < 1 for share, _ in matched)
+    results = out / 'methods_vit-l_640/float32_batch1.json'
+    before = results.stat().st_mtime_ns
+    torch.save(build_model(load_config(str(ROOT / 'configs/segmenter_vit-t_camvid.py'))).state_dict(), checkpoint)
+    status, printed = gpu(out, **env)
+    assert status == 0 and 'Failed: nothing' in printed, printed
+    assert 'mIoU' in (out / 'segmenter_vit-t_cropr_camvid_seed0.jsonl').read_text()
+    assert results.stat().st_mtime_ns == before and (tmp_path / 'gpu.tgz').exists()
