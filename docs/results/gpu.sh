@@ -8,7 +8,7 @@
 #   BUDGET=540   seconds; a step that is estimated not to end within them is not started (1500)
 #   PLAN=1       prints the steps, their estimates and commands, and runs nothing
 #   ONLY='A|B'   these steps alone; a regular expression
-#   TINY=1       small models and images on a CPU: checks this script, measures nothing
+#   TINY=1       small models and images on a CPU: checks this script, compiles and measures nothing
 #   WHEELS=DIR   installs the wheels there first, for a machine with torch but without a network
 #   OUT=DIR      gets all results so far as one file, gpu.tgz, after every step
 #   PYTHON, SEEDS="0 1 2", TRAININGS="CONFIG ...", WORKERS=12 of pytest
@@ -73,6 +73,7 @@ if [ -n "$TINY" ]; then
     ITERATIONS=2
     EVERY=2
     WORKERS=0
+    export TORCHDYNAMO_DISABLE=1
 fi
 
 SECONDS=0

@@ -264,27 +264,6 @@ def test_each_model_has_a_compiled_twin(results, configs, monkeypatch):
     assert found[2]['reducer_share'] > 0 and found[3]['reducer_share'] is None
 
 
-def test_one_kernel_of_attention(run, configs, tmp_path, capsys):
-    switches = {
-        name: getattr(torch.backends.cuda, f'{name}_sdp_enabled') for name in ('flash', 'mem_efficient', 'math')
-    }
-    before = {name: enabled() for name, enabled in switches.items()}
-    shape = ('--shape', 64, 64, '--repeats', 1, '--device', 'cpu')
-    try:
-        run(configs['ours'], *shape, '--sdpa', 'math', '--json', tmp_path / 'out.json')
-        assert {name: enabled() for name, enabled in switches.items()} == dict(
-            flash=False, mem_efficient=False, math=True
-        )
-        assert json.loads((tmp_path / 'out.json').read_text())['settings']['sdpa'] == 'math'
-        with pytest.raises(SystemExit):  # there is none for a CPU
-            run(configs['ours'], *shape, '--sdpa', 'mem_efficient')
-        assert '--sdpa mem_efficient cannot be used with --dtype float32, --device cpu' in capsys.readouterr().err
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(True)
-        for name, enabled in before.items():
-            getattr(torch.backends.cuda, f'enable_{name}_sdp')(enabled)
-
-
 def test_compiling_needs_a_compiler(run, configs, monkeypatch, capsys):
     monkeypatch.setattr('shutil.which', lambda name: None)
     with pytest.raises(SystemExit) as stopped:

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmtr import UserError
+from mmtr.cli.measuring import SDPA_KERNELS, only_sdpa
 from mmtr.config.files import load_config
 from mmtr.inference.model import build_model
 from tests.documented_commands import module_of
@@ -80,6 +83,24 @@ def test_steps_and_estimates_are_chosen(tmp_path):
     trainings = [words for words in every if 'train' in words[2] and words[0] == 'bash']
     awaited = sum(not (ROOT / config).exists() for config in AWAITED)
     assert len(trainings) == 3 - awaited
+
+
+def test_one_kernel_of_attention():
+    switches = {kernel: getattr(torch.backends.cuda, f'{kernel}_sdp_enabled', None) for kernel in SDPA_KERNELS}
+    before = {kernel: enabled() for kernel, enabled in switches.items() if enabled}
+    args = Namespace(sdpa='math', dtype='float32', device='cpu')
+    try:
+        only_sdpa(args)
+        assert [kernel for kernel in before if switches[kernel]()] == ['math']
+        args.sdpa = 'mem_efficient'  # there is none for a CPU
+        with pytest.raises(UserError, match='--sdpa mem_efficient cannot be used with --dtype float32, --device cpu'):
+            only_sdpa(args)
+        args.sdpa = None
+        only_sdpa(args)
+        assert [kernel for kernel in before if switches[kernel]()] == ['mem_efficient']
+    finally:
+        for kernel, enabled in before.items():
+            getattr(torch.backends.cuda, f'enable_{kernel}_sdp')(enabled)
 
 
 @pytest.mark.slow
