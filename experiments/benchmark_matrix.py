@@ -58,6 +58,8 @@ def main():
         try:
             benchmark.main()
         except (SystemExit, RuntimeError) as error:
+            if getattr(error, 'code', None) == 130:  # Ctrl-C, or the time limit of docs/results/gpu.sh
+                raise
             failed.append(f'{run}: {type(error).__name__}: {error}')
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,5 +1,7 @@
 """docs/results/gpu.sh: every command that it would run is one that its tool takes, and it goes on where it stopped."""
 
+import json
+import math
 import os
 import shlex
 import subprocess
@@ -103,8 +105,16 @@ def test_one_kernel_of_attention():
             getattr(torch.backends.cuda, f'enable_{kernel}_sdp')(enabled)
 
 
+def test_the_nearest_setting_is_found():
+    nearest = module_of(ROOT / 'experiments/matched_settings.py').nearest
+    shares = {1: 0.9, 2: 0.7, 3: 0.52, 4: 0.45, 5: -math.inf, 6: -math.inf}
+    for target in (0.95, 0.6, 0.5, 0.47, 0.1):
+        best = min(shares, key=lambda value: abs(shares[value] - target))
+        assert nearest(list(shares), shares.__getitem__, target) == best
+
+
 @pytest.mark.slow
-def test_it_goes_on_where_it_stopped(tmp_path):
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for split in ('train', 'val'):
         for kind, end, high in (('img', 'jpg', 256), ('ann', 'png', 11)):
@@ -113,19 +123,30 @@ def test_it_goes_on_where_it_stopped(tmp_path):
                 pixels = rng.integers(0, high, (64, 96, 3) if kind == 'img' else (64, 96), np.uint8)
                 cv2.imwrite(str(tmp_path / f'camvid/{kind}_dir/{split}/{i}.{end}'), pixels)
     checkpoint, out, config = tmp_path / 'a.pth', tmp_path / 'out', 'configs/segmenter_vit-t_cropr_camvid.py'
+    monkeypatch.chdir(ROOT)
+    matched = module_of(ROOT / 'experiments/matched_settings.py')
+    chosen = [case for case in matched.METHODS if case[0] in ('GridPool', 'Cropr', 'DAR')]
+    monkeypatch.setattr(matched, 'METHODS', chosen)
+    plain = 'configs/segmenter_vit-t_ade20k.py'
+    monkeypatch.setattr(sys, 'argv', ['matched', plain, '--shape', '96', '96', '--device', 'cpu'])
+    matched.main()
+    printed = capsys.readouterr().out
+    (out / 'log').mkdir(parents=True)
+    (out / 'log/matched.ok').touch()
+    (out / 'matched.txt').write_text(printed)
     env = dict(
         **dict(TINY=1, PYTHON=sys.executable, WORK=tmp_path / 'work', SEEDS='0', TRAININGS=config, OUT=tmp_path),
         **dict(CAMVID=tmp_path / 'camvid', CHECKPOINT=checkpoint, ONLY='matched|methods.*|train.*'),
     )
-    status, printed = gpu(out, **env)
-    assert status == 1 and 'Failed: train_segmenter_vit-t_cropr_camvid' in printed, printed
+    status, said = gpu(out, **env)
+    assert status == 1 and 'Failed: train_segmenter_vit-t_cropr_camvid' in said, said
     assert 'a.pth' in (out / 'failed.txt').read_text()
-    matched = [line.split('\t') for line in (out / 'matched.txt').read_text().splitlines()]
-    assert len(matched) > 10 and all(0.2 < float(share) < 1 for share, _ in matched)
     results = out / 'methods_vit-l_640/float32_batch1.json'
+    found = {r['config']: r['gflops_ratio'] for r in json.loads(results.read_text())['results']}
+    assert len(found) == 4 and all(line.split('\t')[1].startswith(plain) for line in printed.splitlines())
     before = results.stat().st_mtime_ns
-    torch.save(build_model(load_config(str(ROOT / 'configs/segmenter_vit-t_camvid.py'))).state_dict(), checkpoint)
-    status, printed = gpu(out, **env)
-    assert status == 0 and 'Failed: nothing' in printed, printed
+    torch.save(build_model(load_config('configs/segmenter_vit-t_camvid.py')).state_dict(), checkpoint)
+    status, said = gpu(out, **env)
+    assert status == 0 and 'Failed: nothing' in said and not (out / 'failed.txt').exists(), said
     assert 'mIoU' in (out / 'segmenter_vit-t_cropr_camvid_seed0.jsonl').read_text()
     assert results.stat().st_mtime_ns == before and (tmp_path / 'gpu.tgz').exists()
