@@ -53,6 +53,7 @@ DEVICE=cuda
 CONTRACT=(-k cuda)
 ITERATIONS=2000
 EVERY=500
+LOADERS=train_dataloader.num_workers=4
 if [ -n "$TINY" ]; then
     SEGMENTER=$C/segmenter_vit-t_ade20k.py
     SEGMENTER_STOCK=mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py
@@ -72,6 +73,8 @@ if [ -n "$TINY" ]; then
     CONTRACT=(-k 'cpu and vit and EViT and empty')
     ITERATIONS=2
     EVERY=2
+    LOADERS="train_dataloader.num_workers=0 train_dataloader.persistent_workers=False
+        val_dataloader.num_workers=0 val_dataloader.persistent_workers=False"
     WORKERS=0
     export TORCHDYNAMO_DISABLE=1
 fi
@@ -130,7 +133,7 @@ train() {
             "$PYTHON" tools/train.py "$config" --amp --resume --work-dir "$WORK/${name}_seed$seed" --cfg-options \
                 load_from="$CHECKPOINT" randomness.seed="$seed" train_dataloader.dataset.data_root="$CAMVID" \
                 val_dataloader.dataset.data_root="$CAMVID" test_dataloader.dataset.data_root="$CAMVID" \
-                train_cfg.max_iters=$ITERATIONS train_cfg.val_interval=$EVERY \
+                $LOADERS train_cfg.max_iters=$ITERATIONS train_cfg.val_interval=$EVERY \
                 default_hooks.checkpoint.interval=$EVERY default_hooks.checkpoint.max_keep_ckpts=1 &&
                 grep -h mIoU "$WORK/${name}_seed$seed"/*/vis_data/scalars.json >"$FOLDER/${name}_seed$seed.part" &&
                 mv "$FOLDER/${name}_seed$seed.part" "$FOLDER/${name}_seed$seed.jsonl"
@@ -142,7 +145,7 @@ train() {
 }
 export -f matched train
 WORK=${WORK:-work_dirs/gpu}
-export FOLDER PYTHON SEGMENTER S640 DEVICE SEEDS WORK CAMVID CHECKPOINT ITERATIONS EVERY
+export FOLDER PYTHON SEGMENTER S640 DEVICE SEEDS WORK CAMVID CHECKPOINT ITERATIONS EVERY LOADERS
 
 if [ -n "$WHEELS" ] && [ -z "$PLAN" ]; then
     # Beside what the machine has: its torch stays.
