@@ -173,6 +173,8 @@ class Commands:
         """It makes what docs/benchmarks.md shows: see that page's commands."""
         subprocess.run(['bash', '-n', ROOT / words[0]], check=True)
 
+    gpu = measure
+
     def torchrun(self, words, far):
         self.python(['python', *words[words.index('-m') :]], min(far, BUILD))
 

@@ -80,7 +80,7 @@ def commands(block, page):
     for word, meant in PLACEHOLDERS.items():
         block = re.sub(word, meant, block)
     block = re.sub(r'\bCONFIG\b', CONFIGS.get(page.name, 'configs/segmenter_vit-t_tadapter_ade20k.py'), block)
-    block = re.sub(r'\bCHECKPOINT\b', 'ckpt.pth', block)
+    block = re.sub(r'\bCHECKPOINT\b(?!=)', 'ckpt.pth', block)
     # No command is found, so that bash gives each to a function; those with a slash must be functions themselves.
     names = set(re.findall(r'(?<![\w./=:-])(?:[\w.-]+/)+[\w.-]+|^[\w.]+|\w+', block, re.M)) - RESERVED
     functions = '\n'.join(

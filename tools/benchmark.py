@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from mmtr.analysis.flops import count_flops, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
 from mmtr.cli.measuring import (
+    SDPA_KERNELS,
     add_machine,
     autocast,
     check_compiler,
     check_dtype,
     check_file,
+    only_sdpa,
     positive,
     random_images,
     use_machine,
@@ -65,6 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compile', action='store_true', help='each model a second time, through torch.compile; compiling is not timed'
     )
+    parser.add_argument('--sdpa', choices=SDPA_KERNELS, help="kernel of torch's attention; by default torch chooses")
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     parser.add_argument(
         '--sweep',
@@ -261,6 +264,7 @@ def main() -> None:
     if args.compile:
         check_compiler()
     check_dtype(args)
+    only_sdpa(args)
     specs, configs = read_configs(args)
     if args.sweep:
         check_one(args, specs)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -19,6 +20,9 @@ from mmtr.checks.data import check_data
 from mmtr.config.files import add_options, read_config
 from mmtr.errors import UserError
 from mmtr.inference.model import build_model, load_weights
+
+#: Kernels of ``torch.nn.functional.scaled_dot_product_attention``.
+SDPA_KERNELS = ('flash', 'mem_efficient', 'cudnn', 'math')
 
 
 def positive(text: str) -> int:
@@ -77,6 +81,26 @@ def random_images(args: argparse.Namespace, channels: int) -> Tensor:
     """Draw the images of a measurement, always the same: ``--batch-size`` of ``--shape``."""
     shape = (args.batch_size, channels, *args.shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
+
+
+def only_sdpa(args: argparse.Namespace) -> None:
+    """Let torch's fused attention use the kernel ``args.sdpa`` alone in this process; None leaves torch as it is.
+
+    Raises:
+        UserError: The kernel does not compute in ``args.dtype`` on ``args.device``, or this torch has none.
+    """
+    if args.sdpa is None:
+        return
+    for kernel in SDPA_KERNELS:  # torch 2.1 has no switch for cudnn
+        getattr(torch.backends.cuda, f'enable_{kernel}_sdp', bool)(kernel == args.sdpa)
+    q = torch.zeros(1, 1, 64, 64, device=args.device, dtype=getattr(torch, args.dtype))
+    try:
+        F.scaled_dot_product_attention(q, q, q)
+    except RuntimeError as error:
+        raise UserError(
+            f'--sdpa {args.sdpa} cannot be used with --dtype {args.dtype}, --device {args.device}: torch '
+            f'{torch.__version__} has no such kernel for them; choose another one or leave the option out.'
+        ) from error
 
 
 def parser(description: str) -> argparse.ArgumentParser:

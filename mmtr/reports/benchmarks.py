@@ -61,6 +61,11 @@ def _command(command):
     return f'```\npython {command}\n```\n'
 
 
+def _ms(value):
+    # A GPU needs a few milliseconds where a CPU needs thousands.
+    return f'{value:.0f}' if value >= 20 else f'{value:.2f}'
+
+
 def _speed(reports):
     """Table of one run of tools/benchmark.py."""
     (report,) = reports
@@ -73,8 +78,8 @@ def _speed(reports):
             rows.append(
                 [
                     r['config'],
-                    f'{r["ms_per_image"]:.0f}',
-                    f'{low:.0f}-{high:.0f}',
+                    _ms(r['ms_per_image']),
+                    f'{_ms(low)}-{_ms(high)}',
                     f'{r["gflops"]:.1f}',
                     f'{r["peak_memory_bytes"] / 1e6:.0f}',
                     f'{r["speed_up"]:.2f}x',

@@ -76,6 +76,13 @@ def test_speed(folder):
     assert 'python tools/benchmark.py c.py' in text
 
 
+def test_a_few_milliseconds_have_decimals(folder):
+    run = json.loads((folder / 'speed.json').read_text())
+    run['results'][1].update(ms_per_image=1.234, ms_per_image_quartiles=[0.987, 20.4])
+    (folder / 'speed.json').write_text(json.dumps(run))
+    assert '| plain@type=Pool | 1.23 | 0.99-20 | 4.0 |' in table(folder, 'speed speed.json')
+
+
 def test_accuracy_of_chosen_rows(folder):
     assert 'Drop, last' in table(folder, 'accuracy compare.json')
     text = table(folder, 'accuracy compare.json Pool (2, 12) 0.3')
