@@ -65,15 +65,14 @@ class EViT(TokenReducer):
             restore=trial.suggest_categorical('restore', ('last', 'residual')),
         )
 
-    def _kept(self, count):
-        return math.ceil(self.keep_rate * count)
-
-    def _reduces(self, i):
-        return i in self.layers and self.keep_rate < 1
+    def _kept(self, i, count):
+        """Count the tokens that layer ``i`` keeps of ``count``; if it is all of them, nothing is fused either."""
+        return math.ceil(self.keep_rate * count) if i in self.layers else count
 
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """Run the attention of the layer, and note the class token's attention for ``between``."""
-        if not self._reduces(i):
+        count = int(x.shape[1]) - tokens.num_prefix
+        if self._kept(i, count) == count:
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         received = class_attention(*attn.positioned(q[:, :, :1], k))
@@ -81,10 +80,11 @@ class EViT(TokenReducer):
 
     def between(self, i: int, tokens: Tokens) -> Tokens:
         """Keep the tokens with most attention, and fuse the others (Sec. 3.2 and 3.3)."""
-        if not self._reduces(i):
+        count = int(tokens.patches.shape[1])
+        kept = self._kept(i, count)
+        if kept == count:
             return tokens
         received = tokens.memo['class_attention']
-        kept = self._kept(self.token_schedule(tokens.grid, i + 1)[i])
         order = received.argsort(dim=1, descending=True, stable=True)
         others, fused = order[:, kept:], None
         if self.fuse:
@@ -97,6 +97,6 @@ class EViT(TokenReducer):
         schedule, count = [], grid[0] * grid[1]
         for i in range(depth):
             schedule.append(count)
-            if self._reduces(i):
-                count = self._kept(count) + self.fuse
+            kept = self._kept(i, count)
+            count = count if kept == count else kept + self.fuse
         return schedule

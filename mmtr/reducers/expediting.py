@@ -82,6 +82,18 @@ class Expediting(TokenReducer):
             layer=trial.suggest_int('layer', backbone.first, backbone.depth - 1),
         )
 
+    def strength(self) -> dict:
+        """Return ``grid`` as fractions, see ``TokenReducer``: larger counts would not fit smaller images."""
+        grid = self.backbone.grid
+        if not any(isinstance(n, int) for n in self.grid):
+            return super().strength()
+        if grid is None or self.backbone.needs_grid:  # then it is not that of training images
+            raise UserError(
+                f'token_reduction.grid={self.grid} has counts, of which no share is known here, so that the reduction '
+                'cannot rise: give fractions up to 1.0, or take mmtr.ReductionCurriculumHook out of custom_hooks.'
+            )
+        return dict(grid=tuple(n if isinstance(n, float) else n / whole for n, whole in zip(self.grid, grid)))
+
     def _clusters(self, grid):
         clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1) for n, size in zip(self.grid, grid))
         if any(n > size for n, size in zip(clusters, grid)):

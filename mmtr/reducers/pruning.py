@@ -54,8 +54,8 @@ class PruneReducer(TokenReducer):
         self.layers = self._checked_layers(layers)
         self.r = self._checked_r(r)
         self.multiple_of = multiple_of or 1
-        #: Factor of ``r`` in training, 0 to 1, set by ``PruningCurriculumHook``.
-        self.rate = 1.0
+        # Rows and columns of a grid go once, whatever the rate.
+        self.rate = None if backbone.needs_grid else 1.0
         if backbone.grid is not None and not backbone.needs_grid:  # else the grid is not that of training images
             self.token_schedule(backbone.grid, backbone.depth)
 

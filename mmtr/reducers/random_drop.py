@@ -84,7 +84,10 @@ class Random(PruneReducer):
         self.every, self.seed = every, seed
         if not often:
             self.layers = (layer - 1,)
-            self.r = (0.5 if ratio is None else ratio,)
+            self.ratio = 0.5 if ratio is None else ratio
+            self.r = (self.ratio,)
+        if backbone.needs_grid:
+            self.nothing = dict(ratio=0.0)
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

@@ -134,6 +134,8 @@ class TokenAdapter(TokenReducer):
         self.ratio = (0.3, 0.3) if ratio is None else ratio
         if per_layer is None:
             self._check_shares()
+        else:
+            self.nothing = dict(per_layer=0)
         if metric == 'cosine':
             COSINE.check('token_reduction.tau', tau)
         if score == 'attn' and self.layers[0] == 0:
