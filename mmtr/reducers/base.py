@@ -13,6 +13,7 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.tokens import Tokens
 
 from .backbone_info import BackboneInfo
+from .multiples import check_multiple
 from .rising import is_number, settings_at_share
 
 
@@ -57,6 +58,8 @@ class TokenReducer(BackbonePart):
     nothing: dict = {}
     #: The config that ``build_token_reducer`` built the reducer from.
     cfg: Optional[dict] = None
+    #: What the length of a shortened sequence, prefix tokens included, is a multiple of.
+    multiple_of = 1
     #: Share of the reduction in training, 0 to 1, if the method follows it by itself; None: see ``at_share``.
     rate: Optional[float] = None
     #: Whether the number of tokens in each layer depends on the settings and the grid alone.
@@ -278,6 +281,7 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
         return TokenReducer(backbone)
     reducer = build_from_key('token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
     reducer.cfg = cfg
+    check_multiple(reducer)
     return reducer
 
 

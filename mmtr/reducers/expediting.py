@@ -12,6 +12,7 @@ from mmtr.undo import Assigned, Forgotten
 
 from .base import BackboneInfo, TokenReducer, default_start
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
+from .multiples import MULTIPLE, shortened_grid
 
 
 @TOKEN_REDUCERS.register_module()
@@ -38,6 +39,7 @@ class Expediting(TokenReducer):
             weighted sum of its clusters, as in the paper.
         restore_at: ``before_norm``; or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
             head run on the clusters, and the logits are reconstructed, as in the released code for a ViT.
+        multiple_of: What is left, with prefix tokens, is reduced further to a multiple of this, by rows and columns.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone; at the first forward:
@@ -61,12 +63,13 @@ class Expediting(TokenReducer):
         normalize: Maybe(Choice('l2', 'l1')) = None,
         restore: RESTORE = 'residual',
         restore_at: RESTORE_AT = 'before_norm',
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         check_after_head(backbone, restore, restore_at)
         self.restoration, self.restore_at = restore, restore_at
         self.layer = default_start(backbone.depth) if layer is None else layer
-        self.grid = grid
+        self.grid, self.multiple_of = grid, multiple_of or 1
         if backbone.in_windows:
             # Smaller windows at the border have proportionally fewer clusters.
             self.grid = tuple(n / whole for n, whole in zip(self._clusters(backbone.grid), backbone.grid))
@@ -102,7 +105,8 @@ class Expediting(TokenReducer):
                 f'{"window" if self.backbone.in_windows else "image"}: give at most as many rows and '
                 'columns, or fractions up to 1.0.'
             )
-        return tuple(map(self.backbone.fitting, clusters, grid))
+        clusters = tuple(map(self.backbone.fitting, clusters, grid))
+        return shortened_grid(clusters, grid, grid, self.backbone.num_prefix, self.multiple_of)
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Cluster the tokens before ``layer``: the token clustering layer."""

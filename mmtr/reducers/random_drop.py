@@ -15,7 +15,8 @@ from mmtr.tokens import Tokens
 from .base import BackboneInfo, default_start
 from .dropping import drop
 from .giving_back import RESTORE_DROPPED
-from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
+from .multiples import MULTIPLE
+from .pruning import FUSION, LAYERS, LEAVING, PruneReducer
 
 
 @TOKEN_REDUCERS.register_module()
