@@ -16,4 +16,4 @@ model = dict(
         ),
     ),
 )
-custom_hooks = [dict(type='EMAHook', momentum=1e-4), dict(type='mmtr.PruningCurriculumHook')]
+custom_hooks = [dict(type='EMAHook', momentum=1e-4), dict(type='mmtr.ReductionCurriculumHook')]

@@ -8,4 +8,4 @@ model = dict(
         token_reduction=dict(type='Cropr', task='multilabel', num_classes=1, layers=(1, 3, 5), r=[0.4, 0.25, 0.15]),
     ),
 )
-custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]
+custom_hooks = [dict(type='mmtr.ReductionCurriculumHook')]

@@ -2,4 +2,4 @@
 # class token are 1025, 984, 944, ..., 144 long.
 _base_ = './segmenter_eva02-l_ade20k.py'
 model = dict(backbone=dict(token_reduction=dict(type='Cropr', task='semantic', num_classes=150, r=40, multiple_of=8)))
-custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]
+custom_hooks = [dict(type='mmtr.ReductionCurriculumHook')]

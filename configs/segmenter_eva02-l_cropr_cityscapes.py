@@ -3,4 +3,4 @@ _base_ = './segmenter_eva02-l_cityscapes.py'
 model = dict(
     backbone=dict(token_reduction=dict(type='Cropr', task='semantic', num_classes=19, r=40 / 1024, multiple_of=8))
 )
-custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]
+custom_hooks = [dict(type='mmtr.ReductionCurriculumHook')]

@@ -7,4 +7,4 @@ model = dict(
     teacher='work_dirs/segmenter_vit-t_finetune_camvid/iter_1000.pth',
     backbone=dict(token_reduction=dict(type='RankedElsewhere')),
 )
-custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]
+custom_hooks = [dict(type='mmtr.ReductionCurriculumHook')]

@@ -89,7 +89,7 @@ def test_reduced_config_is_its_base_and_one_key(path):
         if method_of(path).trained and path in DETECTORS:
             assert cfg.model.type == f'mmtr.{base.model.type}'
             cfg.model.type = base.model.type
-        assert cfg.custom_hooks.pop().type == 'mmtr.PruningCurriculumHook'
+        assert cfg.custom_hooks.pop().type == 'mmtr.ReductionCurriculumHook'
         base.setdefault('custom_hooks', [])
     if 'window_layers' in base.model.backbone:  # windows as long as the grid is whole
         windows = [layer for layer in base.model.backbone.window_layers if layer <= reduction.layers[0]]

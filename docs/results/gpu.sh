@@ -22,7 +22,7 @@ BUDGET=${BUDGET:-1500}
 SEEDS=${SEEDS:-0 1 2}
 WORKERS=${WORKERS:-12}
 C=configs
-TRAININGS=${TRAININGS:-$C/segmenter_vit-t_heal_camvid.py $C/segmenter_vit-t_cropr_camvid.py \
+TRAININGS=${TRAININGS:-$C/segmenter_vit-t_tadapter_camvid-heal.py $C/segmenter_vit-t_cropr_camvid.py \
     $C/segmenter_vit-t_finetune_camvid.py}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 R=model.backbone.token_reduction

@@ -13,6 +13,8 @@ from mmtr.registry import TOKEN_REDUCERS
 from mmtr.tokens import Tokens
 
 from .backbone_info import BackboneInfo
+from .multiples import check_multiple
+from .rising import is_number, settings_at_share
 
 
 class BackbonePart(Declared, BaseModule):
@@ -51,8 +53,15 @@ class TokenReducer(BackbonePart):
     """
 
     setting_prefix = 'token_reduction.'
-    #: Settings by which no token is reduced; the shared tests compare them with the plain model.
+    #: Settings by which no token is reduced; the shared tests compare them with the plain model. Where one is a number,
+    #: and the attribute of its name is what the configured setting comes to, a reduction can rise, see ``at_share``.
     nothing: dict = {}
+    #: The config that ``build_token_reducer`` built the reducer from.
+    cfg: Optional[dict] = None
+    #: What the length of a shortened sequence, prefix tokens included, is a multiple of.
+    multiple_of = 1
+    #: Share of the reduction in training, 0 to 1, if the method follows it by itself; None: see ``at_share``.
+    rate: Optional[float] = None
     #: Whether the number of tokens in each layer depends on the settings and the grid alone.
     fixed_count = True
     #: Whether the method reads the class token, the first prefix token.
@@ -117,6 +126,25 @@ class TokenReducer(BackbonePart):
             backbone: Layers and channels of the backbone that the settings are for.
         """
         return {}
+
+    def strength(self) -> dict:
+        """Return the settings of ``nothing`` that are numbers as they are here: how much is reduced."""
+        found = {key: getattr(self, key, None) for key, none in self.nothing.items() if is_number(none)}
+        return {key: value for key, value in found.items() if is_number(value)}
+
+    def at_share(self, share: float) -> 'TokenReducer':
+        """Build a reducer like this one that reduces by a share: each ``strength`` is interpolated from ``nothing``.
+
+        Args:
+            share: 0, nothing is reduced, to 1.
+
+        Raises:
+            UserError: See ``settings_at_share``.
+        """
+        lower = build_token_reducer({**self.cfg, **settings_at_share(self, share)}, self.backbone)
+        for name, part in self.named_children():  # a ``ResidualCode``, which both train
+            setattr(lower, name, part)
+        return lower
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Act before layer ``i``."""
@@ -256,11 +284,12 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
                 f'convolutions need a grid of tokens: choose one of {fitting}.'
             )
 
-    return (
-        TokenReducer(backbone)
-        if cfg is None
-        else build_from_key('token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
-    )
+    if cfg is None:
+        return TokenReducer(backbone)
+    reducer = build_from_key('token_reduction', TOKEN_REDUCERS, cfg, check, backbone=backbone)
+    reducer.cfg = cfg
+    check_multiple(reducer)
+    return reducer
 
 
 def default_start(depth: int) -> int:

@@ -15,7 +15,8 @@ from mmtr.tokens import Tokens
 from .auxiliary import TASKS, note_output
 from .base import BackboneInfo
 from .giving_back import RESTORE_DROPPED
-from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
+from .multiples import MULTIPLE
+from .pruning import FUSION, LAYERS, LEAVING, PruneReducer
 
 
 class AuxiliaryHead(nn.Module):

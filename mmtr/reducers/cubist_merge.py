@@ -10,6 +10,7 @@ from mmtr.undo import Merged
 
 from .base import BackboneInfo, TokenReducer, default_span
 from .giving_back import RESTORE
+from .multiples import MULTIPLE, shortened_grid
 from .residual_code import restoration
 
 
@@ -31,6 +32,7 @@ class CubistMerge(TokenReducer):
             ``average``, the mean of the patches.
         restore: Value of a restored patch: ``residual``, its own value plus the change of the token that it merged
             into; ``copy``, a copy of that token, as in the paper; ``learned``, see ``ResidualCode``.
+        multiple_of: What is left, with prefix tokens, is reduced further to a multiple of this, by rows and columns.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone.
@@ -47,10 +49,12 @@ class CubistMerge(TokenReducer):
         metric: Choice(*METRICS) = 'cosine',
         merge: Choice(*MERGES) = 'max',
         restore: RESTORE = 'residual',
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
         self.metric, self.merge, self.restoration = metric, merge, restoration(restore, backbone)
+        self.multiple_of = multiple_of or 1
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
@@ -65,13 +69,16 @@ class CubistMerge(TokenReducer):
     def _left(self, grid):
         halves = tuple(n - n // 2 for n in grid)
         left = (max(n - round(share * n), half) for n, share, half in zip(grid, self.ratio, halves))
-        return tuple(map(self.backbone.fitting, left, grid, halves))
+        left = tuple(map(self.backbone.fitting, left, grid, halves))
+        return shortened_grid(left, grid, grid, self.backbone.num_prefix, self.multiple_of, least=halves)
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Merge neighbours before the first layer of the span."""
         grid, (start, stop) = tokens.grid, self.layers
+        if i != start or i == stop:
+            return tokens
         r = tuple(n - left for n, left in zip(grid, self._left(grid)))
-        if i != start or i == stop or r == (0, 0):
+        if r == (0, 0):
             return tokens
         x, size, index, slots = merge_rows_columns(tokens.patches, grid, r, self.metric, self.merge)
         return tokens.reduced(x, Merged(slots), index, size, self.restoration)

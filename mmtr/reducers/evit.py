@@ -15,6 +15,7 @@ from mmtr.tokens import Tokens
 from .base import BackboneInfo, TokenReducer
 from .dropping import drop
 from .giving_back import RESTORE_DROPPED
+from .multiples import MULTIPLE, shortened
 
 
 @TOKEN_REDUCERS.register_module()
@@ -33,6 +34,7 @@ class EViT(TokenReducer):
         fuse: Whether the other tokens are fused; if not, they are dropped.
         restore: Value that a dropped patch gets when tokens are restored: ``last``, the last value of its token;
             ``copy``, a copy of the nearest kept token; ``residual``, its last value plus the change of that one since.
+        multiple_of: Shortened sequences, prefix tokens included, are shortened further to a multiple of this.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone; there is no class token.
@@ -48,12 +50,13 @@ class EViT(TokenReducer):
         layers: Maybe(Listed(Layer())) = None,
         fuse: Flag() = True,
         restore: RESTORE_DROPPED = 'residual',
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         self.keep_rate, self.fuse, self.restoration = keep_rate, fuse, restore
         if layers is None:
             layers = tuple(sorted({backbone.depth * share // 24 for share in (7, 13, 19)}))
-        self.layers = layers
+        self.layers, self.multiple_of = layers, multiple_of or 1
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
@@ -65,15 +68,20 @@ class EViT(TokenReducer):
             restore=trial.suggest_categorical('restore', ('last', 'residual')),
         )
 
-    def _kept(self, count):
-        return math.ceil(self.keep_rate * count)
-
-    def _reduces(self, i):
-        return i in self.layers and self.keep_rate < 1
+    def _kept(self, i, count, grid):
+        """Count the tokens that layer ``i`` keeps of ``count``; if it is all of them, nothing is fused either."""
+        kept = math.ceil(self.keep_rate * count) if i in self.layers else count
+        if kept == count:
+            return count
+        prefix = self.backbone.num_prefix
+        more = self.fuse + prefix
+        whole = grid[0] * grid[1] + prefix
+        return shortened(kept + more, count + prefix, whole, self.multiple_of, least=1 + more) - more
 
     def attention(self, i: int, attn: Any, x: Tensor, tokens: Tokens) -> Union[Tensor, tuple[Tensor, dict]]:
         """Run the attention of the layer, and note the class token's attention for ``between``."""
-        if not self._reduces(i):
+        count = int(x.shape[1]) - tokens.num_prefix
+        if self._kept(i, count, tokens.grid) == count:
             return attn.branch(x)
         q, k, v = attn.qkv(x)
         received = class_attention(*attn.positioned(q[:, :, :1], k))
@@ -81,10 +89,11 @@ class EViT(TokenReducer):
 
     def between(self, i: int, tokens: Tokens) -> Tokens:
         """Keep the tokens with most attention, and fuse the others (Sec. 3.2 and 3.3)."""
-        if not self._reduces(i):
+        count = int(tokens.patches.shape[1])
+        kept = self._kept(i, count, tokens.grid)
+        if kept == count:
             return tokens
         received = tokens.memo['class_attention']
-        kept = self._kept(self.token_schedule(tokens.grid, i + 1)[i])
         order = received.argsort(dim=1, descending=True, stable=True)
         others, fused = order[:, kept:], None
         if self.fuse:
@@ -97,8 +106,8 @@ class EViT(TokenReducer):
         schedule, count = [], grid[0] * grid[1]
         for i in range(depth):
             schedule.append(count)
-            if self._reduces(i):
-                count = self._kept(count) + self.fuse
+            kept = self._kept(i, count, grid)
+            count = count if kept == count else kept + self.fuse
         return schedule
 
     def ffn_schedule(self, grid: tuple[int, int], depth: int) -> list[int]:

@@ -12,6 +12,7 @@ from mmtr.undo import Assigned, Forgotten
 
 from .base import BackboneInfo, TokenReducer, default_start
 from .giving_back import RESTORE, RESTORE_AT, check_after_head
+from .multiples import MULTIPLE, shortened_grid
 from .residual_code import restoration
 
 
@@ -39,6 +40,7 @@ class Expediting(TokenReducer):
             weighted sum of its clusters, as in the paper.
         restore_at: ``before_norm``; or, with ``copy``, ``after_head``: the backbone's final norm and a segmentor's
             head run on the clusters, and the logits are reconstructed, as in the released code for a ViT.
+        multiple_of: What is left, with prefix tokens, is reduced further to a multiple of this, by rows and columns.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone; at the first forward:
@@ -62,12 +64,13 @@ class Expediting(TokenReducer):
         normalize: Maybe(Choice('l2', 'l1')) = None,
         restore: RESTORE = 'residual',
         restore_at: RESTORE_AT = 'before_norm',
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         check_after_head(backbone, restore, restore_at)
         self.restoration, self.restore_at = restoration(restore, backbone), restore_at
         self.layer = default_start(backbone.depth) if layer is None else layer
-        self.grid = grid
+        self.grid, self.multiple_of = grid, multiple_of or 1
         if backbone.in_windows:
             # Smaller windows at the border have proportionally fewer clusters.
             self.grid = tuple(n / whole for n, whole in zip(self._clusters(backbone.grid), backbone.grid))
@@ -83,6 +86,18 @@ class Expediting(TokenReducer):
             layer=trial.suggest_int('layer', backbone.first, backbone.depth - 1),
         )
 
+    def strength(self) -> dict:
+        """Return ``grid`` as fractions, see ``TokenReducer``: larger counts would not fit smaller images."""
+        grid = self.backbone.grid
+        if not any(isinstance(n, int) for n in self.grid):
+            return super().strength()
+        if grid is None or self.backbone.needs_grid:  # then it is not that of training images
+            raise UserError(
+                f'token_reduction.grid={self.grid} has counts, of which no share is known here, so that the reduction '
+                'cannot rise: give fractions up to 1.0, or take mmtr.ReductionCurriculumHook out of custom_hooks.'
+            )
+        return dict(grid=tuple(n if isinstance(n, float) else n / whole for n, whole in zip(self.grid, grid)))
+
     def _clusters(self, grid):
         clusters = tuple(n if isinstance(n, int) else max(round(n * size), 1) for n, size in zip(self.grid, grid))
         if any(n > size for n, size in zip(clusters, grid)):
@@ -91,7 +106,8 @@ class Expediting(TokenReducer):
                 f'{"window" if self.backbone.in_windows else "image"}: give at most as many rows and '
                 'columns, or fractions up to 1.0.'
             )
-        return tuple(map(self.backbone.fitting, clusters, grid))
+        clusters = tuple(map(self.backbone.fitting, clusters, grid))
+        return shortened_grid(clusters, grid, grid, self.backbone.num_prefix, self.multiple_of)
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Cluster the tokens before ``layer``: the token clustering layer."""

@@ -14,6 +14,7 @@ from mmtr.undo import Undo
 
 from .base import BackboneInfo, TokenReducer, default_span
 from .giving_back import RESTORE
+from .multiples import MULTIPLE, shortened_grid
 from .residual_code import restoration
 
 
@@ -50,6 +51,7 @@ class GridPool(TokenReducer):
             from 10/24 of the depth to its end.
         restore: Value of a restored patch: ``residual``, its own value plus the upsampled change of the pooled tokens;
             ``copy``, the upsampled tokens; ``learned``, see ``ResidualCode``.
+        multiple_of: What is left, with prefix tokens, is reduced further to a multiple of this, by rows and columns.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone.
@@ -64,10 +66,12 @@ class GridPool(TokenReducer):
         ratio: Pair(SHARE) = 0.5,
         layers: Maybe(Span()) = None,
         restore: RESTORE = 'residual',
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         self.ratio, self.layers = ratio, default_span(layers, backbone.depth)
         self.restoration = restoration(restore, backbone)
+        self.multiple_of = multiple_of or 1
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
@@ -79,13 +83,16 @@ class GridPool(TokenReducer):
 
     def _cells(self, grid):
         left = (max(n - round(share * n), 1) for n, share in zip(grid, self.ratio))
-        return tuple(map(self.backbone.fitting, left, grid))
+        left = tuple(map(self.backbone.fitting, left, grid))
+        return shortened_grid(left, grid, grid, self.backbone.num_prefix, self.multiple_of)
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Pool the grid before the first layer of the span."""
-        cells = self._cells(tokens.grid)
         start, stop = self.layers
-        if i != start or i == stop or cells == tokens.grid:
+        if i != start or i == stop:
+            return tokens
+        cells = self._cells(tokens.grid)
+        if cells == tokens.grid:
             return tokens
         x = average_pool(tokens.patches, tokens.grid, cells)
         index = cell_centres(tokens.grid, cells, x.device).expand(x.shape[:2])

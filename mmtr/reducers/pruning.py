@@ -12,13 +12,13 @@ from mmtr.tokens import Tokens
 
 from .base import BackboneInfo, TokenReducer
 from .dropping import drop
+from .multiples import shortened
 
 #: Share of patches that Token Cropr drops in EVA-02-L: 880 of 1024, 40 after each of 22 layers.
 PUBLISHED_SHARE = 55 / 64
 # Declarations of the settings of the schedule.
 LEAVING = Maybe(OneOrMore(Either(SHARE, Whole(1, 2**20))))
 LAYERS = Maybe(Listed(Layer(spared=1), rising=True))
-MULTIPLE = Maybe(Whole(1, 1024))
 FUSION = Choice('llf', 'none')
 
 
@@ -54,8 +54,8 @@ class PruneReducer(TokenReducer):
         self.layers = self._checked_layers(layers)
         self.r = self._checked_r(r)
         self.multiple_of = multiple_of or 1
-        #: Factor of ``r`` in training, 0 to 1, set by ``PruningCurriculumHook``.
-        self.rate = 1.0
+        # Rows and columns of a grid go once, whatever the rate.
+        self.rate = None if backbone.needs_grid else 1.0
         if backbone.grid is not None and not backbone.needs_grid:  # else the grid is not that of training images
             self.token_schedule(backbone.grid, backbone.depth)
 
@@ -98,8 +98,8 @@ class PruneReducer(TokenReducer):
         patches, prefix = grid[0] * grid[1], self.backbone.num_prefix
         if gone == 0:
             return patches
-        length = patches - gone + prefix
-        left = length - length % self.multiple_of - prefix
+        whole = patches + prefix
+        left = shortened(whole - gone, whole, whole, self.multiple_of, least=0) - prefix
         if left < 1 and any(r >= 1 for r in self.r):
             raise UserError(
                 f'token_reduction.r={self.r[0] if len(set(self.r)) == 1 else list(self.r)} after {len(self.r)} layers '

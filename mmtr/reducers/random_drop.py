@@ -15,7 +15,8 @@ from mmtr.tokens import Tokens
 from .base import BackboneInfo, default_start
 from .dropping import drop
 from .giving_back import RESTORE_DROPPED
-from .pruning import FUSION, LAYERS, LEAVING, MULTIPLE, PruneReducer
+from .multiples import MULTIPLE
+from .pruning import FUSION, LAYERS, LEAVING, PruneReducer
 
 
 @TOKEN_REDUCERS.register_module()
@@ -84,7 +85,10 @@ class Random(PruneReducer):
         self.every, self.seed = every, seed
         if not often:
             self.layers = (layer - 1,)
-            self.r = (0.5 if ratio is None else ratio,)
+            self.ratio = 0.5 if ratio is None else ratio
+            self.r = (self.ratio,)
+        if backbone.needs_grid:
+            self.nothing = dict(ratio=0.0)
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

@@ -9,7 +9,7 @@ from mmtr.errors import UserError
 from mmtr.ops.bipartite import merge_patches, unmerge_patches
 from mmtr.ops.cells import cell_matching, cells_of, merging, whole_cells
 from mmtr.registry import TOKEN_REDUCERS
-from mmtr.settings import SHARE, Choice, Maybe
+from mmtr.settings import SHARE, Choice, Maybe, OneOrMore
 from mmtr.tokens import Tokens
 
 from .base import BackboneInfo, TokenReducer
@@ -64,7 +64,7 @@ class SegFormerPlusPlus(TokenReducer):
         preset: The paper's: ``hq`` merges 0.6 of the keys in 2x2 cells in stages 1 and 2, and 0.8 of the queries in
             4x4 cells in stages 3 and 4; ``fast`` merges 0.9 in 4x4 cells in all of these; ``2x2`` averages queries
             over 2x2 cells in all stages.
-        share: Share of tokens that merge, in place of the preset's.
+        share: Share of tokens that merge, in place of the preset's; or a list with one for each stage.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with another one; attention of the backbone is
@@ -74,7 +74,7 @@ class SegFormerPlusPlus(TokenReducer):
     nothing = dict(preset='fast', share=0.0)
     every_stage = True
 
-    def __init__(self, backbone: BackboneInfo, preset: Choice(*PRESETS) = 'hq', share: Maybe(SHARE) = None):
+    def __init__(self, backbone: BackboneInfo, preset: Choice(*PRESETS) = 'hq', share: Maybe(OneOrMore(SHARE)) = None):
         super().__init__(backbone)
         if not backbone.merges_apart:
             raise UserError(
@@ -87,15 +87,25 @@ class SegFormerPlusPlus(TokenReducer):
                 "it out, or choose the preset 'hq' or 'fast'."
             )
         self.preset = preset
-        stages = [
-            tuple(each and (each if share is None else Cells(each.cell, share)) for each in ways)
-            for ways in PRESETS[preset]
+        depths = backbone.depths or (backbone.depth,)
+        stages = [PRESETS[preset][2 if backbone.depths is None else min(k, 3)] for k in range(len(depths))]
+        if share is None:
+            share = tuple(each.share for ways in stages for each in ways if each)
+        elif not isinstance(share, tuple):
+            share = (share,) * len(depths)
+        if len(share) != len(depths):
+            raise UserError(
+                f'token_reduction.share={share!r} has {len(share)} values for {len(depths)} stages: give one for each, '
+                'or one number.'
+            )
+        #: Share of the tokens of each stage that merge; None where cells become their mean.
+        self.share = share
+        #: How queries merge in each layer, and how keys do.
+        self.ways = [
+            tuple(each and Cells(each.cell, own) for each in ways)
+            for ways, own, blocks in zip(stages, share, depths)
+            for _ in range(blocks)
         ]
-        if backbone.depths is None:
-            #: How queries merge in each layer, and how keys do.
-            self.ways = [stages[2]] * backbone.depth
-        else:
-            self.ways = [stages[min(k, 3)] for k, blocks in enumerate(backbone.depths) for _ in range(blocks)]
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:

@@ -29,6 +29,7 @@ from mmtr.tokens import NOTHING, Tokens
 from mmtr.undo import Undo
 
 from .base import BackboneInfo, TokenReducer, default_span
+from .multiples import MULTIPLE, shortened_grid
 from .residual_code import restoration
 
 
@@ -87,6 +88,7 @@ class TokenAdapter(TokenReducer):
             is matched with; ``copy``, the mean of these, as in the paper; ``learned``, see ``ResidualCode``; ``none``:
             the smaller grid is not restored, for a head that takes any size.
         seed: Seed of ``score='random'``.
+        multiple_of: What is left, with prefix tokens, is reduced further to a multiple of this, by rows and columns.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone, with another one or with this backbone.
@@ -110,6 +112,7 @@ class TokenAdapter(TokenReducer):
         tau: Number(least=-1e6) = 0.995,
         restore: Choice('copy', 'residual', 'learned', 'none') = 'residual',
         seed: SEED = 0,
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         if backbone.needs_grid and score == 'attn':
@@ -135,6 +138,8 @@ class TokenAdapter(TokenReducer):
         self.ratio = (0.3, 0.3) if ratio is None else ratio
         if per_layer is None:
             self._check_shares()
+        else:
+            self.nothing = dict(per_layer=0)
         if metric == 'cosine':
             COSINE.check('token_reduction.tau', tau)
         if score == 'attn' and self.layers[0] == 0:
@@ -144,8 +149,8 @@ class TokenAdapter(TokenReducer):
             )
         self.score, self.metric, self.merge, self.reference = score, metric, merge, reference
         self.tau = tau if mode == 'threshold' else None
-        self.seed = seed
         self.restores, self.restoration = restore != 'none', restoration(restore, backbone)
+        self.seed, self.multiple_of = seed, multiple_of or 1
 
     @classmethod
     def search_space(cls, trial: Any, backbone: BackboneInfo) -> dict:
@@ -165,8 +170,16 @@ class TokenAdapter(TokenReducer):
                     f'{axis}: their sum must be below 1.'
                 )
 
-    def _counts(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Count the rows and columns of ``grid`` that are normal, and those that are unique."""
+    def _counts(self, grid: tuple[int, int], whole: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Count the rows and columns of ``grid``, left of ``whole``, that are normal, and those that are unique."""
+        normal, unique = self._counts_set(grid)
+        left = tuple(n - k for n, k in zip(grid, normal))
+        least = tuple(u + 1 for u in unique)
+        left = shortened_grid(left, grid, whole, self.backbone.num_prefix, self.multiple_of, least)
+        return tuple(n - few for n, few in zip(grid, left)), unique
+
+    def _counts_set(self, grid):
+        """Count them as the settings say, before any ``multiple_of``."""
         unique = tuple(min(round(share * n), n - 1) for share, n in zip(self.unique, grid))
         if self.per_layer is not None:
             normal = self._fitting(self.per_layer, grid)
@@ -203,7 +216,7 @@ class TokenAdapter(TokenReducer):
         if not self._injects(i):
             return tokens
         grid = self._grid(tokens)
-        normal, unique = self._counts(grid)
+        normal, unique = self._counts(grid, tokens.grid)
         if normal == (0, 0):
             return tokens
         x = tokens.patches
@@ -240,7 +253,7 @@ class TokenAdapter(TokenReducer):
         schedule, current = [], grid
         for i in range(depth):
             if self._injects(i):
-                current = tuple(n - k for n, k in zip(current, self._counts(current)[0]))
+                current = tuple(n - k for n, k in zip(current, self._counts(current, grid)[0]))
             schedule.append(current)
             if self.restores and i == self.layers[1] - 1:
                 current = grid

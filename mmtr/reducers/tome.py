@@ -15,6 +15,7 @@ from mmtr.tokens import Tokens
 
 from .base import BackboneInfo, TokenReducer
 from .giving_back import RESTORE
+from .multiples import MULTIPLE, shortened
 from .noted_matching import merged_as_noted
 from .residual_code import ResidualCode, restoration
 from .tome_schedule import Merging, merged_in_each
@@ -28,19 +29,25 @@ class Mode:
         layers: The span (a, b) of layers that merge.
         r: Number of tokens that merge in each layer of the span; below 1, a share of the sequence.
         proportional: Whether attention is proportional to the sizes of merged tokens (Eq. 1).
+        prefix: Number of prefix tokens of the backbone.
+        multiple_of: See ``ToMe``.
     """
 
     layers: tuple[int, int]
     r: list
     proportional: bool
+    prefix: int
+    multiple_of: int
 
-    def count(self, i: int, n: int) -> int:
-        """Count the tokens of a sequence of ``n`` that merge in layer ``i``."""
+    def count(self, i: int, n: int, whole: int) -> int:
+        """Count the tokens of a sequence of ``n``, left of ``whole`` patches, that merge in layer ``i``."""
         start, stop = self.layers
         if not start <= i < stop:
             return 0
         r = self.r[i - start]
-        return int(r * n) if r < 1 else min(r, n // 2)
+        r = int(r * n) if r < 1 else min(r, n // 2)
+        now, whole = n + self.prefix, whole + self.prefix
+        return now - shortened(now - r, now, whole, self.multiple_of, least=now - n // 2)
 
     def bias(self, size: Optional[Tensor], num_prefix: int) -> Optional[Tensor]:
         """Return the attention bias log(size): (B, N) -> (B, 1, 1, P + N)."""
@@ -75,7 +82,7 @@ class Sublayer(Mode):
 
     def token_schedule(self, n: int, depth: int) -> list[int]:
         """Count the patch tokens in each layer, of ``n`` patches."""
-        return [n - self.count(i, n) for i in range(depth)]
+        return [n - self.count(i, n, n) for i in range(depth)]
 
     def ffn_schedule(self, n: int, depth: int) -> list[int]:
         """Count the patch tokens in the FFN of each layer: those of its attention."""
@@ -87,7 +94,8 @@ class Sublayer(Mode):
 
     def _matching(self, i, x, tokens):
         patches = x[:, tokens.num_prefix :]
-        count = self.count(i, int(patches.shape[1]))
+        n = int(patches.shape[1])
+        count = self.count(i, n, n)
         return soft_matching(patches, count, tokens.num_prefix) if count else None
 
 
@@ -105,7 +113,7 @@ class Progressive(Mode):
         """Run attention on the tokens that are left; note which of them merge after it."""
         q, k, v = attn.qkv(x)
         out = attn.attend(q, k, v, self.bias(tokens.size, tokens.num_prefix))
-        count = self.count(i, int(x.shape[1]) - tokens.num_prefix)
+        count = self.count(i, int(x.shape[1]) - tokens.num_prefix, tokens.grid[0] * tokens.grid[1])
         if count == 0:
             return out
         keys = k[:, :, tokens.num_prefix :].detach().mean(1, dtype=torch.float32)
@@ -123,10 +131,10 @@ class Progressive(Mode):
 
     def token_schedule(self, n: int, depth: int) -> list[int]:
         """Count the patch tokens in each layer, of ``n`` patches."""
-        schedule = []
+        schedule, whole = [], n
         for i in range(depth):
             schedule.append(n)
-            n -= self.count(i, n)
+            n -= self.count(i, n, whole)
         return schedule
 
     def ffn_schedule(self, n: int, depth: int) -> list[int]:
@@ -162,6 +170,7 @@ class ToMe(TokenReducer):
         restore: Value of a restored patch, if progressive: ``residual``, its own value plus the change of the token
             that it merged into; ``copy``, a copy of that token; ``learned``, see ``ResidualCode``. None: ``residual``.
             In ``sublayer`` mode, branches are unmerged before they are added, which is a change already.
+        multiple_of: Shortened sequences, prefix tokens included, are shortened further to a multiple of this.
 
     Raises:
         UserError: A setting has a value that is not allowed, alone or with this backbone.
@@ -178,6 +187,7 @@ class ToMe(TokenReducer):
         matching: Choice('alternate', 'energy') = 'alternate',
         proportional_attention: Maybe(Flag()) = None,
         restore: Maybe(RESTORE) = None,
+        multiple_of: MULTIPLE = None,
     ):
         super().__init__(backbone)
         progressive = mode == 'progressive'
@@ -196,8 +206,8 @@ class ToMe(TokenReducer):
             r = 8 if progressive else 0.3
         proportional = progressive and not energy if proportional_attention is None else proportional_attention
         self.r = merged_in_each(r, layers[1] - layers[0])
-        self.proportional = proportional
-        shared = layers, self.r, proportional
+        self.proportional, self.multiple_of = proportional, multiple_of or 1
+        shared = layers, self.r, proportional, backbone.num_prefix, self.multiple_of
         energy_of = backbone.depth if energy else None
         self.restoration = restoration(restore or 'residual', backbone)
         self.mode = Progressive(*shared, energy_of) if progressive else Sublayer(*shared)

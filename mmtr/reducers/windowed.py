@@ -30,7 +30,7 @@ class Windowed(TokenReducer):
 
     def __init__(self, inner: TokenReducer):
         super().__init__(inner.backbone)
-        self.inner = inner
+        self.inner, self.cfg = inner, inner.cfg
         window, depth = inner.backbone.grid, inner.backbone.depth
         schedule = [window, *inner.grid_schedule(window, depth)]
         #: Layers before which the grid changes; only there the grid is cut into windows.
@@ -40,6 +40,10 @@ class Windowed(TokenReducer):
     def name(self) -> str:
         """The name of the inner method."""
         return self.inner.name
+
+    def at_share(self, share: float) -> 'Windowed':
+        """Build a reducer that reduces each window by a share, see ``TokenReducer``."""
+        return Windowed(self.inner.at_share(share))
 
     def before_layer(self, i: int, tokens: Tokens) -> Tokens:
         """Run the inner reducer's ``after_layer`` and ``before_layer`` on the windows, if the grid changes here."""

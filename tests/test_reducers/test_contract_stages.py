@@ -2,7 +2,6 @@
 
 import copy
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from mmtr import UserError
 from mmtr.analysis.flops import count_flops
 from mmtr.analysis.layers import analyze_layers
-from mmtr.engine.hooks import PruningCurriculumHook
 from mmtr.models.backbones import PCPVT, SVT, MixVisionTransformer, PyramidVisionTransformer, SwinTransformer
 from mmtr.models.backbones.swin.stages import SwinStages
 from mmtr.registry import MODELS, TOKEN_REDUCERS
@@ -277,9 +275,3 @@ def test_whatever_a_search_draws_works(name, host):
         model.set_token_reduction(dict(type=name, **space(study.ask(), shape)))
         with torch.no_grad():
             assert model(images(1, 40, 60))[1].isfinite().all()
-
-
-def test_a_curriculum_without_a_reducer_that_prunes_is_refused():
-    runner = SimpleNamespace(model=host_of(SwinTransformer)(dict(type='Random', layer=2)))
-    with pytest.raises(UserError, match='needs a model whose backbone prunes'):
-        PruningCurriculumHook().before_train(runner)

@@ -129,6 +129,16 @@ def test_reduces_between_attention_and_ffn():
     assert seen == [36, 36, 36, 1 + 18 + 1, *[20] * 4]
 
 
+def test_where_all_are_kept_nothing_is_fused():
+    # 0.96 of 20 tokens, rounded up, are 20.
+    reducer, attn = evit(keep_rate=0.96, layers=(1,)), Attention(PREFIX + 20, seed=0)
+    attn.branch = lambda x: x
+    tokens = Tokens(torch.randn(1, PREFIX + 20, CHANNELS), GRID, PREFIX)
+    _, after = attend(reducer, 1, attn, tokens.x, tokens)
+    assert reducer.between(1, after) is after and after.undo is None
+    assert reducer.token_schedule(GRID, 6) == [20] * 6
+
+
 def test_schedule_of_the_paper():
     # Kept: 0.8 of 1600, of 1280 + 1 and of 1025 + 1.
     assert evit(24).token_schedule((40, 40), 24) == [1600] * 8 + [1281] * 6 + [1026] * 6 + [822] * 4

@@ -27,7 +27,7 @@ def cropr(tiny_segmenter):
     cfg.model.backbone.update(
         type='mmtr.VisionTransformer', num_layers=4, token_reduction=dict(type='Cropr', r=5, num_classes=len(CLASSES))
     )
-    cfg.custom_hooks = [dict(type='mmtr.PruningCurriculumHook')]
+    cfg.custom_hooks = [dict(type='mmtr.ReductionCurriculumHook')]
     return cfg
 
 
@@ -106,9 +106,12 @@ def test_rate_by_epoch_stays_during_an_epoch(cropr, make_runner):
 @pytest.mark.parametrize(
     'change, words',
     [
-        (dict(custom_hooks=[dict(type='mmtr.PruningCurriculumHook', end=0)]), 'end=0 must be a share of training'),
-        (dict(custom_hooks=[dict(type='mmtr.PruningCurriculumHook', by_epoch=True)]), 'by_epoch=True, but training is'),
-        (dict(model=dict(backbone=dict(token_reduction=None))), 'needs a model whose backbone prunes'),
+        (dict(custom_hooks=[dict(type='mmtr.ReductionCurriculumHook', end=0)]), 'end=0 must be a share of training'),
+        (
+            dict(custom_hooks=[dict(type='mmtr.ReductionCurriculumHook', by_epoch=True)]),
+            'by_epoch=True, but training is',
+        ),
+        (dict(model=dict(backbone=dict(token_reduction=None))), 'needs a model that reduces tokens'),
         (dict(model=dict(type='EncoderDecoder')), "train it with type='mmtr.EncoderDecoder'"),
         (dict(model=dict(backbone=dict(token_reduction=dict(num_classes=3)))), 'num_classes=3, but the model has 4'),
         (

@@ -1,7 +1,7 @@
 from .annealing import MaskAnnealingHook
 from .checkpoint import CheckpointHook
 from .coverage import CheckpointCoverageHook
-from .curriculum import PruningCurriculumHook
+from .curriculum import ReductionCurriculumHook
 from .healing import HealingHook
 from .labels import LabelCheckHook
 from .peft import PEFTCheckpointHook
@@ -18,7 +18,7 @@ __all__ = [
     'LabelCheckHook',
     'MaskAnnealingHook',
     'PEFTCheckpointHook',
-    'PruningCurriculumHook',
+    'ReductionCurriculumHook',
     'ResumeCheckHook',
     'TokenMapHook',
     'TokenReductionHook',
