@@ -54,6 +54,7 @@ BASES = {
     'eomt.md': 'eomt_dinov2-l_coco-panoptic-640',
     'maskdino.md': 'maskdino_r50_coco-instance',
     'get_started.md': 'segmenter_vit-t_ade20k',
+    'healing.md': 'segmenter_vit-t_camvid',
     'peft.md': 'dinov2-b_dar_duts',
     'token_reduction.md': 'segmenter_vit-l_ade20k',
 }

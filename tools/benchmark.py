@@ -18,18 +18,7 @@ from torch import Tensor, nn
 
 from mmtr.analysis.flops import count_flops, token_schedule
 from mmtr.analysis.speed import interleave, machine, peak_memory, share
-from mmtr.cli.measuring import (
-    SDPA_KERNELS,
-    add_machine,
-    autocast,
-    check_compiler,
-    check_dtype,
-    check_file,
-    only_sdpa,
-    positive,
-    random_images,
-    use_machine,
-)
+from mmtr.cli import measuring
 from mmtr.cli.sweeping import check_one, write_sweep
 from mmtr.config.files import add_options, add_token_reduction, load_config, merge_options, with_reduction
 from mmtr.config.options import parse_settings
@@ -54,20 +43,25 @@ def parse_args() -> argparse.Namespace:
         metavar='CONFIG',
         help='file or mmseg::name; CONFIG@key=value[@key=value] overrides its settings',
     )
-    parser.add_argument('--shape', nargs=2, type=positive, required=True, metavar=('H', 'W'), help='pixels')
+    parser.add_argument('--shape', nargs=2, type=measuring.positive, required=True, metavar=('H', 'W'), help='pixels')
     parser.add_argument('--checkpoint', help='weights of all models; else random ones, the same for all')
-    parser.add_argument('--batch-size', type=positive, default=1)
+    parser.add_argument('--batch-size', type=measuring.positive, default=1)
     parser.add_argument(
-        '--repeats', type=positive, default=10, help='timed rounds, after FLOPs and memory were counted, which warms up'
+        '--repeats',
+        type=measuring.positive,
+        default=10,
+        help='timed rounds, after FLOPs and memory were counted, which warms up',
     )
-    add_machine(parser)
+    measuring.add_machine(parser)
     parser.add_argument(
         '--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32', help='other than float32: autocast'
     )
     parser.add_argument(
         '--compile', action='store_true', help='each model a second time, through torch.compile; compiling is not timed'
     )
-    parser.add_argument('--sdpa', choices=SDPA_KERNELS, help="kernel of torch's attention; by default torch chooses")
+    parser.add_argument(
+        '--sdpa', choices=measuring.SDPA_KERNELS, help="kernel of torch's attention; by default torch chooses"
+    )
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['model'])
     parser.add_argument(
         '--sweep',
@@ -180,13 +174,13 @@ def measure(
             f'The models take images of {" and ".join(map(str, channels))} channels: compare those of one '
             'kind of images.'
         )
-    images = random_images(args, channels[0])
+    images = measuring.random_images(args, channels[0])
     for model, own_weights in zip(models, kept):
         calibrate(args, model, own_weights, images)
 
     def forward(module):
         def call():
-            with torch.inference_mode(), autocast(args):
+            with torch.inference_mode(), measuring.autocast(args):
                 module(images)
 
         return call
@@ -257,14 +251,14 @@ def names_of(specs: list[str]) -> list[str]:
 def main() -> None:
     """Measure, print and write."""
     args = parse_args()
-    use_machine(args)
+    measuring.use_machine(args)
     for option in ('json', 'sweep'):
         if vars(args)[option]:
-            check_file(vars(args)[option], f'--{option}')
+            measuring.check_file(vars(args)[option], f'--{option}')
     if args.compile:
-        check_compiler()
-    check_dtype(args)
-    only_sdpa(args)
+        measuring.check_compiler()
+    measuring.check_dtype(args)
+    measuring.only_sdpa(args)
     specs, configs = read_configs(args)
     if args.sweep:
         check_one(args, specs)

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from mmengine.config import Config
 
@@ -22,6 +22,7 @@ from mmtr.analysis.judging import SPEED_OF, Judge, Outcome
 from mmtr.analysis.speed import machine
 from mmtr.analysis.tuning import CLOSE, Target, finished, fronts, import_optuna, open_study, ranked, search, skipped
 from mmtr.cli import measuring
+from mmtr.cli.healing import healing_changes, with_code
 from mmtr.cli.sweeping import predictor
 from mmtr.config.files import inherited, with_reduction
 from mmtr.errors import UserError, command
@@ -75,6 +76,12 @@ def parse_args() -> argparse.Namespace:
         metavar='F',
         help=f'file of tools/benchmark.py --sweep: settings predicted to reach less than {CLOSE} of --target-speedup '
         'are not measured',
+    )
+    parser.add_argument(
+        '--heal',
+        type=measuring.positive,
+        metavar='N',
+        help='let the config train what was found for N iterations, without labels: see docs/healing.md',
     )
     parser.add_argument(
         '--speed-of',
@@ -164,8 +171,13 @@ def table(args: argparse.Namespace, study: Any, count: int) -> str:
     )
 
 
-def verified(args: argparse.Namespace, study: Any, target: Target, judge: Judge) -> tuple[dict, Outcome]:
+def verified(
+    args: argparse.Namespace, study: Any, target: Target, judge: Judge, prepared: Callable[[dict], dict]
+) -> tuple[dict, Outcome]:
     """Find the best setting that reaches the target on the held-out images too: return it and its outcome there.
+
+    Args:
+        prepared: Maps a setting to what is verified of it.
 
     Raises:
         UserError: No setting does; names the nearest.
@@ -175,6 +187,7 @@ def verified(args: argparse.Namespace, study: Any, target: Target, judge: Judge)
         if target.shortfall(searched) > 0:
             tried = tried or (reduction, searched, f'on the {len(judge.images.search)} images of the search')
             break
+        reduction = prepared(reduction)
         outcome = judge(reduction, judge.images.held_out)
         print(f'On {count} other images: {reduction}: {in_words(args, outcome)}')
         if target.shortfall(outcome) == 0:
@@ -204,12 +217,18 @@ def write_config(args: argparse.Namespace, cfg: Config, reduction: dict, outcome
         count: Number of these images.
     """
     out = Path(args.out)
-    text = inherited(args.config, {**args.cfg_options, **with_reduction(cfg, reduction)}, out.parent)
+    if args.heal:
+        changes = healing_changes(cfg, args.checkpoint, args.heal, reduction)
+    else:
+        changes = with_reduction(cfg, reduction)
+    text = inherited(args.config, {**args.cfg_options, **changes}, out.parent)
     lines = [
         f'Found by: {shlex.join(sys.argv)}',
         f'Measured on {count} images that the search did not see: {in_words(args, outcome)}.',
         'Machine: ' + ', '.join(f'{key} {value}' for key, value in machine(args.device).items()),
     ]
+    if args.heal:
+        lines.append('That is before it is healed. Train it by tools/train.py, and test the checkpoint of that.')
     write_text(out, '\n'.join(f'# {line}' for line in lines) + f'\n{text}')
 
 
@@ -219,6 +238,8 @@ def main() -> None:
     args = parse_args()
     check_settings(args)
     cfg, model = measuring.load(args, () if args.images else ('test_dataloader',))
+    if args.heal:
+        healing_changes(cfg, args.checkpoint, args.heal, {})  # a config that cannot be trained is said at once
     backbone, target = model.backbone.token_reducer.backbone, Target(args.target_speedup, args.max_drop)
     methods = methods_for(args.method, backbone)
     judge = Judge(cfg, model, args.images, args.metric, args.speed_of, args.num_images, args.seed)
@@ -263,7 +284,9 @@ def main() -> None:
             f'Interrupted after {len(finished(study))} of {args.trials} trials; the same command goes on from there.'
         ) from None
     print(table(args, study, len(judge.images.search)))
-    reduction, outcome = verified(args, study, target, judge)
+    reduction, outcome = verified(
+        args, study, target, judge, lambda found: with_code(cfg, found, backbone) if args.heal else found
+    )
     write_config(args, cfg, reduction, outcome, len(judge.images.held_out))
     print(f'Wrote {args.out}')
 

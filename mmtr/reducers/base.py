@@ -274,11 +274,8 @@ def build_token_reducer(cfg: Optional[dict], backbone: BackboneInfo) -> TokenRed
 
     def check(method):
         if backbone.needs_grid and not (method.leaves_grid or method.every_stage):
-            fitting = ', '.join(
-                n
-                for n, m in sorted(TOKEN_REDUCERS.module_dict.items())
-                if m.leaves_grid or m.every_stage and backbone.merges_apart
-            )
+            methods = sorted(TOKEN_REDUCERS.module_dict.items())
+            fitting = ', '.join(n for n, m in methods if m.leaves_grid or m.every_stage and backbone.merges_apart)
             raise UserError(
                 f'token_reduction.type={method.__name__!r} cannot work in a backbone of stages, whose windows and '
                 f'convolutions need a grid of tokens: choose one of {fitting}.'

@@ -21,8 +21,6 @@ from mmtr.inference.model import build_model
 from tests.documented_commands import module_of
 
 ROOT = Path(__file__).parents[2]
-#: The leader of the healing work writes it.
-AWAITED = {'configs/segmenter_vit-t_heal_camvid.py'}
 
 
 def gpu(folder, **env):
@@ -83,8 +81,7 @@ def test_steps_and_estimates_are_chosen(tmp_path):
     some, less = planned(tmp_path / 'out', ONLY='matched|.*_compiled')
     assert 1 < len(some) < len(every) and less < seconds
     trainings = [words for words in every if 'train' in words[2] and words[0] == 'bash']
-    awaited = sum(not (ROOT / config).exists() for config in AWAITED)
-    assert len(trainings) == 3 - awaited
+    assert len(trainings) == 3
 
 
 def test_one_kernel_of_attention():

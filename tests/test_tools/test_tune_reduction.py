@@ -255,3 +255,31 @@ def test_bad_input_is_one_sentence(tune, tiny, tmp_path, args, sentence):
     assert status == 2
     assert error.splitlines()[-1].startswith('Error: ') and sentence in error.splitlines()[-1]
     assert not Path(tmp_path / 'tuned.py').exists()
+
+
+@pytest.mark.slow
+def test_what_was_found_is_healed_by_its_config(tune, tiny, tool, tmp_path):
+    config, checkpoint = tiny
+    config.write_text(config.read_text().replace("type='VisionTransformer'", "type='mmtr.VisionTransformer'"))
+    out = tmp_path / 'found.py'
+    args = (config, checkpoint, '--target-speedup', 1.2, '--speed-of', 'backbone', '--method', 'GridPool')
+    status, _, said = tune(*args, '--trials', 4, '--num-images', 2, '--heal', 3, '--out', out)
+    assert status == 0, said
+    cfg = Config.fromfile(out)
+    assert cfg.model.backbone.token_reduction.restore == 'learned' and cfg.load_from == str(checkpoint)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4)
+    assert 'before it is healed' in out.read_text()
+    assert tool('train', out, '--work-dir', tmp_path / 'healed') == (0, '')
+    healed = tmp_path / 'healed' / 'iter_3.pth'
+    assert tool('test', out, healed)[0] == 0
+    state = torch.load(healed, weights_only=False)['state_dict']
+    assert state['backbone.token_reducer.restoration.decode.weight'].abs().sum() > 0
+
+
+@pytest.mark.parametrize('key', ['train_dataloader', 'optim_wrapper'])
+def test_a_config_that_cannot_train_heals_nothing(tune, tiny, tmp_path, key):
+    config, checkpoint = tiny
+    config.write_text(config.read_text() + f'\n{key} = None\n')
+    args = (config, checkpoint, '--target-speedup', 1.2, '--heal', 3, '--out', tmp_path / 'found.py')
+    status, _, said = tune(*args)
+    assert status == 2 and '--heal 3 trains, and config' in said
