@@ -34,6 +34,8 @@ STOPS = dict(
     tune_reduction=('measuring.load', 'open_study'),
     update_benchmarks=('refresh', 'refresh'),
 )
+#: The same with --sweep.
+SWEEP_STOPS = dict(STOPS, benchmark=('build_all', 'write_sweep'), tune_reduction=('measuring.load', 'predictor'))
 #: How far a line goes: its configs are read, its models are built, it is run.
 READ, BUILD, RUN = range(3)
 TOOLS_NOT_RUN = ('export', 'tune_reduction', 'benchmark', 'model_zoo', 'update_benchmarks')
@@ -112,7 +114,8 @@ class Commands:
         name, *args = args
         if name in TOOLS_NOT_RUN or RUN_ON.get(name, self.page.name) != self.page.name:
             far = min(far, BUILD)
-        stop = STOPS.get(name, (None, None, None))[far] if far < RUN else None
+        stops = SWEEP_STOPS if '--sweep' in args else STOPS
+        stop = stops.get(name, (None, None, None))[far] if far < RUN else None
         if name == 'convert_checkpoint':
             self.monkeypatch.syspath_prepend(str(ROOT / 'tests/test_converters'))
             importlib.import_module('releases').write(args[args.index('--source') + 1], Path(args[-2]))
