@@ -217,7 +217,9 @@ def values(argv, option):
 
 
 def write_checkpoints(argv, empty=False):
-    """Write what a command line reads and nothing has written: weights that fit its config, or none."""
+    """Write what a command line reads and nothing has written: its config, and weights that fit it, or none."""
+    if {*argv} & {*WRITTEN}:
+        config_of(argv)
     for word in argv:
         key, _, path = word.rpartition('=')
         if not path.endswith('.pth') or '/' in key or (Path(path).exists() and 'demo/' in path):

@@ -16,6 +16,8 @@ from .config_files import DETECTORS, METHODS, ROOT, SEGMENTERS, UPERNETS, method
 #: Methods of a training on its own, and the floor of one: not in the table of every size and data set.
 TRAINED = [word for word, method in METHODS.items() if method.trained or method is Random]
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
+#: Ends of the names of configs that have tests of their own.
+OWN_TESTS = ('gions', '-heal')
 
 
 def test_every_size_head_and_data_set_is_there_plain_and_reduced():
@@ -78,7 +80,11 @@ def test_detector_config_is_consistent(path):
 
 @pytest.mark.parametrize(
     'path',
-    [p for p in SEGMENTERS + DETECTORS + UPERNETS if method_of(p) is not TokenReducer and 'regions' not in p.stem],
+    [
+        p
+        for p in SEGMENTERS + DETECTORS + UPERNETS
+        if method_of(p) is not TokenReducer and p.stem.split('-')[-1] not in ('regions', 'heal')
+    ],
     ids=lambda path: path.stem,
 )
 def test_reduced_config_is_its_base_and_one_key(path):
@@ -96,6 +102,21 @@ def test_reduced_config_is_its_base_and_one_key(path):
         assert cfg.model.backbone.window_layers == windows
         cfg.model.backbone.window_layers = base.model.backbone.window_layers
     assert cfg.to_dict() == base.to_dict()
+
+
+def test_healing_starts_from_the_plain_model_and_trains_its_code_faster():
+    cfg, base = read('segmenter_vit-t_tadapter_camvid-heal.py'), read('segmenter_vit-t_camvid.py')
+    assert [hook.type for hook in cfg.custom_hooks] == ['mmtr.HealingHook']
+    reduction = cfg.model.backbone.pop('token_reduction')
+    assert cfg.model.to_dict() == base.model.to_dict() and reduction.restore == 'learned'
+    cfg.model.backbone.token_reduction = reduction
+    model = build_model(cfg)
+    rates = {
+        id(group['params'][0]): group['lr'] for group in build_optim_wrapper(model, cfg.optim_wrapper).param_groups
+    }
+    named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {round(rate, 6) for name, rate in named.items() if 'token_reducer' in name} == {2e-3}
+    assert {round(rate, 6) for name, rate in named.items() if 'token_reducer' not in name} == {2e-4}
 
 
 def test_cropr_by_regions_is_cropr_whose_heads_learn_faster():
@@ -133,7 +154,9 @@ def test_compare_all_holds_every_method_at_settings_that_work_at_any_depth(depth
     reductions = Config.fromfile(ROOT / 'configs/reductions/all_methods.py').reductions
     reducers = [build_token_reducer(cfg.to_dict(), BackboneInfo(depth, 64, 1)) for cfg in reductions.values()]
     assert {type(reducer) for reducer in reducers} == {
-        method for method in TOKEN_REDUCERS.module_dict.values() if not method.trained
+        method
+        for method in TOKEN_REDUCERS.module_dict.values()
+        if not method.trained and method.__module__.startswith('mmtr.')
     }
     assert all(min(reducer.token_schedule((23, 30), depth)) < 690 for reducer in reducers)
 
