@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -209,3 +210,54 @@ def test_a_teacher_of_another_model_is_refused(healed, make_runner, tmp_path):
 def test_settings_that_compare_nothing_are_refused():
     with pytest.raises(UserError, match='compare nothing'):
         HealingHook(features=0, logits=0)
+
+
+def test_a_stock_model_reduced_by_a_hook_is_healed(healed, make_runner):
+    healed.model.backbone.type = 'VisionTransformer'
+    healed.model.backbone.pop('token_reduction')
+    healed.custom_hooks = [dict(type='mmtr.TokenReductionHook', token_reduction=REDUCTION), *healed.custom_hooks]
+    healed.train_cfg.update(max_iters=1, val_interval=1)
+    healed.param_scheduler = None
+    runner = make_runner(healed)
+    losses = []
+    runner.register_hook(Noting(losses))
+    runner.train()
+    assert losses[0].keys() == {'loss', 'healing.loss_features', 'healing.loss_logits'} and losses[0]['loss'] > 1e-4
+
+
+def test_a_rising_reduction_trains_one_code(healed, make_runner):
+    healed.model.backbone.token_reduction = {**REDUCTION, 'restore': 'learned'}
+    healed.custom_hooks.append(dict(type='mmtr.ReductionCurriculumHook', end=1.0, steps=4))
+    healed.train_cfg.update(max_iters=4, val_interval=4)
+    runner = make_runner(healed)
+    code, losses = runner.model.backbone.token_reducer.restoration, []
+    runner.register_hook(Noting(losses))
+    runner.train()
+    assert losses[0]['loss'] < 1e-6 < losses[3]['loss']
+    assert runner.model.backbone.token_reducer.restoration is code and code.decode.weight.abs().sum() > 0
+
+
+def test_lora_alone_is_trained_with_the_code_and_the_head(healed, make_runner):
+    healed.model.backbone.update(
+        peft=dict(type='LoRA'), init_cfg=dict(type='Pretrained', checkpoint=healed.load_from, prefix='backbone')
+    )
+    healed.model.backbone.token_reduction = {**REDUCTION, 'restore': 'learned'}
+    runner = make_runner(healed)
+    model = runner.model
+    start = {name: value.clone() for name, value in read_checkpoint(healed.load_from)['state_dict'].items()}
+    runner.train()
+    found = model.state_dict()
+    changed = {name for name, value in start.items() if not torch.equal(found[name], value)}
+    assert changed and all(name.startswith('decode_head.') for name in changed)
+    assert found['backbone.token_reducer.restoration.decode.weight'].abs().sum() > 0
+    assert found['backbone.peft.layers.0.qkv.up.weight'].abs().sum() > 0
+
+
+class Noting(Hook):
+    """Notes the losses of each iteration."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append({name: float(value) for name, value in outputs.items()})
