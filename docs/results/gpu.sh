@@ -52,6 +52,7 @@ COMPILED=$B:8:20
 DEVICE=cuda
 CONTRACT=(-k cuda)
 ITERATIONS=2000
+SCHEDULE=param_scheduler.1.end=$ITERATIONS   # the healing config's own schedule is shorter
 EVERY=500
 LOADERS=train_dataloader.num_workers=4
 if [ -n "$TINY" ]; then
@@ -72,6 +73,7 @@ if [ -n "$TINY" ]; then
     DEVICE=cpu
     CONTRACT=(-k 'cpu and vit and EViT and empty')
     ITERATIONS=2
+    SCHEDULE=
     EVERY=2
     LOADERS="train_dataloader.num_workers=0 train_dataloader.persistent_workers=False
         val_dataloader.num_workers=0 val_dataloader.persistent_workers=False"
@@ -133,7 +135,7 @@ train() {
             "$PYTHON" tools/train.py "$config" --amp --resume --work-dir "$WORK/${name}_seed$seed" --cfg-options \
                 load_from="$CHECKPOINT" randomness.seed="$seed" train_dataloader.dataset.data_root="$CAMVID" \
                 val_dataloader.dataset.data_root="$CAMVID" test_dataloader.dataset.data_root="$CAMVID" \
-                $LOADERS train_cfg.max_iters=$ITERATIONS train_cfg.val_interval=$EVERY \
+                $LOADERS $SCHEDULE train_cfg.max_iters=$ITERATIONS train_cfg.val_interval=$EVERY \
                 default_hooks.checkpoint.interval=$EVERY default_hooks.checkpoint.max_keep_ckpts=1 &&
                 grep -h mIoU "$WORK/${name}_seed$seed"/*/vis_data/scalars.json >"$FOLDER/${name}_seed$seed.part" &&
                 mv "$FOLDER/${name}_seed$seed.part" "$FOLDER/${name}_seed$seed.jsonl"
@@ -145,7 +147,7 @@ train() {
 }
 export -f matched train
 WORK=${WORK:-work_dirs/gpu}
-export FOLDER PYTHON SEGMENTER S640 DEVICE SEEDS WORK CAMVID CHECKPOINT ITERATIONS EVERY LOADERS
+export FOLDER PYTHON SEGMENTER S640 DEVICE SEEDS WORK CAMVID CHECKPOINT ITERATIONS SCHEDULE EVERY LOADERS
 
 if [ -n "$WHEELS" ] && [ -z "$PLAN" ]; then
     # Beside what the machine has: its torch stays.
