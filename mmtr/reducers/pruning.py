@@ -98,8 +98,9 @@ class PruneReducer(TokenReducer):
         patches, prefix = grid[0] * grid[1], self.backbone.num_prefix
         if gone == 0:
             return patches
-        whole = patches + prefix
-        left = shortened(whole - gone, whole, whole, self.multiple_of, least=0) - prefix
+        whole, length = patches + prefix, patches - gone + prefix
+        # Too short is another fault, of r, which is said below.
+        left = shortened(length, whole, whole, self.multiple_of, least=length - self.multiple_of) - prefix
         if left < 1 and any(r >= 1 for r in self.r):
             raise UserError(
                 f'token_reduction.r={self.r[0] if len(set(self.r)) == 1 else list(self.r)} after {len(self.r)} layers '
