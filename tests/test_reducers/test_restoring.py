@@ -94,7 +94,7 @@ def test_residual_is_own_value_and_the_copied_change(cfg):
     'cfg, words',
     [
         (dict(type='GridPool', restore='none'), "restore='none' must be one of copy, residual"),
-        (dict(type='ALGM', restore=''), "restore='' must be one of copy, residual, or None"),
+        (dict(type='ALGM', restore=''), "restore='' must be one of copy, residual, learned, or None"),
         (dict(type='Random', restore='nearest'), "restore='nearest' must be one of last, copy, residual"),
         (dict(type='ToMe', restore='residual'), "restore='residual' is for mode='progressive'"),
     ],
