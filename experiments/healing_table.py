@@ -7,12 +7,16 @@ from the last validation in their logs.
 import argparse
 import re
 import statistics
+import sys
 from pathlib import Path
 
 
 def last_validation(folder: Path) -> dict[str, float]:
-    """Read the mIoU and the IoU of each class from the newest log in a folder."""
+    """Read the mIoU and the IoU of each class from the newest log in a folder; {} if it has none."""
     text = max(folder.glob('*/*.log'), key=lambda path: path.stat().st_mtime).read_text()
+    if 'per class results' not in text:
+        print(f'{folder.name} has not been validated yet', file=sys.stderr)
+        return {}
     table = text[text.rindex('per class results') :]
     found = {name: float(iou) for name, iou in re.findall(r'^\|\s+(\w+)\s+\|\s+([\d.]+|nan)\s+\|', table, re.M)}
     return {'mIoU': float(re.search(r'mIoU: ([\d.]+)', table).group(1)), **found}
@@ -27,8 +31,8 @@ def main() -> None:
     for path in sorted(folder.iterdir()):
         name, _, _ = path.name.rpartition('_')
         data, _, setting = name.partition('_')
-        if list(path.glob('*/*.log')):
-            runs.setdefault(data, {}).setdefault(setting, []).append(last_validation(path))
+        if list(path.glob('*/*.log')) and (found := last_validation(path)):
+            runs.setdefault(data, {}).setdefault(setting, []).append(found)
     for data, settings in runs.items():
         print(f'\n| {data} | {" | ".join(settings)} |\n|---|{"---:|" * len(settings)}')
         for row in next(iter(settings.values()))[0]:
