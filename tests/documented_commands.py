@@ -173,10 +173,10 @@ class Commands:
         Path(words[-1]).mkdir(parents=True, exist_ok=True)
 
     def measure(self, words, far):
-        """It makes what docs/benchmarks.md shows: see that page's commands."""
+        """It makes what the pages show: see the commands there."""
         subprocess.run(['bash', '-n', ROOT / words[0]], check=True)
 
-    gpu = measure
+    gpu = healing = measure
 
     def torchrun(self, words, far):
         self.python(['python', *words[words.index('-m') :]], min(far, BUILD))
