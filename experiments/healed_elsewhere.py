@@ -8,7 +8,6 @@ import argparse
 import copy
 import logging
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -32,8 +31,7 @@ def miou(cfg: Config, model: nn.Module, scale: float) -> float:
     with torch.inference_mode():
         for batch in loader:
             evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
-    areas = np.stack([[image[i].numpy() for i in (0, 1)] for image in evaluator.metrics[0].results]).sum(0)
-    return float(np.nanmean(areas[0] / areas[1])) * 100
+    return evaluator.evaluate(len(loader.dataset))['mIoU']
 
 
 def main() -> None:

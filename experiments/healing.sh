@@ -21,5 +21,7 @@ train camvid_2.5x_labels $heal $CAMVID "$R.layers=(2,12)" $R.ratio=0.5 custom_ho
 heal=segmenter_vit_tadapter_demo-heal
 train scenes_plain $heal $R=None 'custom_hooks=[]'
 train scenes_4x $heal
+train scenes_4x_long $heal train_cfg.max_iters=700 train_cfg.val_interval=350 \
+    param_scheduler.0.end=70 param_scheduler.1.begin=70 param_scheduler.1.end=700
 train scenes_2.5x $heal "$R.layers=(2,10)" $R.ratio=0.5
 python experiments/healing_table.py work_dirs/healing

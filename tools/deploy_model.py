@@ -7,16 +7,17 @@ writes deployed.pth and deployed.py, which need no other file.
 import argparse
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from mmengine import Config
-from torch import Tensor, nn
+from torch import nn
 
 from mmtr.config.files import add_options, read_config
 from mmtr.config.types import is_type
 from mmtr.errors import UserError, command
 from mmtr.inference.model import build_model, has_peft, image_channels, load_weights, without_pretrained
+from mmtr.ops.nested import tensors
 from mmtr.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 
 # Largest allowed change of a feature when weights are merged, as a share of the largest feature.
@@ -106,11 +107,6 @@ def difference(first: nn.Module, second: nn.Module) -> float:
         assert len(found) == len(others)
         largest = max([largest, *(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(found, others))])
     return largest
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    """List all tensors in nested tuples and lists."""
-    return [outputs] if isinstance(outputs, torch.Tensor) else [t for each in outputs for t in tensors(each)]
 
 
 def size_in_words(model: nn.Module) -> str:

@@ -12,8 +12,7 @@ class ResidualCode(nn.Module):
 
     z is the residual, a patch token minus its representative when it was merged, and y the representative when tokens
     are restored. ``restore='residual'`` gives back z as it was, y + z; here it is given back as y + z + D(...), with a
-    code E z of a quarter of the channels. A code that is carried beside the reduced token is also the temporal path of
-    NSR (see docs/token_reduction.md), whose patches get no residual.
+    code E z of a quarter of the channels. NSR (see docs/token_reduction.md) adds what it decodes from codes to copies.
 
     Args:
         channels: Number of channels of the tokens, C.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmtr.errors import UserError
 from mmtr.models.backbones.common.open_outputs import OpenOutputs
 from mmtr.models.backbones.common.reduced_outputs import ReducedOutputs
+from mmtr.ops.nested import tensors
 from mmtr.reducers.auxiliary import auxiliary_outputs
 
 from .predictions import predictions
@@ -50,32 +51,29 @@ class Healing(Taught):
         Raises:
             UserError: ``features`` is above 0, and the backbone does not return a map of all patches.
         """
-        with torch.no_grad():
-            target_maps, target, proposals = self._run(self.teacher, inputs, data_samples)
+        with torch.no_grad(), outputs_of(self.teacher.backbone) as aims:
+            target, proposals = self._predict(self.teacher, inputs, data_samples)
         head = getattr(model, 'decode_head', None)
         with once(model, 'extract_feat'), once(head, 'forward'), auxiliary_outputs() as auxiliary:
             with outputs_of(model.backbone) as outputs:
                 losses = dict(loss(inputs, data_samples)) if self.labels else {}
-                maps, found, _ = self._run(model, inputs, data_samples, proposals, outputs)
+                with heads_in_eval(model):
+                    found, _ = self._predict(model, inputs, data_samples, proposals)
         if not self.labels and hasattr(model, 'losses_of_reducers'):
             losses.update(model.losses_of_reducers(auxiliary, data_samples))
         if self.features:
-            errors = [relative_error(each, aim) for each, aim in zip(maps, target_maps)]
+            maps, aims = self._maps(outputs[0]), self._maps(aims[0])
+            errors = [relative_error(each, aim) for each, aim in zip(maps, aims)]
             losses['healing.loss_features'] = self.features * sum(errors) / len(errors)
         if self.logits:
             losses['healing.loss_logits'] = self.logits * self._disagreement(found, target)
         return losses
 
-    def _run(self, model, inputs, data_samples, proposals=None, outputs=None):
-        """Return the maps of the backbone, the raw outputs of the heads, and the proposals that they are for."""
-        with heads_in_eval(model), outputs_of(model.backbone) as own:
-            if self.logits:
-                found, proposals = predictions(model, inputs, data_samples, proposals)
-            else:
-                found = model.extract_feat(inputs)
-        # The backbone may have run before, in the loss.
-        maps = [*(outputs or []), *own][0]
-        return self._maps(maps) if self.features else (), found, proposals
+    def _predict(self, model, inputs, data_samples, proposals=None):
+        """Return the raw outputs of the heads, and the proposals that they are for; without ``logits``, run no head."""
+        if self.logits:
+            return predictions(model, inputs, data_samples, proposals)
+        return model.extract_feat(inputs), None
 
     def _maps(self, outputs):
         if isinstance(outputs, (OpenOutputs, ReducedOutputs)):
@@ -126,38 +124,24 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return each.sum(1).mean()
 
 
-def tensors(outputs: Any) -> list[Tensor]:
-    """List the tensors of floating-point numbers in nested tuples, lists and dicts."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    values = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, (list, tuple)) else ()
-    return [each for value in values for each in tensors(value)]
-
-
 @contextmanager
-def replaced(owner: Optional[Any], name: str, method: Callable) -> Iterator[None]:
-    """Let an object, unless it is None or lacks the method, have another one of that name in the context."""
+def once(owner: Optional[Any], name: str) -> Iterator[None]:
+    """Let a method of an object, if it has it, compute once in the context: later calls return what the first did."""
     if not hasattr(owner, name):
         yield
         return
-    before = vars(owner).get(name)
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        delattr(owner, name) if before is None else setattr(owner, name, before)
-
-
-def once(owner: Optional[Any], name: str) -> Any:
-    """Let a method of an object compute once in a context: later calls return what the first one did."""
-    method, found = getattr(owner, name, None), []
+    method, before, found = getattr(owner, name), vars(owner).get(name), []
 
     def first(*args, **kwargs):
         if not found:
             found.append(method(*args, **kwargs))
         return found[0]
 
-    return replaced(owner, name, first)
+    setattr(owner, name, first)
+    try:
+        yield
+    finally:
+        delattr(owner, name) if before is None else setattr(owner, name, before)
 
 
 @contextmanager
