@@ -1,8 +1,13 @@
 #!/bin/sh
-# Trainings of docs/healing.md: three seeds each, then the tables. CAMVID: config options for the data and the checkpoint,
-# such as train_dataloader.dataset.data_root=... val_dataloader.dataset.data_root=... load_from=...
+# The choice between two methods on training images, the trainings of docs/healing.md, three seeds each, and their tables:
+#     CAMVID=data/camvid CHECKPOINT=segmenter_vit-t_camvid.pth experiments/healing.sh
 set -e
 R=model.backbone.token_reduction
+for method in TokenAdapter GridPool; do
+    python tools/test.py configs/segmenter_vit-t_camvid.py "$CHECKPOINT" --token-reduction $method 'layers=(1,12)' ratio=0.6 \
+        --cfg-options test_dataloader.dataset.data_root="$CAMVID" \
+        test_dataloader.dataset.data_prefix.img_path=img_dir/train test_dataloader.dataset.data_prefix.seg_map_path=ann_dir/train
+done
 train() { # NAME CONFIG OPTIONS...
     name=$1 config=$2
     shift 2
@@ -12,12 +17,13 @@ train() { # NAME CONFIG OPTIONS...
     done
 }
 heal=segmenter_vit-t_tadapter_camvid-heal
-train camvid_plain $heal $CAMVID $R=None 'custom_hooks=[]'
-train camvid_4x $heal $CAMVID
-train camvid_4x_labels $heal $CAMVID custom_hooks.0.labels=True
-train camvid_4x_nocode $heal $CAMVID $R.restore=residual
-train camvid_2.5x $heal $CAMVID "$R.layers=(2,12)" $R.ratio=0.5
-train camvid_2.5x_labels $heal $CAMVID "$R.layers=(2,12)" $R.ratio=0.5 custom_hooks.0.labels=True
+camvid="load_from=$CHECKPOINT train_dataloader.dataset.data_root=$CAMVID val_dataloader.dataset.data_root=$CAMVID"
+train camvid_plain $heal $camvid $R=None 'custom_hooks=[]'
+train camvid_4x $heal $camvid
+train camvid_4x_labels $heal $camvid custom_hooks.0.labels=True
+train camvid_4x_nocode $heal $camvid $R.restore=residual
+train camvid_2.5x $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5
+train camvid_2.5x_labels $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5 custom_hooks.0.labels=True
 heal=segmenter_vit_tadapter_demo-heal
 train scenes_plain $heal $R=None 'custom_hooks=[]'
 train scenes_4x $heal
