@@ -158,7 +158,8 @@ def test_tune_needs_no_metric(printing, folder, tmp_path, monkeypatch, labels):
 
 
 def test_tune_refuses_a_drop_on_another_scale(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Judge, '_results', lambda self, *args: dict(plain=dict(metrics={'coco/bbox_mAP': 0.41})))
+    plain = dict(metrics={'coco/bbox_mAP': 0.41}, encoder_ms=2.0, total_ms=3.0)
+    monkeypatch.setattr(Judge, '_results', lambda self, *args: dict(plain=plain))
     args = ['--max-drop', '1', '--num-images', '2', '--out', str(tmp_path / 'tuned.py')]
     monkeypatch.setattr(sys, 'argv', ['tune.py', str(folder / 'plain.py'), str(folder / 'plain.pth'), *args])
     with pytest.raises(SystemExit):
