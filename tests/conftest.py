@@ -213,10 +213,11 @@ def tiny_segmenter(drawn_data, tmp_path):
 
 @pytest.fixture
 def make_runner():
-    """Function from a config to a ``Runner``; each has a name of its own, by which mmengine keeps state."""
+    """Function from a config to a ``Runner``; each has a name of its own, by which mmengine keeps state, and a seed."""
 
     def make(cfg):
-        return Runner.from_cfg(Config({**copy.deepcopy(cfg), 'experiment_name': f'run_{next(RUNS)}'}))
+        seed = dict(randomness=dict(seed=0))
+        return Runner.from_cfg(Config({**seed, **copy.deepcopy(cfg), 'experiment_name': f'run_{next(RUNS)}'}))
 
     return make
 

@@ -31,6 +31,7 @@ from mmtr.errors import UserError, command
 from mmtr.files import write_text
 from mmtr.inference.model import build_model, load_weights
 from mmtr.reducers import TokenReducer
+from mmtr.reducers.reduces import reduces
 from mmtr.visualization import record_token_maps, seen_image, token_maps, token_picture
 from mmtr.visualization.layers import draw_layers
 from mmtr.words import aligned_rows
@@ -101,7 +102,7 @@ def reducers_of(model: nn.Module, reductions: Optional[dict[str, Optional[dict]]
         name: apply_token_reduction(model, reduction).backbone.token_reducer.to(device).eval()
         for name, reduction in {'plain': None, **(reductions or {})}.items()
     }
-    if not reductions and own is not None and type(own) is not TokenReducer:
+    if not reductions and reduces(own):
         reducers[own.name] = own
     return reducers
 

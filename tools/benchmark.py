@@ -25,7 +25,7 @@ from mmtr.config.options import parse_settings
 from mmtr.errors import UserError, command
 from mmtr.files import write_text
 from mmtr.inference.model import build_model, image_channels, read_weights
-from mmtr.reducers.base import TokenReducer
+from mmtr.reducers.reduces import reduces
 from mmtr.reports.speed import notes, table
 
 COMPILED = ' compiled'
@@ -219,7 +219,7 @@ def measure(
         )
         backbone = models[names.index(name)].backbone
         # In a compiled model the methods of the reducer are not called one by one.
-        if reduces(backbone) and not (args.compile and name.endswith(COMPILED)):
+        if reduces(getattr(backbone, 'token_reducer', None)) and not (args.compile and name.endswith(COMPILED)):
             result['reducer_share'] = share(calls[part, name], backbone.token_reducer, REDUCER_METHODS, args.repeats)
     for (part, _), result in results.items():
         first = results[part, names[0]]
@@ -229,11 +229,6 @@ def measure(
             memory_ratio=result['peak_memory_bytes'] / first['peak_memory_bytes'],
         )
     return list(results.values())
-
-
-def reduces(backbone: nn.Module) -> bool:
-    """Whether ``backbone`` has a reducer other than the plain one."""
-    return type(getattr(backbone, 'token_reducer', None)) not in (type(None), TokenReducer)
 
 
 def names_of(specs: list[str]) -> list[str]:

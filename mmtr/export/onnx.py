@@ -23,6 +23,7 @@ from mmtr.config.model import model_of
 from mmtr.errors import UserError
 from mmtr.inference.model import image_channels
 from mmtr.reducers import TokenReducer
+from mmtr.reducers.reduces import reduces
 
 from .pixels import PixelQueries, PixelSegmentor, of_pixels
 
@@ -282,10 +283,10 @@ def check_difference(
         tolerance: Largest absolute difference of logits.
         same_label: Least share of pixels with the same label, 0 to 1.
     """
-    reduces = any(isinstance(m, TokenReducer) and type(m) is not TokenReducer for m in model.modules())
+    reduced = any(map(reduces, model.modules()))
     whole = of_pixels(model)
     for found in differences:
-        value, name = (found.median, 'median') if reduces else (found.largest, 'largest')
+        value, name = (found.median, 'median') if reduced else (found.largest, 'largest')
         # Written so that NaN fails too.
         if not (value <= tolerance and found.same_label >= same_label):
             raise UserError(

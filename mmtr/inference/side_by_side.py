@@ -13,6 +13,7 @@ from mmtr.apis import apply_token_reduction
 from mmtr.errors import UserError
 from mmtr.reducers import TokenReducer
 from mmtr.reducers.observer import reducer_of
+from mmtr.reducers.reduces import reduces
 from mmtr.visualization import fitted, marked, mosaic
 from mmtr.words import aligned_rows
 
@@ -27,7 +28,7 @@ def plain_and_own(model: nn.Module) -> dict[str, TokenReducer]:
         UserError: The model has no reduction.
     """
     own = getattr(getattr(model, 'backbone', None), 'token_reducer', None)
-    if own is None or type(own) is TokenReducer:
+    if not reduces(own):
         raise UserError(
             '--compare compares the model with its reduction, and this config has none: set one, as by '
             '--cfg-options model.backbone.token_reduction.type=TokenAdapter, or mmtr.TokenReductionHook.'

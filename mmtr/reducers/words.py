@@ -5,6 +5,7 @@ from torch import nn
 from mmtr.errors import UserError
 
 from .base import TokenReducer
+from .reduces import reduces
 from .windowed import Windowed
 
 
@@ -46,4 +47,4 @@ def in_words(reducer: TokenReducer) -> str:
 def reductions_in_words(model: nn.Module) -> list[str]:
     """Describe the reducer of each backbone in ``model`` that reduces tokens, with ``in_words``."""
     reducers = [module.token_reducer for module in model.modules() if hasattr(module, 'set_token_reduction')]
-    return [in_words(reducer) for reducer in reducers if type(reducer) is not TokenReducer]
+    return [in_words(reducer) for reducer in reducers if reduces(reducer)]

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmtr.declared import Declared
 from mmtr.errors import UserError
-from mmtr.reducers import TokenReducer
+from mmtr.reducers.reduces import reduces
 from mmtr.registry import HOOKS
 from mmtr.settings import Flag, Maybe, Number, Whole
 
@@ -86,8 +86,7 @@ class ReductionCurriculumHook(Declared, Hook):
     @staticmethod
     def _owners(runner):
         """Backbones and heads with a reducer that reduces."""
-        none = (type(None), TokenReducer)
-        return [m for m in unwrap(runner.model).modules() if type(getattr(m, 'token_reducer', None)) not in none]
+        return [m for m in unwrap(runner.model).modules() if reduces(getattr(m, 'token_reducer', None))]
 
 
 class _Rising:

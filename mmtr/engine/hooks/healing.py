@@ -15,7 +15,7 @@ from mmtr.config.model import model_of
 from mmtr.declared import Declared
 from mmtr.errors import UserError
 from mmtr.models.distillation import Healing
-from mmtr.reducers import TokenReducer
+from mmtr.reducers.reduces import reduces
 from mmtr.registry import HOOKS
 from mmtr.settings import Flag, Maybe, Number, Text
 from mmtr.weights.files import read_checkpoint
@@ -64,8 +64,8 @@ class HealingHook(Declared, Hook):
     def before_run(self, runner: Runner) -> None:
         """Check the model, and note which file its training starts from."""
         self._start = self.teacher or (None if runner._resume else runner._load_from)
-        reducers = [module for module in unwrap(runner.model).modules() if isinstance(module, TokenReducer)]
-        if all(type(reducer) is TokenReducer for reducer in reducers):
+        reducers = [module for module in unwrap(runner.model).modules() if reduces(module)]
+        if not reducers:
             raise UserError(
                 'HealingHook trains a model to agree with itself without a token reduction, and this one has none: set '
                 'model.backbone.token_reduction.'
