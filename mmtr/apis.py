@@ -29,14 +29,14 @@ def apply_token_reduction(model: nn.Module, token_reduction: Optional[dict], att
         UserError: No backbone in ``model`` can be reduced, or a setting does not fit the backbone or its model.
     """
     model, backbones = _reducible(model, attn_backend, 'Tokens cannot be reduced')
-    before = [backbone.token_reducer for backbone in backbones]
+    before = [(backbone.token_reducer, backbone.token_reduction) for backbone in backbones]
     try:
         for backbone in backbones:
             backbone.set_token_reduction(token_reduction)
         _check_reduction(model, backbones)
     except UserError:
-        for backbone, reducer in zip(backbones, before):
-            backbone.token_reducer = reducer
+        for backbone, (reducer, reduction) in zip(backbones, before):
+            backbone.token_reducer, backbone.token_reduction = reducer, reduction
         raise
     return model
 
