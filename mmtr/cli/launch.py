@@ -24,6 +24,7 @@ from mmtr.checks.building import in_words_of
 from mmtr.checks.config import check_config
 from mmtr.checks.data import check_data
 from mmtr.checks.heads import check_heads
+from mmtr.checks.optimizer import say_unused_keys
 from mmtr.config import files as configs
 from mmtr.config.files import add_options, add_token_reduction
 from mmtr.config.types import is_type
@@ -144,6 +145,11 @@ class RecordingRunner(Runner):
             self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename)))
         else:
             super().dump_config()
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Build the optimizer's wrapper as mmengine, and say which of its settings reach no parameter."""
+        say_unused_keys(optim_wrapper, self.model)
+        return super().build_optim_wrapper(optim_wrapper)
 
     def load_or_resume(self) -> None:
         """Warn of a reduction that gains nothing here, now that hooks have put it into the model; then load weights."""

@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from mmtr.checks.optimizer import say_unused_keys
 from mmtr.registry import OPTIM_WRAPPERS
 
 
@@ -18,3 +19,13 @@ def test_forward_runs_in_bfloat16_and_parameters_stay_float32():
     wrapper.update_params(y.float().sum())
     assert model.weight.dtype == torch.float32
     torch.testing.assert_close(model.weight, before - x.sum(0).expand(2, 4), rtol=0.02, atol=0.02)
+
+
+def test_settings_that_reach_no_parameter_are_named(capsys):
+    keys = {'0.weight': dict(lr_mult=0.1), 'token_reducer': dict(lr_mult=10.0), 'bias': dict(decay_mult=0.0)}
+    say_unused_keys(dict(paramwise_cfg=dict(custom_keys=keys)), nn.Sequential(nn.Linear(2, 2)))
+    said = capsys.readouterr().out
+    assert "custom_keys: no parameter has 'token_reducer' in its name" in said and 'such as 0.weight' in said
+    for none in (dict(), dict(paramwise_cfg=None), dict(paramwise_cfg=dict(custom_keys=dict(bias={}))), object()):
+        say_unused_keys(none, nn.Sequential(nn.Linear(2, 2)))
+    assert capsys.readouterr().out == ''
