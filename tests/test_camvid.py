@@ -49,6 +49,7 @@ def test_stock_checkpoint_gives_the_stock_predictions(ours, batches):
     assert (labels(ours, batches) == labels(stock, batches)).float().mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_reduction_without_training_keeps_most_of_the_predictions(ours, batches):
     truth = torch.cat([batch['data_samples'][0].gt_sem_seg.data for batch in batches])
     known = truth != 255

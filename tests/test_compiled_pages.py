@@ -55,6 +55,7 @@ def labels(model):
     return inference_model(model, 'photo.jpg').pred_sem_seg.data[0].numpy()
 
 
+@pytest.mark.slow
 def test_what_the_page_says_compiles(graphs, model):
     plain = labels(model)
     (block,) = re.findall(r'```python\n(.*?)```', SECTION, re.S)
@@ -67,6 +68,7 @@ def test_what_the_page_says_compiles(graphs, model):
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 def test_what_the_page_says_of_torch_2_1_compiles(graphs, model):
     plain = labels(model)
     (line,) = re.findall(r'`(model\.backbone\.forward = torch\.compile\(.*?\))`', SECTION)

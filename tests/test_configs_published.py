@@ -127,6 +127,7 @@ def test_eva02_config_has_the_weights_of_the_release():
     assert rates[0] == rates[-1] == 0 and rates[-2] == pytest.approx(0.2 * 22 / 23)
 
 
+@pytest.mark.slow
 def test_cropr_configs_have_the_counts_of_the_release():
     release = [1025, *(1025 - 41 - 40 * k for k in range(22)), 1025]
     counts = reducer_of(read('segmenter_eva02-l_cropr_ade20k.py')).token_schedule((32, 32), 24)
@@ -137,6 +138,7 @@ def test_cropr_configs_have_the_counts_of_the_release():
     assert counts[-2] / 48**2 == pytest.approx(144 / 1024, abs=8 / 48**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, published', [('', 2790), ('_cropr', 1273)])
 def test_detector_has_the_reported_gflops(name, published):
     cfg = read(f'cascade-mask-rcnn_eva02-l{name}_coco.py').model.backbone

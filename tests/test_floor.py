@@ -116,6 +116,7 @@ def unknown(found, known):
     ]
 
 
+@pytest.mark.slow
 def test_our_code_uses_nothing_newer_than_the_oldest_torch():
     missing = unknown(used(), set(KNOWN.read_text().split('\n')))
     assert not missing, (

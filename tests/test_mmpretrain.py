@@ -43,6 +43,8 @@ LONG = (
     'test_compiled',
     'test_configs',
     'test_converted',
+    'test_data',
+    'test_metrics',
     'test_outputs',
     'test_page',
     'test_positions',
@@ -76,9 +78,19 @@ def run(*command, cwd=ROOT):
         for path in sorted((ROOT / 'tests/with_mmpretrain').glob('test_*.py'))
     ]
     + [
-        pytest.param(['tests/test_models/test_attention_contract.py', '-k', HOSTS], id='attention contract'),
         pytest.param(
-            [*sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')), '-k', HOSTS, '-m', 'not slow'],
+            ['tests/test_models/test_attention_contract.py', '-k', HOSTS],
+            id='attention contract',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [
+                *sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')),
+                '-k',
+                HOSTS,
+                '-m',
+                'not slow or settings',
+            ],
             id='contract',
             marks=pytest.mark.slow,
         ),

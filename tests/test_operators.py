@@ -46,6 +46,7 @@ def lite(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_needs_no_operator_runs_without_them(lite):
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', SCRIPT],

@@ -58,6 +58,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob('*.whl'))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_is_in_configs_and_tools(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

@@ -189,6 +189,7 @@ def test_a_detector(tmp_path, said):
         assert said == ['TokenAdapter: 16 -> 9 tokens of a window from block 1, in stage 2'] * 3
 
 
+@pytest.mark.slow
 def test_the_documented_lines_run(tmp_path, monkeypatch):
     for name in ('configs', 'demo'):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -220,6 +220,7 @@ def test_a_converted_file_is_not_converted_again(prefix, tmp_path, capsys):
     assert said.endswith('has the keys of OpenMMLab already: there is nothing to convert.\n')
 
 
+@pytest.mark.slow
 def test_arguments_of_a_training_script_are_left_out_as_the_error_says(tmp_path, capsys, monkeypatch):
     path = tmp_path / 'a "file" of $training.pth'
     torch.save(dict(model=timm_state(), epoch=1, args=argparse.Namespace(lr=np.float64(0.1))), path)

@@ -125,6 +125,7 @@ def test_labels_of_a_label_map_become_foreground_and_255_stays_ignored(tmp_path)
     np.testing.assert_array_equal(load(tmp_path / 'map.png', foreground=[0, 3])['gt_seg_map'], [[1, 0, 1], [255, 0, 0]])
 
 
+@pytest.mark.slow
 def test_data_set_finds_pairs_and_passes_the_foreground_on(folder):
     dataset = DATASETS.build(settings(folder))
     assert dataset.metainfo['classes'] == ('background', 'foreground') and len(dataset) == 9
@@ -162,6 +163,7 @@ def test_without_masks_to_read_none_is_looked_into(folder):
     check({**settings(folder), 'pipeline': [dict(type='LoadImageFromFile')]})
 
 
+@pytest.mark.slow
 def test_a_mask_found_by_a_worker_is_still_one_sentence(folder):
     Image.fromarray(disc().astype(np.uint8)).save(folder / 'masks/4_segmentation.png')
     loader = DataLoader(DATASETS.build(settings(folder)), num_workers=1, batch_size=None)

@@ -61,6 +61,7 @@ def test_steps_and_sizes(name):
         assert cfg.eomt.data_preprocessor.pad_size_divisor == side == test['Resize'].scale[0] == test['Resize'].scale[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', DETECTION)
 def test_images_are_made_smaller_as_pillow_does(name, root):
     """Both in training and in tests: 64 pixels to 32."""

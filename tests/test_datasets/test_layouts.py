@@ -97,6 +97,7 @@ def task(request, tmp_path, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 def test_each_split_is_found_and_loaded(task):
     cfg = read(task)
     register_all_modules()

@@ -63,6 +63,7 @@ def test_checkpoint_is_small_and_holds_nothing_but_weights_and_classes():
     assert set(checkpoint) == {'state_dict', 'meta'} and set(checkpoint['meta']) == {'dataset_meta'}
 
 
+@pytest.mark.slow
 def test_demo_prints_one_table_and_writes_pictures(tmp_path, monkeypatch, capsys):
     # The whole demo on six scenes; it draws them below the root of the repository that it is told.
     sys.path.insert(0, str(ROOT / 'demo'))

@@ -34,6 +34,7 @@ def pairs(root):
     ]
 
 
+@pytest.mark.slow
 def test_the_layout_is_that_of_ade20k(scenes):
     for part, suffix in (('images', 'jpg'), ('annotations', 'png')):
         assert len(list(scenes.glob(f'{part}/training/*.{suffix}'))) == 6
@@ -96,6 +97,7 @@ def test_every_patch_has_texture(scenes):
         assert (deviation > 0).mean() > 0.99 and np.median(deviation) > 1
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_bytes_however_many_are_asked_for(scenes, tmp_path):
     assert draw(tmp_path / 'again', '--train', 3, '--val', 2).returncode == 0
     assert draw(tmp_path / 'other', '--train', 3, '--val', 2, '--seed', 1).returncode == 0

@@ -71,6 +71,7 @@ def rename_numpy(core, data):
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('core', ['core', '_core'])
 def test_a_checkpoint_that_mmengine_wrote_is_read_under_either_numpy(trained, core):
     runner, path = trained

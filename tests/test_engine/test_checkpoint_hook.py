@@ -60,6 +60,7 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix != '.py')
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_checkpoint_from_which_training_resumes(
     cfg, make_runner, fill_disk, tmp_path, monkeypatch
 ):
@@ -88,6 +89,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_from_which_training_resumes(
     assert files(work) == ['iter_4.pth', 'last_checkpoint']
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_there_is_none_to_name(cfg, make_runner, fill_disk, tmp_path):
     fill_disk('iter_2', errno.EDQUOT)
     with pytest.raises(UserError, match='is full; no checkpoint had been written yet'):
@@ -95,12 +97,14 @@ def test_before_the_first_checkpoint_there_is_none_to_name(cfg, make_runner, fil
     assert files(tmp_path / 'work') == []
 
 
+@pytest.mark.slow
 def test_another_failure_says_which(cfg, make_runner, fill_disk):
     fill_disk('iter_2', errno.EIO)
     with pytest.raises(UserError, match='failed .*Input/output error'):
         make_runner(cfg).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scores', ['score', ['score', 'also/score']], ids=['one', 'several'])
 def test_a_better_checkpoint_replaces_the_best_only_when_whole(cfg, make_runner, fill_disk, tmp_path, scores):
     work = tmp_path / 'work'
@@ -181,6 +185,7 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'saved, linked',
     [(dict(), True), (dict(save_best=['score', 'also/score'], published_keys=['state_dict']), False)],
@@ -203,6 +208,7 @@ def test_a_run_that_is_resumed_elsewhere_is_left_as_it_is(run, tmp_path, saved, 
     assert not linked or {'iter_2.pth', 'best_score_iter_2.pth'} < set(files(other))
 
 
+@pytest.mark.slow
 def test_relative_records_of_another_project_name_nothing_here(run, tmp_path, monkeypatch):
     for project in ('one', 'other'):
         (tmp_path / project).mkdir()
@@ -217,6 +223,7 @@ def test_relative_records_of_another_project_name_nothing_here(run, tmp_path, mo
     assert files(earlier) == ['best_score_iter_2.pth', 'best_score_iter_4.pth', 'iter_2.pth', 'iter_4.pth']
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_moved_or_copied_goes_on_as_its_own(run, tmp_path):
     run(tmp_path / 'one', 2)
     before = content(tmp_path / 'one')
@@ -226,6 +233,7 @@ def test_a_run_whose_folder_was_moved_or_copied_goes_on_as_its_own(run, tmp_path
     assert files(tmp_path / 'copy') == ['best_score_iter_4.pth', 'iter_4.pth', 'last_checkpoint']
 
 
+@pytest.mark.slow
 def test_fewer_are_kept_from_now_on_and_numbers_of_other_names_count_for_nothing(run, tmp_path):
     run(tmp_path / 'one', 3, interval=1, max_keep_ckpts=3, save_best=None)
     assert {'iter_1.pth', 'iter_2.pth', 'iter_3.pth'} < set(files(tmp_path / 'one'))
@@ -244,6 +252,7 @@ def test_fewer_are_kept_from_now_on_and_numbers_of_other_names_count_for_nothing
     assert {'step_1.pth', 'iter_1.pth', 'iter_3.pth', 'step_4.pth'} < set(files(tmp_path / 'other'))
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_half_written_goes_with_the_next_run(run, tmp_path):
     dead = subprocess.Popen([sys.executable, '-c', ''])
     dead.wait()

@@ -35,6 +35,7 @@ def watched(runner):
     return watch
 
 
+@pytest.mark.slow
 def test_it_rises_in_training_alone_and_a_resumed_run_goes_on(tiny_segmenter, make_runner, tmp_path):
     cfg = tiny_segmenter
     cfg.custom_imports = dict(imports=['mmtr'], allow_failed_imports=False)

@@ -54,6 +54,7 @@ def test_files_and_tensorboard_hold_the_same_pictures(run, reduction):
         assert picture[26:426, :400].std() > 10 and picture.shape[1] in (3 * 406 - 6, 4 * 406 - 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tta', [False, True])
 def test_the_picture_is_of_the_image_in_its_name(run, drawn_data, tta):
     folder = run(dict(type='TokenAdapter'), interval=6, tta=tta)
@@ -63,6 +64,7 @@ def test_the_picture_is_of_the_image_in_its_name(run, drawn_data, tta):
     assert np.array_equal(shown, cv2.resize(image, (400, 400), interpolation=cv2.INTER_NEAREST))
 
 
+@pytest.mark.slow
 def test_validation_during_training_is_pictured_at_its_iteration(run):
     folder = run(dict(type='ToMe'), 'train', interval=6)
     assert sorted(path.name for path in (folder / 'vis_image').glob('*tokens*')) == [
@@ -77,6 +79,7 @@ def test_nothing_reduced_is_nothing_drawn(run):
     assert 'no token was reduced' in next(folder.parent.glob('*.log')).read_text()
 
 
+@pytest.mark.slow
 def test_a_backbone_without_tokens_is_said(tiny_segmenter, make_runner):
     tiny_segmenter.custom_hooks = [dict(type='mmtr.TokenMapHook')]  # and a stock backbone
     with pytest.raises(UserError, match='cannot picture the tokens of a VisionTransformer: use a backbone of mmtr'):

@@ -65,6 +65,7 @@ def test_loss_is_one_minus_the_cosine_of_each_patch(distilled):
     assert distillation(images, features).item() == pytest.approx(0.1 * total / 48, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_teacher_is_in_nothing_but_the_loss(distilled, make_runner, tmp_path):
     runner = make_runner(distilled)
     model = runner.model

@@ -162,6 +162,7 @@ def test_heads_are_in_eval_mode_and_the_backbone_is_not():
     assert model.head.training and model.head[0].training and not model.head[1].training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'change, words',
     [
@@ -193,6 +194,7 @@ def test_what_cannot_be_healed_is_said(healed, make_runner, change, words):
         make_runner(healed).train()
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_model_is_refused(healed, make_runner, tmp_path):
     state = read_checkpoint(healed.load_from)['state_dict']
     torch.save(dict(state_dict={**state, 'decode_head.cls_emb': torch.zeros(1, 7, 32)}), tmp_path / 'classes.pth')
@@ -212,6 +214,7 @@ def test_settings_that_compare_nothing_are_refused():
         HealingHook(features=0, logits=0)
 
 
+@pytest.mark.slow
 def test_a_stock_model_reduced_by_a_hook_is_healed(healed, make_runner):
     healed.model.backbone.type = 'VisionTransformer'
     healed.model.backbone.pop('token_reduction')
@@ -225,6 +228,7 @@ def test_a_stock_model_reduced_by_a_hook_is_healed(healed, make_runner):
     assert losses[0].keys() == {'loss', 'healing.loss_features', 'healing.loss_logits'} and losses[0]['loss'] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_rising_reduction_trains_one_code(healed, make_runner):
     healed.model.backbone.token_reduction = {**REDUCTION, 'restore': 'learned'}
     healed.custom_hooks.append(dict(type='mmtr.ReductionCurriculumHook', end=1.0, steps=4))
@@ -237,6 +241,7 @@ def test_a_rising_reduction_trains_one_code(healed, make_runner):
     assert runner.model.backbone.token_reducer.restoration is code and code.decode.weight.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_lora_alone_is_trained_with_the_code_and_the_head(healed, make_runner):
     healed.model.backbone.update(
         peft=dict(type='LoRA'), init_cfg=dict(type='Pretrained', checkpoint=healed.load_from, prefix='backbone')

@@ -33,6 +33,7 @@ def test_settings_that_cannot_work_are_refused(head, said):
         build(**head)
 
 
+@pytest.mark.slow
 def test_a_label_that_is_no_class_stops_the_run(coco, tmp_path, tool):
     for name in (coco / 'semantic').iterdir():
         Image.fromarray(np.full((SIZE, SIZE), 9, np.uint8)).save(name)

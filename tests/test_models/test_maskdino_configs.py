@@ -53,6 +53,7 @@ def test_config_is_consistent(path):
     assert [each.type for each in evaluators] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, millions', PARAMETERS.items())
 def test_models_are_as_large_as_the_release_says(name, millions):
     cfg = Config.fromfile(CONFIGS[0].parent / f'{name}.py')

@@ -134,6 +134,7 @@ def test_padding_is_hidden_from_the_head(settings):
     assert len(set(counts)) == 3
 
 
+@pytest.mark.slow
 def test_the_head_computes_less_and_pictures_are_as_before():
     late, early = (segmentor({**LATE, 'restore_at': where}) for where in ('after_head', 'before_norm'))
     with torch.no_grad():

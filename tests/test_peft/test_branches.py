@@ -188,6 +188,7 @@ def test_lora_is_another_weight(backbone, targets, names):
         torch.testing.assert_close(out, outs[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_lora_of_every_layer_goes_through_its_weight():
     # What a hook does not reach would show: each linear layer alone must change the output.
     for backbone in BACKBONES:

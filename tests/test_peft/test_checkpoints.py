@@ -13,6 +13,7 @@ from mmtr.weights.files import read_checkpoint
 from .tuned_runs import DAR, TUNED, changed, frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'peft, constructor, paramwise',
     [
@@ -46,6 +47,7 @@ def test_frozen_weights_are_bit_identical_after_training(tuned, make_runner, pef
         assert {id(p) for group in groups for p in group['params']} == {id(p) for _, p in trained}
 
 
+@pytest.mark.slow
 def test_log_has_the_losses_and_a_table_of_what_is_trained(tuned, make_runner, tmp_path):
     make_runner(tuned).train()
     lines = [
@@ -105,6 +107,7 @@ def test_size_of_a_checkpoint_of_vit_b_is_that_of_what_was_tuned(tmp_path):
     assert 4 * 2_348_664 < os.path.getsize(tmp_path / 'small.pth') < 4 * 2_348_664 + 250_000
 
 
+@pytest.mark.slow
 def test_tools_train_test_and_resume_with_the_key_alone(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     work = tmp_path / 'work'
@@ -121,6 +124,7 @@ def test_tools_train_test_and_resume_with_the_key_alone(config, tool, tmp_path):
     assert tool('test', config, work / 'iter_4.pth', '--tta')[0] == 0
 
 
+@pytest.mark.slow
 def test_trained_on_from_a_checkpoint_of_what_was_tuned(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     start = tmp_path / 'work' / 'iter_4.pth'
@@ -134,6 +138,7 @@ def test_trained_on_from_a_checkpoint_of_what_was_tuned(config, tool, tmp_path):
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name.startswith('backbone.'))
 
 
+@pytest.mark.slow
 def test_training_needs_something_to_freeze(config, tool):
     file = changed(config, 'none.py', 'model = dict(backbone=dict(init_cfg=None))')
     status, said = tool('train', file)

@@ -72,6 +72,7 @@ def config(tiny_segmenter, tmp_path):
     return tmp_path / 'tuned.py'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'peft', [dict(type='LoRA', targets='.*'), dict(type='DAR', bottleneck=5, compensator=3)], ids=str
 )
@@ -130,6 +131,7 @@ def test_tools_train_resume_test_and_refuse_another_base(config, tool, tmp_path)
         check_pretrained(build_model(Config.fromfile(tmp_path / 'none.py')))
 
 
+@pytest.mark.slow
 def test_deployed_file_is_whole_and_needs_no_base(config, tool, tmp_path):
     assert tool('train', config) == (0, '')
     deploy(config, tmp_path / 'work' / 'iter_2.pth', tmp_path / 'small.pth')

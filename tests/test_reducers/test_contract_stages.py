@@ -237,7 +237,8 @@ def test_gradients_flow(cfg, host, with_cp):
 
 
 @every_host
-@pytest.mark.parametrize('cfg', contract.defaults_first(CASES), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('cfg', CASES, ids=str)
 def test_tools_see_the_reduced_stage(cfg, host):
     model = host(cfg)
     reducer, stage = model.token_reducer, model.token_reducer.backbone.stage

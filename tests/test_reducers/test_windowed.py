@@ -159,7 +159,9 @@ CASES = [
 
 
 @pytest.mark.parametrize('cfg, span', CASES, ids=str)
-@pytest.mark.parametrize('grid', [(12, 12), (9, 13), (1, 8)], ids=str)
+@pytest.mark.parametrize(
+    'grid', [(9, 13), *(pytest.param(grid, marks=pytest.mark.slow) for grid in ((12, 12), (1, 8)))], ids=str
+)
 def test_a_stage_is_what_going_from_window_to_window_gives(cfg, span, grid):
     model = backbone(cfg)
     x = torch.randn(2, grid[0] * grid[1], CHANNELS)

@@ -68,6 +68,7 @@ def picture(path):
     return found
 
 
+@pytest.mark.slow
 def test_own_reduction_beside_none_on_the_test_data(run, files, drawn_data):
     status, printed = run('--num-images', 2, '--maps')
     assert status == 0
@@ -107,6 +108,7 @@ def test_given_images_and_reductions(run, files, drawn_data):
     assert {path.name for path in (files / 'out/maps').iterdir()} == {'0_half.jpg', '0_one_left.jpg'}
 
 
+@pytest.mark.slow
 def test_maps_of_images_of_four_channels_show_three(run, files, drawn_data):
     cfg = Config.fromfile(files / 'tiny.py')
     cfg.model.backbone.in_channels = 4
@@ -123,6 +125,7 @@ def test_maps_of_images_of_four_channels_show_three(run, files, drawn_data):
     assert np.abs(shown.astype(int) - cv2.resize(image, (400, 400), interpolation=cv2.INTER_NEAREST)).mean() < 12
 
 
+@pytest.mark.slow
 def test_what_a_single_token_lacks_is_null(run, files, drawn_data):
     (files / 'reductions.py').write_text("reductions = dict(one=dict(type='Random', ratio=0.96, layer=1))")
     assert run('--images', drawn_data / 'images/training/0.png', '--reductions', files / 'reductions.py')[0] == 0
@@ -152,6 +155,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, args, sentence):
     assert sentence.format(**places) in error.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_model_without_tokens_is_said(run):
     status, error = run(model='resnet')
     assert (status, error.splitlines()[-1][:57]) == (2, 'Error: Tokens cannot be reduced in a ResNet of mmseg: use')

@@ -62,6 +62,7 @@ def configs(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_a_reduction_is_measured_beside_the_config_as_it_is(results, configs):
     reduction = ('--token-reduction', 'TokenAdapter', 'ratio=0.5', 'layers=(1,2)')
     found = results(configs['stock'], configs['ours'], *reduction, shape=(64, 64))
@@ -125,6 +126,7 @@ def test_stock_and_ours_side_by_side(run, configs, tmp_path, capsys):
     assert 'Timing' in printed.err
 
 
+@pytest.mark.slow
 def test_override_of_one_config_reduces_it(results, configs, capsys):
     plain, reduced = results(configs['ours'], f'{configs["ours"]}{REDUCED}')
     assert reduced['config'] == 'ours@type=TokenAdapter@layers=(1,2)'
@@ -134,6 +136,7 @@ def test_override_of_one_config_reduces_it(results, configs, capsys):
     assert 'tokens per layer 100 x1, 49 x1' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_images_have_as_many_channels_as_the_model_takes(results, configs, capsys):
     ours, gflops = configs['ours'], {}
     for channels in (3, 6):
@@ -146,6 +149,7 @@ def test_images_have_as_many_channels_as_the_model_takes(results, configs, capsy
     assert 'The models take images of 3 and 4 channels' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_untrained_dar_is_counted_at_its_target(results, configs):
     reduction = 'model.backbone.token_reduction'
     targets = [f'{configs["ours"]}@{reduction}.type=DAR@{reduction}.target={target}' for target in (0.5, 0.25)]
@@ -156,6 +160,7 @@ def test_untrained_dar_is_counted_at_its_target(results, configs):
         assert result['uncounted'] == {} and result['tokens_per_layer'] == [64, 64]
 
 
+@pytest.mark.slow
 def test_hook_of_an_unmodified_config_is_applied(results, configs, tmp_path):
     hooked = tmp_path / 'hooked.py'
     hooked.write_text(
@@ -187,6 +192,7 @@ def test_all_models_get_the_weights_of_the_checkpoint(benchmark, configs, tmp_pa
     assert pointers[0] == pointers[1], 'one copy of the weights'
 
 
+@pytest.mark.slow
 def test_tensors_that_do_not_fit_are_named(results, configs, capsys):
     results(configs['ours'], f'{configs["ours"]}@model.decode_head.num_classes=7', shape=(64, 64))
     assert (
@@ -253,6 +259,7 @@ def test_counts_must_be_positive(run, configs, capsys, option):
     assert "whole number above 0 value: '0'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_model_has_a_compiled_twin(results, configs, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, 'compile', lambda module, dynamic: compiled.append(module) or module)

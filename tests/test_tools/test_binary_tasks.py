@@ -79,6 +79,7 @@ def test_training_lowers_the_loss_and_testing_prints_every_measure(config, tool,
     assert tested['Smeasure'] > 0.6 and tested['MAE'] < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('which', [0, 5])  # in the sample before the run, and found by a worker
 def test_a_mask_that_is_not_binary_stops_the_run_with_its_name(config, tool, data, tmp_path, which):
     path = data / f'masks/{which:02}.png'

@@ -76,6 +76,7 @@ def stop_after(monkeypatch, batches):
     return shown
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_test_tool(files, tmp_path, monkeypatch, capsys):
     assert compare(monkeypatch, *files, '--out', tmp_path / 'out') == 0
     assert list(results_of(tmp_path / 'out')) == ['plain', 'nothing', 'half']
@@ -106,6 +107,7 @@ def test_images_are_chosen_at_even_distances(tiny_segmenter, num_images, names):
     assert loader.dataset.metainfo['classes'] == ('sky', 'grass', 'sand', 'lake')
 
 
+@pytest.mark.slow
 def test_a_run_on_some_images_says_how_many_and_goes_on_with_no_other_number(files, tmp_path, monkeypatch, capsys):
     assert compare(monkeypatch, *files, '--num-images', 2, '--out', tmp_path / 'two') == 0
     assert json.loads((tmp_path / 'two.json').read_text())['images'] == 2
@@ -134,6 +136,7 @@ def test_iou_of_each_class_is_counted_pixel_by_pixel(files, tiny_segmenter, tmp_
     assert float(rows[0]['IoU sand']) == pytest.approx(100 * both[2] / either[2])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_result(files, tmp_path, monkeypatch, capsys):
     stop_after(monkeypatch, None)
     compare(monkeypatch, *files, '--out', tmp_path / 'whole')
@@ -152,6 +155,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(files, tmp_path, monkeypa
     assert not (tmp_path / 'parts.partial').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', ['reductions', 'config', 'checkpoint'])
 def test_a_run_does_not_go_on_from_another_one(files, tmp_path, monkeypatch, capsys, other):
     stop_after(monkeypatch, 2)

@@ -82,6 +82,7 @@ def test_training_logs_one_loss_a_module_and_moves_the_queries(cropr, make_runne
     assert all(not torch.equal(p, before[name]) for name, p in runner.model.named_parameters() if 'reducer' in name)
 
 
+@pytest.mark.slow
 def test_rate_rises_in_training_alone_and_a_resumed_run_goes_on_with_it(cropr, make_runner, tmp_path):
     cropr.custom_hooks[0].end = 0.75
     whole, evaluated = schedules(make_runner(cropr))
@@ -92,6 +93,7 @@ def test_rate_rises_in_training_alone_and_a_resumed_run_goes_on_with_it(cropr, m
     assert schedules(make_runner(cropr))[0] == whole[2:]
 
 
+@pytest.mark.slow
 def test_rate_by_epoch_stays_during_an_epoch(cropr, make_runner):
     cropr.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=9)
     cropr.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
@@ -103,6 +105,7 @@ def test_rate_by_epoch_stays_during_an_epoch(cropr, make_runner):
     assert [counts[2] for counts in trained] == [16] * 3 + [11] * 3 + [6] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'change, words',
     [
@@ -126,6 +129,7 @@ def test_what_cannot_train_is_one_sentence(change, words, config, tool, tmp_path
     assert status == 2 and said.count('\n') == 1 and words in said
 
 
+@pytest.mark.slow
 def test_deployed_model_gives_the_same_predictions(config, tool, tmp_path, capsys):
     assert tool('train', config)[0] == 0
     checkpoint, out = tmp_path / 'work' / 'iter_4.pth', tmp_path / 'small' / 'small.pth'

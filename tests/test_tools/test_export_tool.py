@@ -38,6 +38,7 @@ def run(tiny_segmenter, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_file_that_passes_is_written(run, tmp_path, capsys):
     run('--repeats', 1)
     out = capsys.readouterr().out

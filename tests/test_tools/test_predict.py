@@ -221,6 +221,7 @@ def test_instances_compared(run, detector, tmp_path):
     assert status == 0 and np.abs(cv2.imread(str(tmp_path / 'out/1.jpg')) - expected.astype(int)).mean() < 3
 
 
+@pytest.mark.slow
 def test_a_panoptic_map_of_nothing(run, detector, tmp_path):
     files = detector('maskdino_swin-l_tadapter_coco-panoptic')
     options = '--cfg-options', 'model.test_cfg.score_thr=1.0', 'custom_imports.imports=["mmtr","mmtr.models.detectors"]'

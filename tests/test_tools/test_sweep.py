@@ -109,6 +109,7 @@ def test_a_sweep_of_something_else_stops_a_search(backbone, tmp_path):
         predictor(path, backbone, shapes, 'cpu', 1.0)
 
 
+@pytest.mark.slow
 def test_a_test_says_that_a_hook_gains_nothing(tool, config, weights, backbone, tmp_path, monkeypatch):
     sweep = write(tmp_path / 'sweep.json', made_up(backbone, (64, 64), {1: 10.0, 16: 10.0}))
     monkeypatch.setenv('MMTR_SWEEP', str(sweep))

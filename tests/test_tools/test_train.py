@@ -37,6 +37,7 @@ class CtrlC(Hook):
             raise SyntaxError('Failed to format the config file') from None
 
 
+@pytest.mark.slow
 def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_path):
     for name in ('full', 'amp'):
         status, _ = tool(
@@ -57,6 +58,7 @@ def test_mixed_precision_on_a_cpu_is_close_to_full_precision(config, tool, tmp_p
     assert tool('test', config, tmp_path / 'amp' / 'iter_2.pth', '--amp')[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('augmented', [True, False])
 def test_resuming_gives_the_losses_of_an_uninterrupted_run(config, tool, tmp_path, augmented):
     if augmented and hasattr(InfiniteSampler, 'skip'):
@@ -78,6 +80,7 @@ def test_resuming_gives_the_losses_of_an_uninterrupted_run(config, tool, tmp_pat
         torch.testing.assert_close(ends[1][name], value, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_ctrl_c_says_how_to_go_on_and_resume_does(config, tool, tmp_path, wrapped):
     work = tmp_path / 'work'
@@ -137,6 +140,7 @@ def test_resume_needs_the_state_of_a_run_or_starts_anew(config, tool, tmp_path, 
     assert status == 2 and 'no state of a training run' in said and 'load_from=' in said
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_the_record_of_its_training(config, tool, tmp_path):
     work = tmp_path / 'work'
     assert tool('train', config)[0] == 0
@@ -167,6 +171,7 @@ def test_a_folder_keeps_the_record_of_its_training(config, tool, tmp_path):
         assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_config_in_the_work_folder_is_not_overwritten(config, tool, tmp_path):
     written = config.read_text()
     assert tool('train', config, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=1')[0] == 0

@@ -49,6 +49,7 @@ def test_label_maps_and_pictures_are_written_and_give_the_reported_score(config,
     assert len(guessed) > 1
 
 
+@pytest.mark.slow
 def test_the_ways_to_reduce_from_the_command_line_are_one(config, weights, model, tool, drawn_data, tmp_path):
     reduction = dict(type='TokenAdapter', ratio=0.5, layers=(0, 2), merge='keep')
     key = 'model.backbone.token_reduction'
@@ -115,6 +116,7 @@ def test_test_time_augmentation_averages_the_image_and_its_mirror_image(
     assert changed > 0
 
 
+@pytest.mark.slow
 def test_test_time_augmentation_that_the_config_lacks_is_that_of_mmseg(config, weights, tool, tmp_path):
     theirs = get_config('mmseg::_base_/datasets/ade20k.py').tta_pipeline
     for name, tta in dict(absent=None, given=[step.to_dict() for step in theirs]).items():
@@ -128,6 +130,7 @@ def test_test_time_augmentation_that_the_config_lacks_is_that_of_mmseg(config, w
     assert (absent == given).all() and (absent != once).any()
 
 
+@pytest.mark.slow
 def test_another_models_checkpoint_stops_the_test_unless_partial_is_allowed(config, weights, tool, tmp_path):
     options = [
         '--work-dir',
@@ -177,6 +180,7 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
     assert sorted(path for path in tmp_path.rglob('*')) == before
 
 
+@pytest.mark.slow
 def test_testing_does_without_training_data(config, weights, tool, drawn_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(drawn_data / 'images/training')

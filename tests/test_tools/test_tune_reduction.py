@@ -153,6 +153,7 @@ def test_a_target_out_of_reach_is_said_with_the_nearest_and_nothing_is_written(t
     assert len(outcomes) == 4 and f'is {fastest:.2f}x as fast as plain' in last
 
 
+@pytest.mark.slow
 def test_a_setting_that_misses_on_held_out_images_is_not_written(tune, tiny, tmp_path, monkeypatch):
     measured = TokenClock.__call__
 
@@ -171,6 +172,7 @@ def test_a_setting_that_misses_on_held_out_images_is_not_written(tune, tiny, tmp
     assert '0.95x as fast' in error and 'on 2 images that the search had not seen' in error
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_ctrl_c_and_with_more_trials(tune, tiny, tmp_path, monkeypatch):
     measured, calls = TokenClock.__call__, []
 
