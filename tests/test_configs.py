@@ -17,7 +17,7 @@ from .config_files import DETECTORS, METHODS, ROOT, SEGMENTERS, UPERNETS, method
 TRAINED = [word for word, method in METHODS.items() if method.trained or method is Random]
 DATA = ('ade20k', 'pascal-context', 'cityscapes')
 #: Ends of the names of configs that have tests of their own.
-OWN_TESTS = ('gions', '-heal')
+OWN_TESTS = ('regions', 'heal', 'heal6x')
 
 
 def test_every_size_head_and_data_set_is_there_plain_and_reduced():
@@ -83,7 +83,7 @@ def test_detector_config_is_consistent(path):
     [
         p
         for p in SEGMENTERS + DETECTORS + UPERNETS
-        if method_of(p) is not TokenReducer and p.stem.split('-')[-1] not in ('regions', 'heal')
+        if method_of(p) is not TokenReducer and p.stem.split('-')[-1] not in OWN_TESTS
     ],
     ids=lambda path: path.stem,
 )
@@ -104,8 +104,9 @@ def test_reduced_config_is_its_base_and_one_key(path):
     assert cfg.to_dict() == base.to_dict()
 
 
-def test_healing_starts_from_the_plain_model_and_trains_its_code_faster():
-    cfg, base = read('segmenter_vit-t_tadapter_camvid-heal.py'), read('segmenter_vit-t_camvid.py')
+@pytest.mark.parametrize('name, rate', [('heal', 2e-4), ('heal6x', 5e-4)])
+def test_healing_starts_from_the_plain_model_and_trains_its_code_faster(name, rate):
+    cfg, base = read(f'segmenter_vit-t_tadapter_camvid-{name}.py'), read('segmenter_vit-t_camvid.py')
     assert [hook.type for hook in cfg.custom_hooks] == ['mmtr.HealingHook']
     reduction = cfg.model.backbone.pop('token_reduction')
     assert cfg.model.to_dict() == base.model.to_dict() and reduction.restore == 'learned'
@@ -115,8 +116,8 @@ def test_healing_starts_from_the_plain_model_and_trains_its_code_faster():
         id(group['params'][0]): group['lr'] for group in build_optim_wrapper(model, cfg.optim_wrapper).param_groups
     }
     named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
-    assert {round(rate, 6) for name, rate in named.items() if 'token_reducer' in name} == {2e-3}
-    assert {round(rate, 6) for name, rate in named.items() if 'token_reducer' not in name} == {2e-4}
+    assert {round(own, 6) for name, own in named.items() if 'token_reducer' in name} == {10 * rate}
+    assert {round(own, 6) for name, own in named.items() if 'token_reducer' not in name} == {rate}
 
 
 def test_cropr_by_regions_is_cropr_whose_heads_learn_faster():
