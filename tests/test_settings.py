@@ -92,7 +92,6 @@ def test_a_method_takes_no_hostile_value(host, key, name):
             works(host, **{key: cfg})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('host', BACKBONES, ids=lambda host: host.__name__)
 def test_a_backbone_takes_no_hostile_value(host):
     for setting, may_be in declarations(host).items():
