@@ -1,12 +1,14 @@
 #!/bin/sh
-# The choice between two methods on training images, the trainings of docs/healing.md, three seeds each, and their tables:
+# The choices on training images, the trainings of docs/healing.md, three seeds each, and their tables:
 #     CAMVID=data/camvid CHECKPOINT=segmenter_vit-t_camvid.pth experiments/healing.sh
 set -e
 R=model.backbone.token_reduction
-for method in TokenAdapter GridPool; do
-    python tools/test.py configs/segmenter_vit-t_camvid.py "$CHECKPOINT" --token-reduction $method 'layers=(1,12)' ratio=0.6 \
-        --cfg-options test_dataloader.dataset.data_root="$CAMVID" \
+on_training_images() { # CONFIG CHECKPOINT OPTIONS...
+    python tools/test.py "$@" --cfg-options test_dataloader.dataset.data_root="$CAMVID" \
         test_dataloader.dataset.data_prefix.img_path=img_dir/train test_dataloader.dataset.data_prefix.seg_map_path=ann_dir/train
+}
+for method in TokenAdapter GridPool; do
+    on_training_images configs/segmenter_vit-t_camvid.py "$CHECKPOINT" --token-reduction $method 'layers=(1,12)' ratio=0.6
 done
 train() { # NAME CONFIG OPTIONS...
     name=$1 config=$2
@@ -24,10 +26,24 @@ train camvid_4x_labels $heal $camvid custom_hooks.0.labels=True
 train camvid_4x_nocode $heal $camvid $R.restore=residual
 train camvid_2.5x $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5
 train camvid_2.5x_labels $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5 custom_hooks.0.labels=True
+heal=segmenter_vit-t_tadapter_camvid-heal6x
+for pilot in "0.65 2e-4" "0.65 5e-4" "0.65 1e-3" "0.7 2e-4"; do
+    ratio=${pilot% *} lr=${pilot#* }
+    python tools/train.py configs/$heal.py --amp --work-dir "work_dirs/healing_pilots/${ratio}_$lr" --cfg-options randomness.seed=0 \
+        $camvid $R.ratio=$ratio optim_wrapper.optimizer.lr=$lr train_cfg.max_iters=400 train_cfg.val_interval=400 \
+        param_scheduler.0.end=40 param_scheduler.1.begin=40 param_scheduler.1.end=400 default_hooks.checkpoint.interval=400
+    on_training_images configs/$heal.py "work_dirs/healing_pilots/${ratio}_$lr/iter_400.pth" --token-reduction TokenAdapter 'layers=(0,12)' \
+        ratio=$ratio restore=learned
+done
+train camvid_6x $heal $camvid
+train camvid_plain_long $heal $camvid $R=None 'custom_hooks=[]' optim_wrapper.optimizer.lr=2e-4
 heal=segmenter_vit_tadapter_demo-heal
+long="train_cfg.max_iters=700 train_cfg.val_interval=350 param_scheduler.0.end=70 param_scheduler.1.begin=70 param_scheduler.1.end=700"
 train scenes_plain $heal $R=None 'custom_hooks=[]'
 train scenes_4x $heal
-train scenes_4x_long $heal train_cfg.max_iters=700 train_cfg.val_interval=350 \
-    param_scheduler.0.end=70 param_scheduler.1.begin=70 param_scheduler.1.end=700
 train scenes_2.5x $heal "$R.layers=(2,10)" $R.ratio=0.5
+train scenes_plain_long $heal $long $R=None 'custom_hooks=[]'
+train scenes_2.5x_long $heal $long "$R.layers=(2,10)" $R.ratio=0.5
+train scenes_4x_long $heal $long optim_wrapper.optimizer.lr=5e-4
+train scenes_4x_long_labels $heal $long optim_wrapper.optimizer.lr=5e-4 custom_hooks.0.labels=True
 python experiments/healing_table.py work_dirs/healing

@@ -236,9 +236,17 @@ def test_gradients_flow(cfg, host, with_cp):
         torch.testing.assert_close(a, b)
 
 
-@every_host
-@pytest.mark.slow
-@pytest.mark.parametrize('cfg', CASES, ids=str)
+@pytest.mark.parametrize(
+    'host',
+    [
+        pytest.param(
+            host, marks=[pytest.mark.slow] * (host.kind in (SwinTransformer, PyramidVisionTransformer, PCPVT, SVT))
+        )
+        for host in HOSTS
+    ],
+    ids=lambda host: host.__name__,
+)
+@pytest.mark.parametrize('cfg', contract.defaults_first(CASES), ids=str)
 def test_tools_see_the_reduced_stage(cfg, host):
     model = host(cfg)
     reducer, stage = model.token_reducer, model.token_reducer.backbone.stage
