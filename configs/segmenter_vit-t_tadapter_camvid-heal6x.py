@@ -1,5 +1,5 @@
-# Healing of a stronger reduction, from the first layer on, of which the encoder is six times as fast as that of stock
-# mmsegmentation on 2 cores, and nearly five times as fast as ours: docs/healing.md. It learns faster and longer.
+# Healing of a stronger reduction, from the first layer on: the encoder is six times as fast as that of stock
+# mmsegmentation on 2 cores, and five times as fast as ours; docs/healing.md says what that costs.
 _base_ = './segmenter_vit-t_tadapter_camvid-heal.py'
 iterations = 1000
 model = dict(backbone=dict(token_reduction=dict(layers=(0, 12))))

@@ -24,26 +24,30 @@ train camvid_plain $heal $camvid $R=None 'custom_hooks=[]'
 train camvid_4x $heal $camvid
 train camvid_4x_labels $heal $camvid custom_hooks.0.labels=True
 train camvid_4x_nocode $heal $camvid $R.restore=residual
+train camvid_4x_075 $heal $camvid $R.ratio=0.75
 train camvid_2.5x $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5
 train camvid_2.5x_labels $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5 custom_hooks.0.labels=True
 heal=segmenter_vit-t_tadapter_camvid-heal6x
+short="train_cfg.max_iters=400 train_cfg.val_interval=400 param_scheduler.0.end=40 param_scheduler.1.begin=40 param_scheduler.1.end=400"
 for pilot in "0.65 2e-4" "0.65 5e-4" "0.65 1e-3" "0.7 2e-4"; do
     ratio=${pilot% *} lr=${pilot#* }
     python tools/train.py configs/$heal.py --amp --work-dir "work_dirs/healing_pilots/${ratio}_$lr" --cfg-options randomness.seed=0 \
-        $camvid $R.ratio=$ratio optim_wrapper.optimizer.lr=$lr train_cfg.max_iters=400 train_cfg.val_interval=400 \
-        param_scheduler.0.end=40 param_scheduler.1.begin=40 param_scheduler.1.end=400 default_hooks.checkpoint.interval=400
+        $camvid $short $R.ratio=$ratio optim_wrapper.optimizer.lr=$lr
     on_training_images configs/$heal.py "work_dirs/healing_pilots/${ratio}_$lr/iter_400.pth" --token-reduction TokenAdapter 'layers=(0,12)' \
         ratio=$ratio restore=learned
 done
+train camvid_6x_400 $heal $camvid $short
+train camvid_6x_400_labels $heal $camvid $short custom_hooks.0.labels=True
 train camvid_6x $heal $camvid
 train camvid_plain_long $heal $camvid $R=None 'custom_hooks=[]' optim_wrapper.optimizer.lr=2e-4
 heal=segmenter_vit_tadapter_demo-heal
-long="train_cfg.max_iters=700 train_cfg.val_interval=350 param_scheduler.0.end=70 param_scheduler.1.begin=70 param_scheduler.1.end=700"
-train scenes_plain $heal $R=None 'custom_hooks=[]'
-train scenes_4x $heal
-train scenes_2.5x $heal "$R.layers=(2,10)" $R.ratio=0.5
-train scenes_plain_long $heal $long $R=None 'custom_hooks=[]'
-train scenes_2.5x_long $heal $long "$R.layers=(2,10)" $R.ratio=0.5
-train scenes_4x_long $heal $long optim_wrapper.optimizer.lr=5e-4
-train scenes_4x_long_labels $heal $long optim_wrapper.optimizer.lr=5e-4 custom_hooks.0.labels=True
+short="train_cfg.max_iters=250 train_cfg.val_interval=250 param_scheduler.0.end=25 param_scheduler.1.begin=25 param_scheduler.1.end=250"
+slow=optim_wrapper.optimizer.lr=2e-4
+train scenes_plain $heal $short $slow $R=None 'custom_hooks=[]'
+train scenes_4x $heal $short $slow
+train scenes_2.5x $heal $short $slow "$R.layers=(2,10)" $R.ratio=0.5
+train scenes_plain_long $heal $slow $R=None 'custom_hooks=[]'
+train scenes_2.5x_long $heal $slow "$R.layers=(2,10)" $R.ratio=0.5
+train scenes_4x_long $heal
+train scenes_4x_long_labels $heal custom_hooks.0.labels=True
 python experiments/healing_table.py work_dirs/healing
