@@ -177,7 +177,6 @@ def test_the_whole_checkpoint_is_resumed(run, runner):
     assert run.refusal(runner, copy.copy(run.checkpoint)) is None
 
 
-@pytest.mark.slow
 def test_a_config_in_it_is_not_run(run, tmp_path):
     checkpoint = run.damaged(('meta', 'config'), 'none')
     checkpoint['meta']['config'] = f'open({str(tmp_path / "executed")!r}, "w")'  # mmengine runs what mmcv wrote there
