@@ -84,13 +84,7 @@ def run(*command, cwd=ROOT):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            [
-                *sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')),
-                '-k',
-                HOSTS,
-                '-m',
-                'not slow or settings',
-            ],
+            [*sorted((ROOT / 'tests/test_reducers').glob('test_contract*.py')), '-k', HOSTS, '-m', 'not slow'],
             id='contract',
             marks=pytest.mark.slow,
         ),

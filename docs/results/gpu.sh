@@ -190,7 +190,7 @@ if [ -z "$TINY" ]; then
 else
     matrix attention_without_flash 20 "$FEW" "$S640" $SEGMENTER $SEGMENTER_REDUCED --part backbone --sdpa math
 fi
-step contract 110 "$PYTHON" -m pytest tests/test_reducers/test_contract{,_calls,_stages}.py "${CONTRACT[@]}" -m 'not slow or settings' \
+step contract 110 "$PYTHON" -m pytest tests/test_reducers/test_contract{,_calls,_stages}.py "${CONTRACT[@]}" -m 'not slow' \
     -q -n "$WORKERS" -p no:cacheprovider
 matrix eomt_dinov2-l_1280 80 "$LARGE" "$S1280" $EOMT_LARGE $EOMT_LARGE_REDUCED
 if [ -z "$CAMVID" ] || [ -z "$CHECKPOINT" ]; then

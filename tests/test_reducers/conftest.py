@@ -1,16 +1,19 @@
-"""Which tests of the contract run every day."""
+"""Which of the shared tests run every day."""
+
+from pathlib import Path
 
 import pytest
 
-FIRST = ('vit', 'swintransformer')
+#: Hosts that the everyday run tries with all settings: one of each kind; the others with the defaults of each method.
+FIRST = ('vit', 'eva02', 'swintransformer', 'mixvisiontransformer')
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are deselected by their marks
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Every method runs in every host, and all of its settings in the first; ``settings`` are those in the others."""
+    """Leave settings beside the type, in hosts that are not ``FIRST``, to the long run."""
     for item in items:
-        params = item.callspec.params if hasattr(item, 'callspec') and 'test_contract' in item.path.name else {}
-        host = params.get('backbone') or params.get('host')
-        if host and host.__name__ not in FIRST and len(params.get('cfg') or ()) > 1:
-            item.add_marker('settings')
-            item.add_marker('slow')
+        given = item.callspec.params if hasattr(item, 'callspec') else {}
+        cfg, host = given.get('cfg'), given.get('backbone', given.get('host'))
+        here = Path(__file__).parent in item.path.parents
+        if here and isinstance(cfg, dict) and len(cfg) > 1 and host is not None and host.__name__ not in FIRST:
+            item.add_marker(pytest.mark.slow)
