@@ -94,7 +94,8 @@ class Run:
 def children(node):
     """{key: value} of what is in a value."""
     if isinstance(node, HistoryBuffer):
-        return vars(node)
+        # A buffer that was saved has its functions among its values until it is copied.
+        return {key: value for key, value in vars(node).items() if key != 'statistics_methods'}
     return node if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
 
 
