@@ -24,6 +24,7 @@ train camvid_plain $heal $camvid $R=None 'custom_hooks=[]'
 train camvid_4x $heal $camvid
 train camvid_4x_labels $heal $camvid custom_hooks.0.labels=True
 train camvid_4x_nocode $heal $camvid $R.restore=residual
+train camvid_4x_07 $heal $camvid $R.ratio=0.7 optim_wrapper.optimizer.lr=5e-4
 train camvid_4x_075 $heal $camvid $R.ratio=0.75
 train camvid_2.5x $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5
 train camvid_2.5x_labels $heal $camvid "$R.layers=(2,12)" $R.ratio=0.5 custom_hooks.0.labels=True
@@ -48,6 +49,8 @@ train scenes_4x $heal $short $slow
 train scenes_2.5x $heal $short $slow "$R.layers=(2,10)" $R.ratio=0.5
 train scenes_plain_long $heal $slow $R=None 'custom_hooks=[]'
 train scenes_2.5x_long $heal $slow "$R.layers=(2,10)" $R.ratio=0.5
+train scenes_2.5x_long_labels $heal $slow "$R.layers=(2,10)" $R.ratio=0.5 custom_hooks.0.labels=True
 train scenes_4x_long $heal
 train scenes_4x_long_labels $heal custom_hooks.0.labels=True
+train scenes_4x_long_quarter $heal custom_hooks.0.labels=True custom_hooks.0.features=0.25 custom_hooks.0.logits=0.25
 python experiments/healing_table.py work_dirs/healing
