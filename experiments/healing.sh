@@ -1,5 +1,5 @@
 #!/bin/sh
-# The choices on training images, the trainings of docs/healing.md, three seeds each, and their tables:
+# The choices on training images, the trainings of docs/healing.md, and their tables; three seeds each, pilots one:
 #     CAMVID=data/camvid CHECKPOINT=segmenter_vit-t_camvid.pth experiments/healing.sh
 set -e
 R=model.backbone.token_reduction
@@ -13,11 +13,12 @@ done
 train() { # NAME CONFIG OPTIONS...
     name=$1 config=$2
     shift 2
-    for seed in 0 1 2; do
+    for seed in $seeds; do
         python tools/train.py "configs/$config.py" --amp --work-dir "work_dirs/healing/${name}_$seed" \
             --cfg-options randomness.seed=$seed "$@"
     done
 }
+seeds='0 1 2'
 heal=segmenter_vit-t_tadapter_camvid-heal
 camvid="load_from=$CHECKPOINT train_dataloader.dataset.data_root=$CAMVID val_dataloader.dataset.data_root=$CAMVID"
 train camvid_plain $heal $camvid $R=None 'custom_hooks=[]'
@@ -52,5 +53,9 @@ train scenes_2.5x_long $heal $slow "$R.layers=(2,10)" $R.ratio=0.5
 train scenes_2.5x_long_labels $heal $slow "$R.layers=(2,10)" $R.ratio=0.5 custom_hooks.0.labels=True
 train scenes_4x_long $heal
 train scenes_4x_long_labels $heal custom_hooks.0.labels=True
+seeds=0
 train scenes_4x_long_quarter $heal custom_hooks.0.labels=True custom_hooks.0.features=0.25 custom_hooks.0.logits=0.25
+train scenes_4x_long_slow $heal $slow
+train scenes_4x_long_fast $heal optim_wrapper.optimizer.lr=1e-3
+train camvid_4x_07_slow segmenter_vit-t_tadapter_camvid-heal $camvid $R.ratio=0.7
 python experiments/healing_table.py work_dirs/healing
